@@ -1,0 +1,236 @@
+"""Settings of the trainer.
+
+Every command reads a YAML file and takes overrides behind it::
+
+    python -m trainer.train trainer/configs/sd15.yaml train.steps=100 data.references=3
+
+A setting that does not exist is refused with the nearest name that does. Paths are relative to the current
+folder. The whole configuration goes into every checkpoint and into the metadata of the adapter
+(``config.to_json()``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .settings import ConfigError, Settings, load
+
+__all__ = ["Config", "ConfigError", "load_config"]
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+Triple = tuple[float, float, float]
+
+MAX_REFERENCES = 5
+
+
+class ModelSettings(Settings):
+    """The frozen base model."""
+
+    base: str
+    """A single-file checkpoint (.safetensors, .ckpt) or a diffusers folder; with allow_hub also a hub name."""
+    config: str | None = None
+    """A diffusers folder that describes a single-file checkpoint, for machines without network."""
+    family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet"] = "auto"
+    """The family of the base; anything but auto is checked against what the file holds."""
+    prediction: Literal["auto", "epsilon", "v"] = "auto"
+    """What the base predicts; auto reads it from the scheduler's configuration."""
+    precision: Literal["fp32", "fp16", "bf16"] = "bf16"
+    """Number format of the frozen base and of autocast. Trained weights stay in fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
+    compile: bool = False
+    """Compile the U-Net with torch.compile."""
+    allow_hub: bool = False
+    """Allow model names that have to be downloaded from the Hugging Face hub."""
+
+
+class EncoderSettings(Settings):
+    """The frozen image encoder of the face crops."""
+
+    path: str
+    """A folder with a transformers CLIPVisionModel (or CLIPModel)."""
+    layer: int = -2
+    """Which hidden states are the face tokens; -2 is the penultimate, before the post layer norm."""
+    image_size: Positive = 224
+    """Side of the crop the encoder sees, in pixels."""
+    image_mean: Triple = (0.48145466, 0.4578275, 0.40821073)
+    """Mean for each channel; the released adapter has 0.5."""
+    image_std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    """Standard deviation for each channel; the released adapter has 0.5."""
+    included: bool = True
+    """Put the encoder's weights into the adapter file, so that it needs nothing else."""
+    name: str = ""
+    """Name of the encoder for an adapter file that does not include it."""
+
+
+class AdapterSettings(Settings):
+    """The trained part: control branches and the projection of the face tokens."""
+
+    encoder: EncoderSettings
+    sites: Literal["default", "all"] | list[str] = "default"
+    """Where branches attach: one a spatial transformer, every transformer block, or a list of site names."""
+    tap: Literal["input", "output"] = "input"
+    """Which tensor of the frozen block the branch reads."""
+    self_attention: bool = True
+    """Whether a branch has self-attention; without it a branch costs about half."""
+    depth: Positive = 1
+    """Transformer blocks in a branch."""
+    heads: Positive | None = None
+    """Attention heads of every branch; null takes those of the frozen block."""
+    context_width: Positive | None = None
+    """Width of the projected face tokens; null takes the base's cross-attention width."""
+    null: Literal["off", "learned", "zero_crop"] = "off"
+    """What a dropped face is: no branch, learned tokens, or the tokens of a crop of zeros."""
+    combination: Literal["concat", "mean", "first"] = "concat"
+    """How several references become one context."""
+    init: str | None = None
+    """An adapter file to start from."""
+    title: str = ""
+    """Title in the adapter's metadata."""
+
+
+class DataSettings(Settings):
+    """Photos, references and how they are drawn."""
+
+    manifest: str | list[str]
+    """Manifests written by trainer.prepare (JSONL or Parquet), or of the released format."""
+    root: str | None = None
+    """Folder that relative paths of the manifest start from; null takes the manifest's own folder."""
+    cache: str | None = None
+    """Folder written by trainer.cache; null encodes everything at each step."""
+    resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 512
+    """Side of the training square, in pixels."""
+    crop: Literal["face", "centre"] = "face"
+    """The training square: the middle of the photo, moved as little as it takes to hold the face, or not."""
+    flip: bool = True
+    """Mirror half of the samples."""
+    references: Annotated[int, Field(ge=1, le=MAX_REFERENCES)] = MAX_REFERENCES
+    """Largest number of references of a sample; the number is drawn from 1 to it."""
+    retrieval: bool = True
+    """Take the references from other photos of the same identity where there are any."""
+    duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 6
+    """Photos whose perceptual hashes differ in at most this many of 64 bits are the same picture."""
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes for each training process; the samples do not depend on it."""
+    repeat: Positive = 1
+    """How often a photo comes in one epoch."""
+
+
+class LossSettings(Settings):
+    """The loss and the conditions dropped from it. Every draw is made for each sample on its own."""
+
+    kind: Literal["standard", "mask", "regularised"] = "regularised"
+    """Everywhere; in the mask; or in the mask with the frozen model's own prediction outside it."""
+    normalise: Literal["area", "average"] = "area"
+    """Divide by the area of the mask, or average over all pixels as published."""
+    standard_probability: Probability = 0.1
+    """Share of samples trained with the standard loss."""
+    face_dropout: Probability = 0.1
+    """Share of samples whose face is dropped."""
+    text_dropout: Probability = 0.1
+    """Share of samples whose caption is replaced by the empty one."""
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Min-SNR weighting of timesteps (Hang et al. 2023); null weighs all timesteps the same."""
+
+
+class OptimiserSettings(Settings):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    """Learning rate after the warm-up."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """Decay of the running means; the published training has (0.9, 0.9)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Optimiser steps of linear warm-up, whatever the number of processes."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning rate after the warm-up, until train.steps."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null does not clip."""
+    accumulation: Positive = 1
+    """Backward passes for one optimiser step; train.batch_size is split into so many parts."""
+    fused: bool = True
+    """The fused AdamW of torch."""
+
+
+class TrainSettings(Settings):
+    """Length, seed, checkpoints and logs."""
+
+    output: str
+    """Folder of checkpoints, logs and adapters."""
+    steps: Positive = 50_000
+    """Optimiser steps."""
+    batch_size: Positive = 16
+    """Samples of one optimiser step over all processes: it has to divide by processes × accumulation."""
+    seed: int = 0
+    """Order, flips, references, dropout, timesteps, noise and initial weights follow from it."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the moving average of the weights; null keeps none."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep: Positive = 3
+    """Newest checkpoints kept."""
+    resume: bool = True
+    """Go on from the newest sound checkpoint of the output folder."""
+    log_every: Positive = 10
+    """Steps between log lines."""
+    validate_every: Positive | None = 1000
+    """Steps between validation pictures; null makes none."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where curves and pictures go."""
+    deterministic: bool = True
+    """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
+
+
+class ValidationSettings(Settings):
+    """Pictures made during training, on fixed seeds and references."""
+
+    prompts: list[str] = ["a photo of a person smiling in a garden", "an oil painting of a person"]
+    references: list[str] = []
+    """Photos of the person; empty takes the crops of the first samples of the manifest."""
+    seeds: list[int] = [0]
+    steps: Positive = 20
+    size: Annotated[int, Field(ge=64, multiple_of=8)] | None = None
+    """Side of the pictures in pixels; null takes data.resolution."""
+    guidance: Literal["joint", "text_then_face", "face_then_text", "three_weights"] = "joint"
+    """How unconditional, text and face predictions are combined."""
+    text_scale: float = 5.0
+    face_scale: float = 5.0
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """Factor of the branches' output."""
+
+
+class Config(Settings):
+    """Everything a training run depends on."""
+
+    model: ModelSettings
+    adapter: AdapterSettings
+    data: DataSettings
+    loss: LossSettings = LossSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    train: TrainSettings
+    validation: ValidationSettings = ValidationSettings()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Config:
+        if self.train.batch_size % self.optimiser.accumulation:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) has to divide by "
+                f"optimiser.accumulation ({self.optimiser.accumulation})"
+            )
+        return self
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a training run: a YAML file and dotted overrides.
+
+    Raises:
+        ConfigError: see :func:`trainer.settings.load`.
+    """
+    return load(Config, path, overrides)
