@@ -1,0 +1,80 @@
+"""From photos to face crops: detection, choice of the face, crop, mask and preview.
+
+Importing this needs torch and numpy only; Pillow, SciPy and the detectors' packages are imported when they are used.
+"""
+
+from .crops import (
+    CROP_SCALE,
+    CROP_SIZE,
+    FILL,
+    check_image,
+    crop_face,
+    crop_faces,
+    image_from_pil,
+    load_image,
+    mask_boxes,
+    resample,
+    square_box,
+)
+from .detectors import (
+    AUTO,
+    DETECTOR_NAMES,
+    Detector,
+    DetectorUnavailable,
+    GivenMask,
+    WholeImage,
+    detector_status,
+    face_embedding,
+    find_insightface_packs,
+    load_detector,
+)
+from .face import (
+    Box,
+    DetectedFace,
+    FaceError,
+    FaceIndexError,
+    NoFaceError,
+    check_box,
+    faces_from_json,
+    faces_to_json,
+)
+from .parsing import FaceParser, FacerParser, ellipse_mask, face_mask, find_parser_file, head_ellipse, load_parser
+
+__all__ = [
+    "AUTO",
+    "CROP_SCALE",
+    "CROP_SIZE",
+    "DETECTOR_NAMES",
+    "FILL",
+    "Box",
+    "DetectedFace",
+    "Detector",
+    "DetectorUnavailable",
+    "FaceError",
+    "FaceIndexError",
+    "FaceParser",
+    "FacerParser",
+    "GivenMask",
+    "NoFaceError",
+    "WholeImage",
+    "check_box",
+    "check_image",
+    "crop_face",
+    "crop_faces",
+    "detector_status",
+    "ellipse_mask",
+    "face_embedding",
+    "face_mask",
+    "faces_from_json",
+    "faces_to_json",
+    "find_insightface_packs",
+    "find_parser_file",
+    "head_ellipse",
+    "image_from_pil",
+    "load_detector",
+    "load_image",
+    "load_parser",
+    "mask_boxes",
+    "resample",
+    "square_box",
+]
