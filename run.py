@@ -1,0 +1,104 @@
+"""FeedFace's commands. Python's standard library only; Linux, macOS and Windows.
+
+    python run.py test [pytest arguments]       the tests, those against a real ComfyUI included
+    python run.py test --oldest [...]           the same inside the oldest ComfyUI we support
+    python run.py demo [arguments]              a photograph, a real ComfyUI server, a picture with that face
+    python run.py comfyui [ComfyUI arguments]   start ComfyUI with this pack loaded, and print its address
+    python run.py bench NAME [arguments]        a benchmark: tools/bench_NAME.py
+
+Every command makes or reuses a virtual environment, installs what is missing in it, and finds ComfyUI or
+fetches a release. Settings, all optional, are environment variables:
+
+    FEEDFACE_VENV             the virtual environment (default: .venv beside this file)
+    FEEDFACE_TORCH            pip arguments that install torch, torchvision and torchaudio where they are
+                              missing (default: versions tested together; for a certain GPU see pytorch.org)
+    COMFYUI_PATH              the ComfyUI to use (default: the one this pack is installed in, comfy-cli's
+                              workspace, a release in our cache folder)
+    COMFYUI_OLDEST_PATH       the oldest supported ComfyUI (default: a folder ComfyUI-0.3.64 beside ComfyUI)
+    COMFYUI_OLDEST_PYTHON     its interpreter (default: the one in its .venv, which is made when missing)
+    FEEDFACE_REQUIRE_COMFYUI  1: a missing ComfyUI, newest or oldest, fails the tests instead of skipping some
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036 — whoever runs this may have an older one
+    sys.exit(f"FeedFace needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+
+from tools.environment import Environment, prepare, prepare_oldest
+from tools.find_comfyui import COMFYUI_OLDEST, ROOT, Stop, fetch_comfyui, find_comfyui, say, version_of
+
+
+def benchmarks() -> list[str]:
+    return sorted(path.stem.removeprefix("bench_") for path in (ROOT / "tools").glob("bench_*.py"))
+
+
+def run_module(python: Path, module: str, arguments: list[str], comfyui: dict[str, str]) -> int:
+    """Run a module of ours where the user stands: relative paths among the arguments keep their meaning."""
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [str(python), "-m", module, *arguments]
+    return subprocess.call(command, env=os.environ | comfyui | {"PYTHONPATH": search})
+
+
+def command_test(arguments: list[str], environment: Environment, comfyui: dict[str, str]) -> int:
+    python = environment.python
+    if "--oldest" in arguments:
+        arguments = [word for word in arguments if word != "--oldest"]
+        if "COMFYUI_OLDEST_PATH" not in comfyui:
+            raise Stop(f"--oldest needs ComfyUI {COMFYUI_OLDEST}: put it beside ComfyUI or set COMFYUI_OLDEST_PATH.")
+        python = Path(comfyui["COMFYUI_OLDEST_PYTHON"])
+        comfyui = comfyui | {"COMFYUI_PATH": comfyui["COMFYUI_OLDEST_PATH"]}
+    # From the root: the tests' import path depends on it (see pyproject.toml).
+    return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=os.environ | comfyui)
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in ("test", "demo", "comfyui", "bench"):
+        raise Stop(f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help).")
+    if command == "bench" and (not rest or rest[0] not in benchmarks()):
+        asked = f"no benchmark {rest[0]!r}" if rest else "which benchmark?"
+        raise Stop(f"{asked}: there are {', '.join(benchmarks()) or 'none'} (python run.py bench NAME).")
+
+    comfyui = find_comfyui()
+    if comfyui is None:
+        try:
+            comfyui = fetch_comfyui()
+        except Stop as problem:
+            if command in ("demo", "comfyui") or os.environ.get("FEEDFACE_REQUIRE_COMFYUI") == "1":
+                raise
+            say(f"{problem}\nGoing on without it.")
+    environment, facts = prepare(comfyui)
+    using = f"Python {facts['python']} in {environment.folder}, torch {facts['torch']['torch']}"
+    variables = {}
+    if comfyui:
+        using += f", ComfyUI {version_of(comfyui)} in {comfyui}"
+        variables["COMFYUI_PATH"] = str(comfyui)
+        oldest = prepare_oldest(comfyui, environment, facts) if command == "test" else None
+        if oldest:
+            using += f" and {version_of(oldest[0])} in {oldest[0]}"
+            variables |= {"COMFYUI_OLDEST_PATH": str(oldest[0]), "COMFYUI_OLDEST_PYTHON": str(oldest[1])}
+    say(using)
+
+    if command == "test":
+        return command_test(rest, environment, variables)
+    if command == "bench":
+        return run_module(environment.python, f"tools.bench_{rest[0]}", rest[1:], variables)
+    module = {"demo": "tools.demo", "comfyui": "tools.server"}[command]
+    return run_module(environment.python, module, rest, variables)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Stop as problem:
+        sys.exit(f"FeedFace: {problem}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,172 @@
+"""The virtual environment of run.py: made, and filled with what is missing. Python's standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.find_comfyui import ROOT, Stop, environment_python, find_oldest, say, version_of
+
+TORCH = "torch==2.14.1 torchvision==0.29.1 torchaudio==2.11.0"
+EXTRAS = ("faces", "train", "dev")
+
+# Run by the environment's own interpreter: where packages go, and which torch is there.
+PROBE = """
+import importlib.metadata as metadata, json, platform, sysconfig
+def version(name):
+    try: return metadata.version(name)
+    except metadata.PackageNotFoundError: return None
+print(json.dumps({"python": platform.python_version(), "site": sysconfig.get_path("purelib"),
+                  "torch": {name: version(name) for name in ("torch", "torchvision", "torchaudio")}}))
+"""
+# tomllib came with Python 3.11; pip carries the same parser for 3.10.
+REQUIREMENTS = """
+import json, sys
+try: import tomllib
+except ModuleNotFoundError: from pip._vendor import tomli as tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+extras = project["optional-dependencies"]
+print(json.dumps(project["dependencies"] + [line for name in sys.argv[2:] for line in extras[name]]))
+"""
+
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Environment:
+    """A virtual environment, with a stamp for each group of requirements that was installed into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = environment_python(folder)
+        self.stamps_file = folder / "feedface-stamps.json"
+
+    def create(self) -> None:
+        if runs(self.python):
+            return
+        say(f"making the virtual environment {self.folder}")
+        # --clear also mends an environment whose interpreter was removed.
+        made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
+        if made.returncode or not runs(self.python):
+            raise Stop(
+                f"cannot make a virtual environment in {self.folder}: `{sys.executable} -m venv` failed.\n"
+                "On Debian and Ubuntu: sudo apt install python3-venv.\n"
+                "Or set FEEDFACE_VENV to an environment you have."
+            )
+
+    def ask(self, script: str, *arguments: str):
+        """What a short script prints as JSON, run by this environment's interpreter."""
+        answer = subprocess.run(
+            [str(self.python), "-c", script, *arguments], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return json.loads(answer.stdout)
+
+    def pip(
+        self,
+        what: str,
+        arguments: list[str],
+        keep: dict[str, str | None] | None = None,
+        into: Environment | None = None,
+    ) -> None:
+        """pip install into this environment, or into one without a pip of its own.
+
+        Args:
+            what: named in the error.
+            arguments: of ``pip install``.
+            keep: packages that stay at the version they have.
+            into: the other environment.
+
+        Raises:
+            Stop: pip failed.
+        """
+        into = into or self
+        with tempfile.TemporaryDirectory() as folder:
+            constraints = Path(folder) / "constraints.txt"
+            pins = [f"{name}=={version}\n" for name, version in (keep or {}).items() if version]
+            constraints.write_text("".join(pins), encoding="utf-8")
+            command = [str(self.python), "-m", "pip", "--python", str(into.python), "install", "--quiet"]
+            command += ["--disable-pip-version-check", "-c", str(constraints), *arguments]
+            if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+                raise Stop(
+                    f"pip could not install {what} into {into.folder}; its message is above.\n"
+                    "Without a network, set FEEDFACE_VENV to an environment that has it, or retry when online."
+                )
+
+    def stamps(self) -> dict[str, str]:
+        try:
+            return json.loads(self.stamps_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def stamp(self, group: str, value: str) -> None:
+        self.stamps_file.write_text(json.dumps(self.stamps() | {group: value}, indent=2), encoding="utf-8")
+
+
+def runs(python: Path) -> bool:
+    try:
+        return subprocess.run([str(python), "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def prepare(comfyui: Path | None) -> tuple[Environment, dict]:
+    """The environment with torch, our requirements and ComfyUI's; fast when nothing is missing."""
+    environment = Environment(Path(os.environ.get("FEEDFACE_VENV") or ROOT / ".venv").expanduser().absolute())
+    environment.create()
+    facts = environment.ask(PROBE)
+    if None in facts["torch"].values():
+        chosen = os.environ.get("FEEDFACE_TORCH") or TORCH
+        if facts["torch"]["torch"] and "FEEDFACE_TORCH" not in os.environ:
+            chosen = " ".join(name for name, version in facts["torch"].items() if not version)
+        say(f"installing {chosen} (a download of up to a few gigabytes, once)")
+        environment.pip("torch", chosen.split(), keep=facts["torch"])
+        facts = environment.ask(PROBE)
+
+    project = digest((ROOT / "pyproject.toml").read_text(encoding="utf-8"), *EXTRAS)
+    if environment.stamps().get("feedface") != project:
+        say("installing what the project needs")
+        lines = environment.ask(REQUIREMENTS, str(ROOT / "pyproject.toml"), *EXTRAS)
+        environment.pip("the requirements of pyproject.toml", lines, keep=facts["torch"])
+        environment.stamp("feedface", project)
+
+    if comfyui:
+        requirements = comfyui / "requirements.txt"
+        wanted = digest(requirements.read_text(encoding="utf-8"))
+        if environment.stamps().get("comfyui") != wanted:
+            say(f"installing what ComfyUI {version_of(comfyui)} needs")
+            environment.pip("ComfyUI's requirements", ["-r", str(requirements)], keep=facts["torch"])
+            environment.stamp("comfyui", wanted)
+    return environment, facts
+
+
+def prepare_oldest(comfyui: Path, environment: Environment, facts: dict) -> tuple[Path, Path] | None:
+    """Make the oldest ComfyUI's environment where it is missing or broken.
+
+    ComfyUI pins three packages of its own, and an old server does not start with the new ones. So the
+    environment holds those three only; a ``.pth`` file takes the rest from the main environment.
+    """
+    found = find_oldest(comfyui)
+    if found is None or "COMFYUI_OLDEST_PYTHON" in os.environ:
+        return found
+    folder, _ = found
+    pins = [line for line in (folder / "requirements.txt").read_text("utf-8").splitlines() if "==" in line]
+    layered = Environment(folder / ".venv")
+    wanted = digest(*pins, facts["site"], facts["python"])
+    if layered.stamps().get("layer") == wanted and runs(layered.python):
+        return found
+    say(f"making the small environment of ComfyUI {version_of(folder)}")
+    subprocess.run(
+        [str(environment.python), "-m", "venv", "--clear", "--without-pip", str(layered.folder)], check=True
+    )
+    environment.pip(f"the pins of ComfyUI {version_of(folder)}", ["--no-deps", *pins], into=layered)
+    site = Path(layered.ask(PROBE)["site"])
+    (site / "feedface-main-environment.pth").write_text(facts["site"] + "\n", encoding="utf-8")
+    layered.stamp("layer", wanted)
+    return found
