@@ -1,6 +1,7 @@
 """From photos to face crops: detection, choice of the face, crop, mask and preview.
 
-Importing this needs torch and numpy only; Pillow, SciPy and the detectors' packages are imported when they are used.
+Importing this needs torch and numpy only; Pillow, SciPy and the detectors' packages are imported when they
+are used.
 """
 
 from .crops import (
@@ -16,18 +17,9 @@ from .crops import (
     resample,
     square_box,
 )
-from .detectors import (
-    AUTO,
-    DETECTOR_NAMES,
-    Detector,
-    DetectorUnavailable,
-    GivenMask,
-    WholeImage,
-    detector_status,
-    face_embedding,
-    find_insightface_packs,
-    load_detector,
-)
+from .detector_base import Detector, DetectorUnavailable, GivenMask, WholeImage, shrink
+from .detector_models import find_insightface_packs
+from .detectors import AUTO, DETECTOR_NAMES, detector_status, face_embedding, load_detector
 from .face import (
     Box,
     DetectedFace,
@@ -38,7 +30,26 @@ from .face import (
     faces_from_json,
     faces_to_json,
 )
-from .parsing import FaceParser, FacerParser, ellipse_mask, face_mask, find_parser_file, head_ellipse, load_parser
+from .parsing import (
+    FaceParser,
+    FacerParser,
+    ellipse_mask,
+    face_mask,
+    find_parser_file,
+    head_ellipse,
+    load_parser,
+)
+from .preview import draw_faces
+from .selection import (
+    ORDERS,
+    WHEN_NONE,
+    Selection,
+    crop_scale_of,
+    order_faces,
+    parse_indexes,
+    select_faces,
+    select_from_photo,
+)
 
 __all__ = [
     "AUTO",
@@ -46,6 +57,8 @@ __all__ = [
     "CROP_SIZE",
     "DETECTOR_NAMES",
     "FILL",
+    "ORDERS",
+    "WHEN_NONE",
     "Box",
     "DetectedFace",
     "Detector",
@@ -56,12 +69,15 @@ __all__ = [
     "FacerParser",
     "GivenMask",
     "NoFaceError",
+    "Selection",
     "WholeImage",
     "check_box",
     "check_image",
     "crop_face",
     "crop_faces",
+    "crop_scale_of",
     "detector_status",
+    "draw_faces",
     "ellipse_mask",
     "face_embedding",
     "face_mask",
@@ -75,6 +91,11 @@ __all__ = [
     "load_image",
     "load_parser",
     "mask_boxes",
+    "order_faces",
+    "parse_indexes",
     "resample",
+    "select_faces",
+    "select_from_photo",
+    "shrink",
     "square_box",
 ]

@@ -1,7 +1,8 @@
 """From a photo and a box to the square picture that the encoder sees.
 
-The crop is the box times 1.1, square on its longer side (FeedFace, ICLR 2024 Tiny Papers), and resampled in one step: sub-pixel
-exact, antialiased, and padded where it reaches past the border of the photo, never cut or squeezed.
+The crop is the box times 1.1, square on its longer side (FeedFace, ICLR 2024 Tiny Papers), and resampled in
+one step: sub-pixel exact, antialiased, and padded where it reaches past the border of the photo, never cut or
+squeezed.
 """
 
 from __future__ import annotations
@@ -22,27 +23,32 @@ if TYPE_CHECKING:
 CROP_SCALE = 1.1
 CROP_SIZE = 224
 FILL = 0.5
-"""Grey put behind transparent pixels and past the border. Under the encoder's normalisation (mean 0.5, std 0.5) it is the zero
-vector, the same that a dropped face crop gives, so it says "nothing here" rather than "black here"."""
+"""Grey put behind transparent pixels and past the border. Under the encoder's normalisation (mean 0.5, std
+0.5) it is the zero vector, the same that a dropped face crop gives, so it says "nothing here" rather than
+"black here"."""
 
 
 def check_image(image: Tensor, name: str = "image") -> Tensor:
     """Return a photo as ``(H, W, 3)`` floats in 0..1.
 
-    Greyscale ``(H, W)`` or ``(H, W, 1)`` is repeated, alpha in ``(H, W, 2)`` or ``(H, W, 4)`` is composited on grey (:data:`FILL`),
-    and values that overshoot 0..1 a little, as resampling leaves them, are clamped.
+    Greyscale ``(H, W)`` or ``(H, W, 1)`` is repeated, alpha in ``(H, W, 2)`` or ``(H, W, 4)`` is composited
+    on grey (:data:`FILL`), and values that overshoot 0..1 a little, as resampling leaves them, are clamped.
 
     Raises:
         FaceError: for another shape or type, an empty photo, NaN or infinity, or values that are not in 0..1.
     """
     if not isinstance(image, Tensor):
-        raise FaceError(f"{name}: expected a tensor (H, W, 3) of floats in 0..1, found {type(image).__name__}")
+        raise FaceError(
+            f"{name}: expected a tensor (H, W, 3) of floats in 0..1, found {type(image).__name__}"
+        )
     if not image.is_floating_point():
         raise FaceError(f"{name}: expected floats in 0..1, found {image.dtype}; divide by 255")
     if image.ndim == 2:
         image = image.unsqueeze(-1)
     if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4) or 0 in image.shape:
-        raise FaceError(f"{name}: expected the shape (H, W, 3) with 1 to 4 channels, found {tuple(image.shape)}")
+        raise FaceError(
+            f"{name}: expected the shape (H, W, 3) with 1 to 4 channels, found {tuple(image.shape)}"
+        )
     image = image.float()
     low, high = (v.item() for v in torch.aminmax(image))
     # A NaN anywhere makes both of them NaN.
@@ -60,7 +66,8 @@ def check_image(image: Tensor, name: str = "image") -> Tensor:
 
 
 def square_box(box: Box, scale: float = CROP_SCALE) -> Box:
-    """The square around the same centre whose side is the longer side of ``box`` times ``scale``; it may reach past the border.
+    """The square around the same centre whose side is the longer side of ``box`` times ``scale``; it may
+    reach past the border.
 
     Raises:
         FaceError: if the box is not usable or the scale is not a positive number.
@@ -74,13 +81,15 @@ def square_box(box: Box, scale: float = CROP_SCALE) -> Box:
 
 
 def resample(image: Tensor, box: Box, height: int, width: int, fill: float = FILL) -> Tensor:
-    """Resample any box of a photo with an antialiased bicubic filter (a = −0.5, the one of Pillow's ``BICUBIC``).
+    """Resample any box of a photo with an antialiased bicubic filter (a = −0.5, the one of Pillow's
+    ``BICUBIC``).
 
     The filter is separable and linear, so with R_y and R_x the matrices of its weights the result is
 
         out = fill + R_y · (image − fill) · R_xᵀ
 
-    where the weights are normalised as if the photo went on forever: what lies past the border counts as ``fill``.
+    where the weights are normalised as if the photo went on forever: what lies past the border counts as
+    ``fill``.
 
     Args:
         image: ``(H, W, C)`` floats in 0..1.
@@ -102,9 +111,12 @@ def resample(image: Tensor, box: Box, height: int, width: int, fill: float = FIL
 
 
 def _filter_weights(start: float, stop: float, size: int, length: int, like: Tensor) -> tuple[Tensor, int]:
-    """Weights ``(size, n)`` of the n pixels from the returned first one on, for ``size`` samples between start and stop."""
+    """Weights ``(size, n)`` of the n pixels from the returned first one on, for ``size`` samples between
+    start and stop."""
     step = (stop - start) / size
-    reach = max(step, 1.0)  # enlarging interpolates between neighbours, shrinking averages over a pixel of the result
+    reach = max(
+        step, 1.0
+    )  # enlarging interpolates between neighbours, shrinking averages over a pixel of the result
     first = min(max(math.floor(start - 2 * reach), 0), length)
     last = max(min(math.ceil(stop + 2 * reach) + 1, length), first)
     # The normalisation sums over the endless grid, not only over the pixels that exist.
@@ -127,7 +139,9 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL) -> Tensor:
+def crop_face(
+    image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL
+) -> Tensor:
     """The square face crop ``(size, size, 3)`` in 0..1.
 
     Args:
@@ -146,7 +160,9 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
     height, width = image.shape[:2]
     x0, y0, x1, y1 = check_box(box)
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise FaceError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels")
+        raise FaceError(
+            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels"
+        )
     return resample(image, square_box(box, scale), size, size, fill)
 
 
@@ -167,8 +183,8 @@ def crop_faces(
 def image_from_pil(picture: Image) -> Tensor:
     """A Pillow picture as ``(H, W, 3)`` floats in 0..1, turned upright by its EXIF orientation.
 
-    Transparency is composited on grey (:data:`FILL`); greyscale, 16 bit, palette and CMYK pictures are converted. Of an
-    animation this is the frame that the picture stands at.
+    Transparency is composited on grey (:data:`FILL`); greyscale, 16 bit, palette and CMYK pictures are
+    converted. Of an animation this is the frame that the picture stands at.
     """
     import numpy
     from PIL import ImageOps
@@ -201,7 +217,8 @@ def load_image(path: str | Path) -> Tensor:
 
 
 def mask_boxes(mask: Tensor, threshold: float = 0.5) -> list[Box]:
-    """One box for every connected region of a mask ``(H, W)``, largest region first; specks under 1 % of the largest are left out.
+    """One box for every connected region of a mask ``(H, W)``, largest region first; specks under 1 % of the
+    largest are left out.
 
     Raises:
         FaceError: if the mask has another shape or holds NaN.

@@ -34,8 +34,8 @@ class DetectedFace:
     Args:
         box: ``(x0, y0, x1, y1)`` in pixels of the original photo. It may reach past the border.
         confidence: probability in 0..1 as the detector reports it; 1 for a box that somebody gave.
-        landmarks: ``(5, 2)`` pixels, in the order left eye, right eye, nose, left and right corner of the mouth
-            (left as seen in the picture), or None.
+        landmarks: ``(5, 2)`` pixels, in the order left eye, right eye, nose, left and right corner of the
+            mouth (left as seen in the picture), or None.
         embedding: ``(E,)`` identity vector of unit length, or None.
         source: name of the detector.
     """
@@ -115,7 +115,9 @@ def check_box(box: Any) -> Box:
     try:
         x0, y0, x1, y1 = (float(v) for v in box)
     except (TypeError, ValueError) as error:
-        raise FaceError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {str(box)[:100]!r}") from error
+        raise FaceError(
+            f"a box is four numbers x0, y0, x1, y1 in pixels, found {str(box)[:100]!r}"
+        ) from error
     if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
         raise FaceError(f"a box must hold finite numbers, found {x0}, {y0}, {x1}, {y1}")
     if x1 <= x0 or y1 <= y0:
@@ -134,7 +136,8 @@ def faces_to_json(faces: Sequence[Sequence[DetectedFace]]) -> str:
 def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
     """Read what :func:`faces_to_json` writes, and shorter forms of it.
 
-    For one photo the outer list may be left out, and a single box may be written bare: ``[40, 30, 120, 130]``.
+    For one photo the outer list may be left out, and a single box may be written bare: ``[40, 30, 120,
+    130]``.
 
     Args:
         text: JSON.
@@ -158,7 +161,7 @@ def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
         data = [data]
     if len(data) != photos:
         raise FaceError(
-            f"boxes: given for {len(data)} photo(s), but the image batch holds {photos}; expected one list of boxes a photo"
+            f"boxes: given for {len(data)} photo(s), but there are {photos}; expected one list of boxes a photo"
         )
     faces = []
     for index, photo in enumerate(data):

@@ -1,4 +1,5 @@
-"""The mask of a face with its hair, for the training loss: parsed by Facer when its model is there, else an ellipse."""
+"""The mask of a face with its hair, for the training loss: parsed by Facer when its model is there, else an
+ellipse."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .crops import check_image, resample, square_box
-from .detectors import DetectorUnavailable
+from .detector_base import DetectorUnavailable
 from .face import Box, DetectedFace, FaceError
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,15 @@ class FaceParser(Protocol):
     name: str
 
     def parse(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """Probability ``(H, W)`` in 0..1 for a picture ``(H, W, 3)`` in 0..1 and its landmarks ``(5, 2)`` in pixels."""
+        """Probability ``(H, W)`` in 0..1 for a picture ``(H, W, 3)`` in 0..1 and its landmarks ``(5, 2)`` in
+        pixels."""
         ...
 
 
 @dataclass(frozen=True)
 class HeadEllipse:
-    """An ellipse around head and hair: centre, semi-axes across and along the face in pixels, and the unit vector to the chin."""
+    """An ellipse around head and hair: centre, semi-axes across and along the face in pixels, and the unit
+    vector to the chin."""
 
     centre: tuple[float, float]
     across: float
@@ -49,10 +52,10 @@ class HeadEllipse:
 def head_ellipse(face: DetectedFace) -> HeadEllipse:
     """The ellipse around a head with short hair, from its landmarks, else from its box.
 
-    The unit is the distance from the eyes to the mouth, or between the eyes if that is longer (a face that looks up or down). The
-    chin is 1.8 units below the eyes and the top of the hair 2.2 above, so the ellipse follows the head when it tilts. When the
-    head turns, the nose leaves the line from eyes to mouth, and most of the head is on the other side: the centre moves back by
-    twice that distance.
+    The unit is the distance from the eyes to the mouth, or between the eyes if that is longer (a face that
+    looks up or down). The chin is 1.8 units below the eyes and the top of the hair 2.2 above, so the ellipse
+    follows the head when it tilts. When the head turns, the nose leaves the line from eyes to mouth, and most
+    of the head is on the other side: the centre moves back by twice that distance.
     """
     if face.landmarks is None:
         x, y = face.centre
@@ -68,14 +71,16 @@ def head_ellipse(face: DetectedFace) -> HeadEllipse:
     across = torch.stack([down[1], -down[0]])
     turn = ((nose - eyes) @ across).clamp(-0.45 * unit, 0.45 * unit)
     centre = eyes - 0.2 * unit * down - 2 * turn * across
-    return HeadEllipse((centre[0].item(), centre[1].item()), 1.5 * unit, 2.0 * unit, (down[0].item(), down[1].item()))
+    return HeadEllipse(
+        (centre[0].item(), centre[1].item()), 1.5 * unit, 2.0 * unit, (down[0].item(), down[1].item())
+    )
 
 
 def ellipse_mask(height: int, width: int, ellipse: HeadEllipse) -> Tensor:
     """Coverage ``(height, width)`` in 0..1 of an ellipse, with an edge one pixel wide.
 
-    With u, v the offsets of a pixel's centre across and along the face over the semi-axes a, b and r = √(u² + v²), the
-    distance to the edge is about (r − 1)·r / |∇r²/2| with ∇r²/2 = (u/a, v/b).
+    With u, v the offsets of a pixel's centre across and along the face over the semi-axes a, b and r = √(u² +
+    v²), the distance to the edge is about (r − 1)·r / |∇r²/2| with ∇r²/2 = (u/a, v/b).
     """
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     dx, dy = x - ellipse.centre[0], y - ellipse.centre[1]
@@ -96,8 +101,9 @@ def face_mask(image: Tensor, face: DetectedFace, parser: FaceParser | None = Non
         parser: used if given and the face has landmarks; see :func:`load_parser`.
 
     Returns:
-        The mask ``(H, W)`` in 0..1, and how it was made: the parser's name, ``"ellipse from landmarks"`` or ``"ellipse from box"``.
-        A parser that finds nothing inside the box gives way to the ellipse, and the text says so.
+        The mask ``(H, W)`` in 0..1, and how it was made: the parser's name, ``"ellipse from landmarks"`` or
+        ``"ellipse from box"``. A parser that finds nothing inside the box gives way to the ellipse, and the
+        text says so.
 
     Raises:
         FaceError: if the photo cannot be used or the face lies outside it.
@@ -112,12 +118,14 @@ def face_mask(image: Tensor, face: DetectedFace, parser: FaceParser | None = Non
         source += f" ({parser.name} found nothing)"
     mask = ellipse_mask(height, width, head_ellipse(face))
     if mask.sum() == 0:
-        raise FaceError(f"the face at {', '.join(f'{v:.0f}' for v in face.box)} lies outside the photo of {width} × {height} pixels")
+        box = ", ".join(f"{v:.0f}" for v in face.box)
+        raise FaceError(f"the face at {box} lies outside the photo of {width} × {height} pixels")
     return mask, source
 
 
 def _parsed_mask(image: Tensor, face: DetectedFace, parser: FaceParser) -> Tensor | None:
-    """Parse the neighbourhood of the face and keep the connected region that covers most of its box; None if nothing is there."""
+    """Parse the neighbourhood of the face and keep the connected region that covers most of its box; None if
+    nothing is there."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(v) for v in square_box(face.box, REGION_SCALE))
     side = max(x1 - x0, y1 - y0, 1)
@@ -126,11 +134,15 @@ def _parsed_mask(image: Tensor, face: DetectedFace, parser: FaceParser) -> Tenso
     part = resample(image, region, pixels, pixels)
     landmarks = (face.landmarks - torch.tensor([x0, y0])) * (pixels / side)
     probability = parser.parse(part, landmarks).clamp(0, 1)  # (pixels, pixels)
-    inner = [round((v - origin) * pixels / side) for v, origin in zip(face.box, (x0, y0, x0, y0), strict=True)]
+    inner = [
+        round((v - origin) * pixels / side) for v, origin in zip(face.box, (x0, y0, x0, y0), strict=True)
+    ]
     probability = _region_of_face(probability, inner)
     if probability is None:
         return None
-    whole = F.interpolate(probability[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0]
+    whole = F.interpolate(probability[None, None], size=(side, side), mode="bilinear", align_corners=False)[
+        0, 0
+    ]
     mask = torch.zeros(height, width)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
     mask[top:bottom, left:right] = whole[top - y0 : bottom - y0, left - x0 : right - x0]
@@ -153,7 +165,8 @@ def _region_of_face(probability: Tensor, box: Sequence[int]) -> Tensor | None:
 
 
 class FacerParser:
-    """FaRL (Zheng et al. 2022, arXiv:2112.03109) trained on LaPa, through the package pyfacer: every class but the background.
+    """FaRL (Zheng et al. 2022, arXiv:2112.03109) trained on LaPa, through the package pyfacer: every class
+    but the background.
 
     Args:
         model_path: the TorchScript file ``face_parsing.farl.lapa….pt``.
@@ -169,19 +182,27 @@ class FacerParser:
         try:
             from facer import face_parser
         except ImportError as error:
-            raise DetectorUnavailable(f'face parsing needs the package pyfacer ({error}); "pip install pyfacer timm"') from error
+            raise DetectorUnavailable(
+                f'face parsing needs the package pyfacer ({error}); "pip install pyfacer timm"'
+            ) from error
         self.device = torch.device(device)
         try:
             self.network = face_parser("farl/lapa/448", device=self.device, model_path=str(path))
         except Exception as error:
-            raise DetectorUnavailable(f"{path}: not a face parsing model that facer can load ({error})") from error
+            raise DetectorUnavailable(
+                f"{path}: not a face parsing model that facer can load ({error})"
+            ) from error
 
     def parse(self, image: Tensor, landmarks: Tensor) -> Tensor:
         """See :class:`FaceParser`."""
         pictures = image.permute(2, 0, 1).unsqueeze(0).to(self.device, torch.float32)  # (1, 3, H, W)
-        face = {"points": landmarks[None].to(self.device, torch.float32), "image_ids": torch.zeros(1, dtype=torch.long)}
+        face = {
+            "points": landmarks[None].to(self.device, torch.float32),
+            "image_ids": torch.zeros(1, dtype=torch.long),
+        }
         logits = self.network(pictures, face)["seg"]["logits"]  # (1, 11, H, W)
-        # Class 0 is the background. Outside the parser's own view the logits are all zero: that is background too.
+        # Class 0 is the background. Outside the parser's own view the logits are all zero: that is background
+        # too.
         background = logits[0].softmax(dim=0)[0]
         return torch.where(logits[0].abs().sum(dim=0) == 0, 0.0, 1 - background).cpu().clone()
 
@@ -197,12 +218,16 @@ def find_parser_file(roots: Sequence[str | Path]) -> Path | None:
 
 
 def load_parser(roots: Sequence[str | Path], device: str | torch.device = "cpu") -> FaceParser | None:
-    """The face parser whose model lies in one of the folders, or None if there is none or pyfacer is not installed."""
+    """The face parser whose model lies in one of the folders, or None if there is none or pyfacer is not
+    installed."""
     path = find_parser_file(roots)
     if path is None:
         return None
     if importlib.util.find_spec("facer") is None:
-        logger.warning('%s is there, but the package pyfacer is not: "pip install pyfacer timm". Masks are ellipses.', path)
+        logger.warning(
+            '%s is there, but the package pyfacer is not: "pip install pyfacer timm". Masks are ellipses.',
+            path,
+        )
         return None
     return _load_facer(path.resolve(), str(device))
 
