@@ -32,9 +32,11 @@ class ModelSettings(Settings):
     """The frozen base model."""
 
     base: str
-    """A single-file checkpoint (.safetensors, .ckpt) or a diffusers folder; with allow_hub also a hub name."""
+    """A single-file checkpoint (.safetensors, .ckpt) or diffusers folder; with allow_hub also a hub name."""
     config: str | None = None
     """A diffusers folder that describes a single-file checkpoint, for machines without network."""
+    tokenizer: str | None = None
+    """A folder with CLIP's vocab.json and merges.txt, for single-file checkpoints (ComfyUI's comfy/sd1_tokenizer)."""
     family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet"] = "auto"
     """The family of the base; anything but auto is checked against what the file holds."""
     prediction: Literal["auto", "epsilon", "v"] = "auto"
@@ -86,7 +88,7 @@ class AdapterSettings(Settings):
     """Width of the projected face tokens; null takes the base's cross-attention width."""
     null: Literal["off", "learned", "zero_crop"] = "off"
     """What a dropped face is: no branch, learned tokens, or the tokens of a crop of zeros."""
-    combination: Literal["concat", "mean", "first"] = "concat"
+    combination: Literal["concat", "average"] = "concat"
     """How several references become one context."""
     init: str | None = None
     """An adapter file to start from."""

@@ -1,0 +1,193 @@
+"""Small Stable Diffusion models with random weights, as diffusers folders, for tests, examples and benchmarks.
+
+They have the layout of the real ones (levels, attention, one or two text encoders, tokenizer, scheduler) at a
+fraction of the width, and take no download::
+
+    python tools/tiny_diffusers.py models/tiny --family sd1
+
+writes ``models/tiny/base`` and, with a small CLIP vision encoder, ``models/tiny/clip_vision``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
+START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = ["i n", "t h", "a n", "r e", "e r</w>", "p h", "o t", "o</w> a</w>"]
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Widths of the small models.
+
+    Args:
+        channels: width of each level of the U-Net.
+        blocks: residual blocks in each level.
+        context: width of the text states (all encoders together).
+        autoencoder: width of each level of the autoencoder.
+        text_layers: layers of a text encoder.
+        image_size: nominal side of the pictures.
+    """
+
+    channels: Sequence[int] = (32, 64)
+    blocks: int = 1
+    context: int = 32
+    autoencoder: Sequence[int] = (16, 16, 32, 32)
+    text_layers: int = 3
+    image_size: int = 64
+
+
+def make_base(
+    folder: Path,
+    family: str = "sd1",
+    size: TinySize = TinySize(),
+    seed: int = 0,
+    prediction: str | None = None,
+) -> Path:
+    """Write a diffusers folder in the layout of ``sd1``, ``sd2`` (v-prediction) or ``sdxl``.
+
+    Args:
+        folder: where to; made when missing.
+        prediction: ``epsilon`` or ``v``; None takes what the family usually predicts.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    folder = Path(folder)
+    groups = min(32, min(size.channels) // 2)
+    depth = [1] * (len(size.channels) - 1) + [2] if family == "sdxl" else 1
+    attention = [family != "sdxl" or level > 0 for level in range(len(size.channels))]
+    if family != "sdxl":
+        attention[-1] = len(size.channels) == 2  # SD 1.x and 2.x have none in the lowest level
+    extra = {}
+    pooled = size.context // 2
+    if family == "sdxl":
+        extra = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": pooled + 6 * 8,
+        }
+    heads = 4 if family == "sd1" else [max(width // 16, 1) for width in size.channels]
+    unet = UNet2DConditionModel(
+        sample_size=size.image_size // 8,
+        block_out_channels=tuple(size.channels),
+        layers_per_block=size.blocks,
+        down_block_types=tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attention)),
+        cross_attention_dim=size.context,
+        attention_head_dim=heads,
+        transformer_layers_per_block=depth,
+        use_linear_projection=family != "sd1",
+        norm_num_groups=groups,
+        **extra,
+    )
+    unet.save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=tuple(size.autoencoder),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=min(32, min(size.autoencoder) // 2),
+        sample_size=size.image_size,
+        down_block_types=("DownEncoderBlock2D",) * len(size.autoencoder),
+        up_block_types=("UpDecoderBlock2D",) * len(size.autoencoder),
+        scaling_factor=0.13025 if family == "sdxl" else 0.18215,
+    ).save_pretrained(folder / "vae")
+    predicts = prediction or ("v" if family == "sd2" else "epsilon")
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if predicts == "v" else "epsilon",
+    ).save_pretrained(folder / "scheduler")
+    _text_encoders(folder, family, size)
+    index = {"_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _text_encoders(folder: Path, family: str, size: TinySize) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    vocabulary = make_tokenizer(folder / "tokenizer", pad=None if family == "sd1" else "!")
+    width = size.context // 2 if family == "sdxl" else size.context
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=size.text_layers,
+        num_attention_heads=2,
+        projection_dim=width,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        hidden_act="gelu" if family == "sd2" else "quick_gelu",
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    if family == "sdxl":
+        make_tokenizer(folder / "tokenizer_2", pad="!")
+        CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")
+
+
+def make_tokenizer(folder: Path, pad: str | None = None) -> int:
+    """Write a byte-level CLIP tokenizer of a few merges, and return the size of its vocabulary."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(value) for value in BYTES] + [chr(256 + index) for index in range(256 - len(BYTES))]
+    merges = [merge for merge in MERGES if "</w> " not in merge]
+    tokens = letters + [letter + "</w>" for letter in letters] + [merge.replace(" ", "") for merge in merges]
+    vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad or END, model_max_length=77
+    )
+    tokenizer.save_pretrained(folder)
+    return len(vocabulary)
+
+
+def make_encoder(
+    folder: Path, width: int = 32, layers: int = 3, image_size: int = 64, patch_size: int = 32, seed: int = 1
+) -> Path:
+    """Write a small CLIP vision encoder in the layout of transformers."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(seed)
+    CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            image_size=image_size,
+            patch_size=patch_size,
+            projection_dim=width,
+        )
+    ).save_pretrained(folder)
+    return Path(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=("sd1", "sd2", "sdxl"), default="sd1")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    make_base(options.folder / "base", options.family, seed=options.seed)
+    make_encoder(options.folder / "clip_vision", image_size=224, seed=options.seed + 1)
+    print(f"wrote {options.folder / 'base'} ({options.family}) and {options.folder / 'clip_vision'}")
+
+
+if __name__ == "__main__":
+    main()
