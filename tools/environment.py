@@ -1,4 +1,4 @@
-"""The virtual environment of run.py: made, and filled with what is missing. Python's standard library only."""
+"""The virtual environment of run.py: made, filled with what is missing. Python's standard library only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ project = tomllib.load(open(sys.argv[1], "rb"))["project"]
 extras = project["optional-dependencies"]
 print(json.dumps(project["dependencies"] + [line for name in sys.argv[2:] for line in extras[name]]))
 """
-
 
 
 def digest(*parts: str) -> str:
@@ -86,17 +85,23 @@ class Environment:
         Raises:
             Stop: pip failed.
         """
-        into = into or self
         with tempfile.TemporaryDirectory() as folder:
             constraints = Path(folder) / "constraints.txt"
             pins = [f"{name}=={version}\n" for name, version in (keep or {}).items() if version]
             constraints.write_text("".join(pins), encoding="utf-8")
-            command = [str(self.python), "-m", "pip", "--python", str(into.python), "install", "--quiet"]
-            command += ["--disable-pip-version-check", "-c", str(constraints), *arguments]
+            command = [str(self.python), "-m", "pip", *(["--python", str(into.python)] if into else [])]
+            command += [
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "-c",
+                str(constraints),
+                *arguments,
+            ]
             if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
                 raise Stop(
-                    f"pip could not install {what} into {into.folder}; its message is above.\n"
-                    "Without a network, set FEEDFACE_VENV to an environment that has it, or retry when online."
+                    f"pip could not install {what} into {(into or self).folder}; its message is above.\n"
+                    "Without a network, set FEEDFACE_VENV to an environment that has it, or retry online."
                 )
 
     def stamps(self) -> dict[str, str]:
