@@ -17,7 +17,7 @@ from .crops import (
     resample,
     square_box,
 )
-from .detector_base import Detector, DetectorUnavailable, GivenMask, WholeImage, shrink
+from .detector_base import Detector, DetectorUnavailable, GivenBoxes, GivenMask, WholeImage, shrink
 from .detector_models import find_insightface_packs
 from .detectors import AUTO, DETECTOR_NAMES, detector_status, face_embedding, load_detector
 from .face import (
@@ -67,6 +67,7 @@ __all__ = [
     "FaceIndexError",
     "FaceParser",
     "FacerParser",
+    "GivenBoxes",
     "GivenMask",
     "NoFaceError",
     "Selection",

@@ -55,8 +55,8 @@ class MtcnnDetector(Detector):
             # facenet-pytorch drops candidates that fall outside the picture from one list and not from the
             # other.
             raise FaceError(
-                f"MTCNN failed on a photo of {image.shape[1]} × {image.shape[0]} pixels ({error});"
-                " choose another detector, or give a box or a mask"
+                f"MTCNN failed on a photo of {image.shape[1]} × {image.shape[0]} pixels ({error}); choose"
+                " another detector, or give a box or a mask"
             ) from error
         if boxes is None:
             return []

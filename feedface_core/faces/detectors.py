@@ -120,8 +120,8 @@ def _load_first_usable(roots, model, threshold, recognition, device) -> Detector
     raise DetectorUnavailable(
         "no face detector is usable here. "
         + ". ".join(problems)
-        + f". Install one of them, choose {WHOLE_IMAGE!r} for photos that are cropped to the face already, or give"
-        " boxes or a mask"
+        + f". Install one of them, choose {WHOLE_IMAGE!r} for photos that are cropped to the face already,"
+        " or give boxes or a mask"
     )
 
 

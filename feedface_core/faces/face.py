@@ -122,8 +122,8 @@ def check_box(box: Any) -> Box:
         raise FaceError(f"a box must hold finite numbers, found {x0}, {y0}, {x1}, {y1}")
     if x1 <= x0 or y1 <= y0:
         raise FaceError(
-            f"a box is x0, y0, x1, y1 with x0 < x1 and y0 < y1, found {x0:g}, {y0:g}, {x1:g}, {y1:g}"
-            " (width and height in the last two places?)"
+            f"a box is x0, y0, x1, y1 with x0 < x1 and y0 < y1, found {x0:g}, {y0:g}, {x1:g}, {y1:g} (width"
+            " and height in the last two places?)"
         )
     return x0, y0, x1, y1
 
@@ -161,7 +161,8 @@ def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
         data = [data]
     if len(data) != photos:
         raise FaceError(
-            f"boxes: given for {len(data)} photo(s), but there are {photos}; expected one list of boxes a photo"
+            f"boxes: given for {len(data)} photo(s), but there are {photos}; expected one list of boxes for"
+            " each photo"
         )
     faces = []
     for index, photo in enumerate(data):

@@ -25,6 +25,7 @@ ORDERS: dict[str, Callable[[DetectedFace, float, float], float]] = {
     "top to bottom": lambda face, width, height: face.centre[1],
     "confidence": lambda face, width, height: -face.confidence,
     "centre": lambda face, width, height: math.dist(face.centre, (width / 2, height / 2)),
+    "as found": lambda face, width, height: 0.0,
 }
 """Sort keys by name: face, width and height of the photo; the lowest comes first."""
 
@@ -78,6 +79,8 @@ def order_faces(
     """
     if order not in ORDERS:
         raise FaceError(f"no order {order!r}; there are: {', '.join(ORDERS)}")
+    if order == "as found":
+        return list(faces)
     key = ORDERS[order]
     return sorted(faces, key=lambda face: (key(face, *image_size), face.box))
 
@@ -184,8 +187,8 @@ def select_from_photo(
     except NoFaceError as error:
         if when_none == "error":
             raise NoFaceError(
-                f"{error} (by {detector.name}). Use another photo or detector, a lower minimum size, or choose"
-                " what to do with photos without a face"
+                f"{error} (by {detector.name}). Use another photo or detector, a lower minimum size, or"
+                " choose what to do with photos without a face"
             ) from error
         too_small = tuple(order_faces(found, order, size))
     if when_none == "skip":
