@@ -103,6 +103,8 @@ class DataSettings(Settings):
     """Manifests written by trainer.prepare (JSONL or Parquet), or of the released format."""
     root: str | None = None
     """Folder that relative paths of the manifest start from; null takes the manifest's own folder."""
+    drop_missing: bool = False
+    """Leave out manifest rows whose files are missing, instead of stopping."""
     cache: str | None = None
     """Folder written by trainer.cache; null encodes everything at each step."""
     resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 512

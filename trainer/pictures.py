@@ -1,0 +1,175 @@
+"""Photos, masks and the training square: from files to tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, float, float, float]
+Square = tuple[int, int, int]
+"""Left, top and side of the training square in pixels of the upright photo."""
+
+MASK_THRESHOLD = 11
+"""Pixels above it belong to the face. Masks hold class × 23 (0 is background) or 0 and 255."""
+MASK_SHAPE_TOLERANCE = 0.02
+
+
+class PictureError(ValueError):
+    """A photo or mask that cannot be read or does not fit."""
+
+
+def open_photo(path: str | Path) -> Image:
+    """An upright RGB photo: EXIF orientation applied, alpha on grey, greyscale and palette expanded.
+
+    Raises:
+        PictureError: a file that is missing, no picture, or cut off.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                behind = Image.new("RGBA", picture.size, (128, 128, 128, 255))
+                picture = Image.alpha_composite(behind, picture)
+            elif picture.mode.startswith(("I", "F")):
+                picture = _deep_grey(picture)
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise PictureError(f"{path}: no such file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
+
+
+def _deep_grey(picture: Image) -> Image:
+    """Sixteen-bit and float greyscale → 8 bits by their range; Pillow alone would clip at 255."""
+    from PIL import Image
+
+    values = np.asarray(picture, dtype=np.float64)
+    top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+    return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
+
+
+def to_tensor(picture: Image) -> Tensor:
+    """An RGB picture → ``(H, W, 3)`` floats in 0…1."""
+    return torch.from_numpy(np.array(picture, dtype=np.uint8)).float() / 255
+
+
+def to_picture(image: Tensor) -> Image:
+    """``(H, W, 3)`` or ``(H, W)`` floats in 0…1 → an 8-bit picture."""
+    from PIL import Image
+
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def training_square(width: int, height: int, face: Box | None) -> Square:
+    """The largest square of a photo: in the middle, moved as little as it takes to hold the face.
+
+    A face that is longer than the square is centred in it as far as the photo allows.
+
+    Args:
+        width, height: of the photo in pixels.
+        face: what has to be inside, or None for the plain middle.
+    """
+    side = min(width, height)
+    offsets = []
+    for length, low, high in (
+        (width, face[0] if face else 0.0, face[2] if face else 0.0),
+        (height, face[1] if face else 0.0, face[3] if face else 0.0),
+    ):
+        offset = (length - side) // 2
+        if face is not None:
+            low, high = max(math.floor(low), 0), min(math.ceil(high), length)
+            if high - low > side:
+                offset = (low + high - side) // 2
+            else:
+                offset = min(max(offset, high - side), low)
+        offsets.append(min(max(offset, 0), length - side))
+    return offsets[0], offsets[1], side
+
+
+def cut_pixels(photo: Image, square: Square, resolution: int) -> Tensor:
+    """The training square of a photo as pixels ``(3, resolution, resolution)`` in −1…1."""
+    from PIL import Image
+
+    left, top, side = square
+    box = (left, top, left + side, top + side)
+    resized = photo.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    values = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)  # (3, R, R)
+    return values.float() / 127.5 - 1.0
+
+
+def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """A mask file as ``(H, W)`` floats 0 or 1, at the file's own size.
+
+    Args:
+        path: a picture whose pixels are 0 outside the face and hair.
+        size: width and height of its upright photo, whose shape the mask must have.
+
+    Raises:
+        PictureError: a file that is no picture, or of another shape than the photo.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PictureError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
+    height, width = values.shape
+    if abs(width / height / (size[0] / size[1]) - 1) > MASK_SHAPE_TOLERANCE:
+        raise PictureError(
+            f"{path}: the mask is {width} × {height}, "
+            f"which is not the shape of its photo, {size[0]} × {size[1]}"
+        )
+    return torch.from_numpy((values > MASK_THRESHOLD).astype(np.float32))
+
+
+def cut_mask(mask: Tensor, size: tuple[int, int], square: Square, cells: int) -> Tensor:
+    """The training square of a mask, ``(1, cells, cells)``: the share of each latent cell that it covers.
+
+    Args:
+        mask: ``(H, W)`` of the photo's shape, at any scale.
+        size: width and height of the photo, which the square refers to.
+        square: see :func:`training_square`.
+        cells: latent cells along a side.
+    """
+    from PIL import Image
+
+    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
+    left, top, side = square
+    box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
+    box = (box[0], box[1], min(box[2], mask.shape[1]), min(box[3], mask.shape[0]))
+    cut = Image.fromarray(mask.numpy()).resize((cells, cells), Image.Resampling.BOX, box=box)
+    return torch.from_numpy(np.array(cut)).clamp(0, 1).unsqueeze(0)
+
+
+def perceptual_hash(picture: Image) -> int:
+    """A 64-bit hash that survives scaling, recompression and small changes of colour.
+
+    The signs of the 8 × 8 lowest frequencies of the cosine transform of the picture at 32 × 32, against their
+    median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions").
+    """
+    from PIL import Image
+
+    grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    steps = np.arange(32)
+    cosines = np.cos(np.pi * (2 * steps[None, :] + 1) * np.arange(8)[:, None] / 64)  # (8, 32)
+    low = (cosines @ grey @ cosines.T).ravel()  # (64,)
+    bits = low > np.median(low[1:])  # the first one is the mean brightness
+    return int("".join("1" if bit else "0" for bit in bits), 2)
+
+
+def hash_distance(first: int, second: int) -> int:
+    """Number of bits in which two hashes differ."""
+    return (first ^ second).bit_count()
