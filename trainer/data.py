@@ -41,8 +41,8 @@ class DataError(RuntimeError):
 class CachedFeatures(Protocol):
     """What the dataset reads from a cache, by the index of the record."""
 
-    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Moments of the photo, mask ``(1, h, w)`` and sizes ``(6,)``."""
+    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
+        """Moments of the photo and its mask ``(1, h, w)``."""
 
     def text(self, index: int) -> dict[str, Tensor]:
         """Text states of the caption, without batch dimension."""
@@ -113,8 +113,6 @@ class Batch:
         hidden: cached hidden states ``(R, T, E)``, or None likewise.
         reference_counts: references of each sample; 0 where the face is dropped.
         masks: ``(B, 1, h, w)`` in 0…1 over latent cells.
-        sizes: ``(B, 6)`` original height and width, top and left of the training square in pixels of the
-            result, its height and width (SDXL's size conditioning).
         noise: ``(B, *latent)`` standard normal.
         latent_noise: the same, for sampling the latents from their moments.
         timesteps: ``(B,)`` int64.
@@ -132,7 +130,6 @@ class Batch:
     hidden: Tensor | None
     reference_counts: list[int]
     masks: Tensor
-    sizes: Tensor
     noise: Tensor
     latent_noise: Tensor
     timesteps: Tensor
@@ -234,36 +231,32 @@ class FaceDataset(torch.utils.data.Dataset):
         }
 
     def _recall(self, index: int, draws: Draws) -> dict[str, Any]:
-        moments, mask, sizes = self.cache.moments(index, draws.flip)
+        moments, mask = self.cache.moments(index, draws.flip)
         hidden = [
             self.cache.hidden(reference, flip)
             for reference, flip in zip(draws.references, draws.flip_references, strict=True)
         ]
         text = self.cache.null_text() if draws.drop_text else self.cache.text(index)
-        return {"moments": moments, "mask": mask, "sizes": sizes, "hidden": hidden, "text": text}
+        return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
 
     def _read(self, index: int, draws: Draws) -> dict[str, Any]:
-        picture = read_picture(self.records[index], self.data.resolution, self.data.crop, self.shapes.cell)
+        pixels, mask = read_picture(
+            self.records[index], self.data.resolution, self.data.crop, self.shapes.cell
+        )
         if draws.flip:
-            picture = flip_picture(picture)
+            pixels, mask = pixels.flip(-1), mask.flip(-1)
         crops = []
         for reference, flip in zip(draws.references, draws.flip_references, strict=True):
             crop = read_crop(self.records[reference], self.crop_size)  # (S, S, 3)
             crops.append(crop.flip(1) if flip else crop)
-        return {"pixels": picture.pixels, "mask": picture.mask, "sizes": picture.sizes, "crops": crops}
+        return {"pixels": pixels, "mask": mask, "crops": crops}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """The training square of one photo: pixels ``(3, R, R)`` in −1…1, mask ``(1, h, w)``, sizes ``(6,)``."""
-
-    pixels: Tensor
-    mask: Tensor
-    sizes: Tensor
-
-
-def read_picture(record: Record, resolution: int, crop: str, cell: int) -> Picture:
+def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple[Tensor, Tensor]:
     """Read a photo and its mask and cut the training square out of both.
+
+    Returns:
+        Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells.
 
     Raises:
         PictureError: a photo or mask that cannot be read, or a mask of another shape than its photo.
@@ -275,19 +268,7 @@ def read_picture(record: Record, resolution: int, crop: str, cell: int) -> Pictu
         mask = torch.ones(1, cells, cells)
     else:
         mask = pictures.cut_mask(pictures.read_mask(record.mask, photo.size), photo.size, square, cells)
-    left, top, side = square
-    scale = resolution / side
-    sizes = torch.tensor([photo.height, photo.width, top * scale, left * scale, resolution, resolution])
-    return Picture(pictures.cut_pixels(photo, square, resolution), mask, sizes.round())
-
-
-def flip_picture(picture: Picture) -> Picture:
-    """The mirrored picture; the offset of the training square is then counted from the other side."""
-    height, width, top, left, rows, columns = picture.sizes.tolist()
-    scale = rows / min(height, width)
-    left = max(round(width * scale) - columns - left, 0.0)
-    sizes = torch.tensor([height, width, top, left, rows, columns])
-    return Picture(picture.pixels.flip(-1), picture.mask.flip(-1), sizes)
+    return pictures.cut_pixels(photo, square, resolution), mask
 
 
 def read_crop(record: Record, size: int) -> Tensor:
@@ -331,7 +312,6 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         hidden=chain("hidden"),
         reference_counts=[len(draw.references) for draw in draws],
         masks=stack("mask"),
-        sizes=stack("sizes"),
         noise=stack("noise"),
         latent_noise=stack("latent_noise"),
         timesteps=torch.tensor([draw.timestep for draw in draws], dtype=torch.int64),

@@ -27,37 +27,24 @@ class PictureError(ValueError):
 
 
 def open_photo(path: str | Path) -> Image:
-    """An upright RGB photo: EXIF orientation applied, alpha on grey, greyscale and palette expanded.
+    """An upright RGB photo, as :func:`feedface_core.faces.load_image` reads it, but left in 8 bits.
 
     Raises:
         PictureError: a file that is missing, no picture, or cut off.
     """
     from PIL import Image, ImageOps
 
+    from feedface_core.faces import FaceError, image_from_pil
+
     try:
         with Image.open(path) as file:
-            file.load()
-            picture = ImageOps.exif_transpose(file)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                behind = Image.new("RGBA", picture.size, (128, 128, 128, 255))
-                picture = Image.alpha_composite(behind, picture)
-            elif picture.mode.startswith(("I", "F")):
-                picture = _deep_grey(picture)
-            return picture.convert("RGB")
+            if file.mode in ("RGB", "L"):
+                return ImageOps.exif_transpose(file).convert("RGB")
+            return to_picture(image_from_pil(file))
     except FileNotFoundError as error:
         raise PictureError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, FaceError, Image.DecompressionBombError) as error:
         raise PictureError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
-
-
-def _deep_grey(picture: Image) -> Image:
-    """Sixteen-bit and float greyscale → 8 bits by their range; Pillow alone would clip at 255."""
-    from PIL import Image
-
-    values = np.asarray(picture, dtype=np.float64)
-    top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
-    return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
 
 
 def to_tensor(picture: Image) -> Tensor:

@@ -42,7 +42,7 @@ class References:
         return [other for other in others if not self._same_picture(target, self.records[other])]
 
     def draw(self, index: int, seed: int, visit: int) -> list[int]:
-        """Indices of the references of one visit: 1 to ``most`` other photos, or the sample if there are none."""
+        """Indices of one visit's references: 1 to ``most`` other photos, or the sample if there are none."""
         others = self.candidates(index)
         if not others:
             return [index]
