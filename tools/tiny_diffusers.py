@@ -1,4 +1,5 @@
-"""Small Stable Diffusion models with random weights, as diffusers folders, for tests, examples and benchmarks.
+"""Small Stable Diffusion models with random weights, as diffusers folders, for tests, examples and
+benchmarks.
 
 They have the layout of the real ones (levels, attention, one or two text encoders, tokenizer, scheduler) at a
 fraction of the width, and take no download::

@@ -1,10 +1,11 @@
 """The frozen base models that adapters are trained on, behind one interface.
 
-A base wraps everything of a released text-to-image model that training does not change: the denoiser (the *host*
-that control branches attach to), the autoencoder and the text encoders. All of it is frozen, in evaluation mode
-and in one number format. The training loop, the cache and the validation only know :class:`Base`; nothing in it
-is particular to a U-Net. Latents are whatever :meth:`Base.sample_latents` returns, of the shape that
-:meth:`Base.latent_shape` names: a base whose model denoises more than a picture packs it into that tensor.
+A base wraps everything of a released text-to-image model that training does not change: the denoiser (the
+*host* that control branches attach to), the autoencoder and the text encoders. All of it is frozen, in
+evaluation mode and in one number format. The training loop, the cache and the validation only know
+:class:`Base`; nothing in it is particular to a U-Net. Latents are whatever :meth:`Base.sample_latents`
+returns, of the shape that :meth:`Base.latent_shape` names: a base whose model denoises more than a picture
+packs it into that tensor.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ class Base(Protocol):
     def null_text(self) -> Text:
         """The text states of the empty caption, each ``(1, …)``."""
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None, sizes: Tensor | None = None
+    ) -> Tensor:
         """The host's prediction in float32, of the noisy latents' shape.
 
         Args:
@@ -130,12 +133,16 @@ class Base(Protocol):
             timesteps: ``(B,)`` integers.
             text: as from :meth:`encode_text`, for B captions.
             rows: which rows carry which face, a sequence of ``feedface_core.rows.FaceRows``; None is no face.
+            sizes: ``(B, 6)`` original height and width, top, left, height and width of the training square,
+                for bases that are conditioned on them; None is an uncut picture.
         """
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """A mask ``(B, 1, h, w)`` over latent cells → weights that broadcast to the latents' shape."""
 
-    def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
+    def sites(
+        self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None
+    ) -> list[SiteConfig]:
         """The sites that a new adapter gets, in order.
 
         Raises:
@@ -170,9 +177,11 @@ def freeze(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def weights_fingerprint(modules: Mapping[str, nn.Module], values_each: int = 4096) -> str:
-    """Sixteen hex digits over names, shapes, formats and up to ``values_each`` evenly spaced values of each tensor.
+    """Sixteen hex digits over names, shapes, formats and up to ``values_each`` evenly spaced values of each
+    tensor.
 
-    Reading a sample keeps it under a second for a large model; any training or merge changes nearly every tensor.
+    Reading a sample keeps it under a second for a large model; any training or merge changes nearly every
+    tensor.
     """
     digest = hashlib.sha256()
     for part, module in sorted(modules.items()):

@@ -1,8 +1,8 @@
 """Reading the parts of a Stable Diffusion from a diffusers folder or a single-file checkpoint, offline.
 
-diffusers converts the weights of a single file, but takes the configurations from the Hugging Face hub. Here they
-are read off the shapes of the weights, so that a checkpoint is all it needs; only the vocabulary of the tokenizer
-has to come from somewhere (``model.tokenizer``).
+diffusers converts the weights of a single file, but takes the configurations from the Hugging Face hub. Here
+they are read off the shapes of the weights, so that a checkpoint is all it needs; only the vocabulary of the
+tokenizer has to come from somewhere (``model.tokenizer``).
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def load_folder(settings: ModelSettings, parts: Sequence[Part]) -> Components:
     local = Path(path).is_dir()
     if local and not (Path(path) / "unet").is_dir():
         found = sorted(entry.name for entry in Path(path).iterdir())
-        raise BaseError(f"model.base: {path} is no diffusers folder of a Stable Diffusion: expected a subfolder unet, "
-                        f"found {', '.join(found[:8]) or 'nothing'}")
+        raise BaseError(
+            f"model.base: {path} is no diffusers folder of a Stable Diffusion: expected a subfolder unet, "
+            f"found {', '.join(found[:8]) or 'nothing'}"
+        )
 
     def load(kind: Any, subfolder: str, **options) -> Any:
         if local and not (Path(path) / subfolder).is_dir():
@@ -64,15 +66,21 @@ def load_folder(settings: ModelSettings, parts: Sequence[Part]) -> Components:
             options["torch_dtype"] = DTYPES[settings.precision]
             options["variant"] = _variant(Path(path) / subfolder) if local else None
         try:
-            return kind.from_pretrained(path, subfolder=subfolder, local_files_only=not settings.allow_hub, **options)
+            return kind.from_pretrained(
+                path, subfolder=subfolder, local_files_only=not settings.allow_hub, **options
+            )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BaseError(f"model.base: cannot load {subfolder} of {path}: {error}") from error
 
     from diffusers import DDPMScheduler
 
     try:
-        scheduler = DDPMScheduler.load_config(path, subfolder="scheduler", local_files_only=not settings.allow_hub)
-        autoencoder = AutoencoderKL.load_config(path, subfolder="vae", local_files_only=not settings.allow_hub)
+        scheduler = DDPMScheduler.load_config(
+            path, subfolder="scheduler", local_files_only=not settings.allow_hub
+        )
+        autoencoder = AutoencoderKL.load_config(
+            path, subfolder="vae", local_files_only=not settings.allow_hub
+        )
     except OSError as error:
         raise BaseError(f"model.base: {path} is incomplete: {error}") from error
     components = Components(dict(scheduler), autoencoder_config=dict(autoencoder))
@@ -119,29 +127,47 @@ def load_single_file(settings: ModelSettings, parts: Sequence[Part]) -> Componen
     return components
 
 
-def _convert(components: Components, weights: dict[str, Tensor], folder: Path, settings: ModelSettings,
-             parts: Sequence[Part], encoders: int) -> None:
+def _convert(
+    components: Components,
+    weights: dict[str, Tensor],
+    folder: Path,
+    settings: ModelSettings,
+    parts: Sequence[Part],
+    encoders: int,
+) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+    from diffusers.loaders.single_file_utils import (
+        SingleFileComponentError,
+        create_diffusers_clip_model_from_ldm,
+    )
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     dtype = DTYPES[settings.precision]
     options = {"config": str(folder), "local_files_only": True, "torch_dtype": dtype}
     try:
         if "host" in parts:
-            components.unet = UNet2DConditionModel.from_single_file(dict(weights), subfolder="unet", **options)
+            components.unet = UNet2DConditionModel.from_single_file(
+                dict(weights), subfolder="unet", **options
+            )
         if "autoencoder" in parts:
             components.autoencoder = AutoencoderKL.from_single_file(dict(weights), subfolder="vae", **options)
         if "text" in parts:
             names = ["text_encoder", "text_encoder_2"][:encoders]
             kinds = [CLIPTextModel, CLIPTextModelWithProjection]
             components.text_encoders = [
-                create_diffusers_clip_model_from_ldm(kind, dict(weights), subfolder=name, config=str(folder),
-                                                     torch_dtype=dtype, local_files_only=True)
+                create_diffusers_clip_model_from_ldm(
+                    kind,
+                    dict(weights),
+                    subfolder=name,
+                    config=str(folder),
+                    torch_dtype=dtype,
+                    local_files_only=True,
+                )
                 for kind, name in zip(kinds, names, strict=False)
             ]
-            components.tokenizers = _tokenizers(settings, encoders, openclip_first="cond_stage_model.model." in
-                                                " ".join(list(weights)))
+            components.tokenizers = _tokenizers(
+                settings, encoders, openclip_first="cond_stage_model.model." in " ".join(list(weights))
+            )
     except (SingleFileComponentError, ValueError, RuntimeError, KeyError, OSError) as error:
         if isinstance(error, BaseError):
             raise
@@ -149,8 +175,10 @@ def _convert(components: Components, weights: dict[str, Tensor], folder: Path, s
     for part in (components.unet, components.autoencoder, *components.text_encoders):
         missing = [] if part is None else [name for name, value in part.named_parameters() if value.is_meta]
         if missing:
-            raise BaseError(f"model.base: {settings.base} lacks {len(missing)} weights of its "
-                            f"{type(part).__name__}: {', '.join(missing[:3])}")
+            raise BaseError(
+                f"model.base: {settings.base} lacks {len(missing)} weights of its "
+                f"{type(part).__name__}: {', '.join(missing[:3])}"
+            )
 
 
 @contextmanager
@@ -165,8 +193,11 @@ def _config_folder(configs: CheckpointConfigs, settings: ModelSettings) -> Itera
         return
     with tempfile.TemporaryDirectory(prefix="feedface-configs-") as temporary:
         folder = Path(temporary)
-        entries: dict[str, Mapping] = {"unet/config.json": configs.unet, "vae/config.json": configs.autoencoder,
-                                       "scheduler/scheduler_config.json": configs.scheduler}
+        entries: dict[str, Mapping] = {
+            "unet/config.json": configs.unet,
+            "vae/config.json": configs.autoencoder,
+            "scheduler/scheduler_config.json": configs.scheduler,
+        }
         for index, encoder in enumerate(configs.text_encoders):
             entries[f"text_encoder{'_2' if index else ''}/config.json"] = encoder
         for name, values in entries.items():
@@ -176,13 +207,17 @@ def _config_folder(configs: CheckpointConfigs, settings: ModelSettings) -> Itera
 
 
 def _tokenizers(settings: ModelSettings, count: int, openclip_first: bool) -> list[Any]:
-    """CLIP's tokenizer for each text encoder; the OpenCLIP ones fill up with token 0, OpenAI's with the end token."""
+    """CLIP's tokenizer for each text encoder; the OpenCLIP ones fill up with token 0, OpenAI's with the end
+    token.
+    """
     from transformers import CLIPTokenizer
 
     given = settings.tokenizer or settings.config
     if given is None:
-        raise BaseError(f"model.base: {settings.base} is a single file, and such files carry no vocabulary for the "
-                        f"tokenizer. {VOCABULARY_HINT}")
+        raise BaseError(
+            f"model.base: {settings.base} is a single file, and such files carry no vocabulary for the "
+            f"tokenizer. {VOCABULARY_HINT}"
+        )
     folder = Path(given).expanduser()
     folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():

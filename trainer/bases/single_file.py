@@ -64,8 +64,10 @@ def read_configs(weights: Mapping[str, Tensor], metadata: Mapping[str, str], nam
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     if f"{UNET}input_blocks.0.0.weight" not in shapes:
         some = ", ".join(sorted(shapes)[:3])
-        raise BaseError(f"model.base: {name} is no Stable Diffusion checkpoint: it has no {UNET}input_blocks.0.0.weight "
-                        f"(but {some} …)")
+        raise BaseError(
+            f"model.base: {name} is no Stable Diffusion checkpoint: it has no {UNET}input_blocks.0.0.weight "
+            f"(but {some} …)"
+        )
     for prefix, what in ((VAE, "autoencoder"), (("cond_stage_model.", "conditioner."), "text encoder")):
         if not any(key.startswith(prefix) for key in shapes):
             raise BaseError(f"model.base: {name} has no {what}; give a full checkpoint or a diffusers folder")
@@ -76,8 +78,12 @@ def read_configs(weights: Mapping[str, Tensor], metadata: Mapping[str, str], nam
         autoencoder=_autoencoder_config(shapes, large),
         text_encoders=_text_configs(shapes, name),
         scheduler={
-            "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
-            "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": "ztsnr" in shapes,
+            "_class_name": "DDPMScheduler",
+            "num_train_timesteps": 1000,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "rescale_betas_zero_snr": "ztsnr" in shapes,
             "prediction_type": "v_prediction" if prediction == "v" else "epsilon",
         },
         prediction=prediction,
@@ -116,7 +122,16 @@ def _unet_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
     widths = [level["width"] for level in levels]
     attention = [level["depth"] > 0 for level in levels]
     first = next(key for key in shapes if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
-    linear = len(next(value for key, value in shapes.items() if key.startswith(UNET) and key.endswith("proj_in.weight"))) == 2
+    linear = (
+        len(
+            next(
+                value
+                for key, value in shapes.items()
+                if key.startswith(UNET) and key.endswith("proj_in.weight")
+            )
+        )
+        == 2
+    )
     config = {
         "_class_name": "UNet2DConditionModel",
         "in_channels": shape("input_blocks.0.0.weight")[1],
@@ -137,12 +152,17 @@ def _unet_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
         if not attention[-1]:  # SD 1.x and 2.x: no attention in the lowest level, one block in the middle
             config["transformer_layers_per_block"][-1] = max(middle, 1)
         else:
-            raise BaseError(f"a U-Net with {middle} blocks in the middle and {levels[-1]['depth']} in the lowest level "
-                            "is not known")
+            raise BaseError(
+                f"a U-Net with {middle} blocks in the middle and {levels[-1]['depth']} in the lowest level "
+                "is not known"
+            )
     if embedding := shape("label_emb.0.0.weight"):
         pooled = shapes[XL_OPEN_CLIP + "text_projection"][1]
-        config |= {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": embedding[1],
-                   "addition_time_embed_dim": (embedding[1] - pooled) // 6}
+        config |= {
+            "addition_embed_type": "text_time",
+            "projection_class_embeddings_input_dim": embedding[1],
+            "addition_time_embed_dim": (embedding[1] - pooled) // 6,
+        }
     return config
 
 
@@ -163,7 +183,9 @@ def _autoencoder_config(shapes: Mapping[str, tuple], large: bool) -> dict[str, A
 
 
 def _text_configs(shapes: Mapping[str, tuple], name: str) -> tuple[dict, ...]:
-    openai = [prefix for prefix in (CLIP, XL_CLIP) if f"{prefix}embeddings.position_embedding.weight" in shapes]
+    openai = [
+        prefix for prefix in (CLIP, XL_CLIP) if f"{prefix}embeddings.position_embedding.weight" in shapes
+    ]
     configs = [_openai_config(shapes, prefix) for prefix in openai]
     openclip = [prefix for prefix in (OPEN_CLIP, XL_OPEN_CLIP) if f"{prefix}positional_embedding" in shapes]
     configs += [_openclip_config(shapes, prefix) for prefix in openclip]
@@ -175,13 +197,18 @@ def _text_configs(shapes: Mapping[str, tuple], name: str) -> tuple[dict, ...]:
 def _openai_config(shapes: Mapping[str, tuple], prefix: str) -> dict[str, Any]:
     vocabulary, width = shapes[f"{prefix}embeddings.token_embedding.weight"]
     return {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
-        "vocab_size": vocabulary, "hidden_size": width, "projection_dim": width,
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_act": "quick_gelu",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
         "intermediate_size": shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
         "max_position_embeddings": shapes[f"{prefix}embeddings.position_embedding.weight"][0],
         "num_hidden_layers": _count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
         "num_attention_heads": max(width // HEAD_WIDTH, 1),
-        "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
     }
 
 
@@ -191,12 +218,16 @@ def _openclip_config(shapes: Mapping[str, tuple], prefix: str) -> dict[str, Any]
     large = prefix == XL_OPEN_CLIP
     return {
         "architectures": ["CLIPTextModelWithProjection" if large else "CLIPTextModel"],
-        "model_type": "clip_text_model", "hidden_act": "gelu", "vocab_size": vocabulary, "hidden_size": width,
+        "model_type": "clip_text_model",
+        "hidden_act": "gelu",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
         "projection_dim": shapes.get(f"{prefix}text_projection", (0, width))[1],
         "intermediate_size": shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0],
         "max_position_embeddings": shapes[f"{prefix}positional_embedding"][0],
         # Stable Diffusion 2 reads the layer before the last one; diffusers leaves the last one out.
         "num_hidden_layers": layers if large else layers - 1,
         "num_attention_heads": max(width // HEAD_WIDTH, 1),
-        "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
     }

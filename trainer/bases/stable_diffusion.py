@@ -55,7 +55,9 @@ class StableDiffusionBase:
         described = autoencoder_config if autoencoder is None else autoencoder.config
         described = {"block_out_channels": [0] * 4, "scaling_factor": 0.18215, **(described or {})}
         upcast = dtype == torch.float16 and described.get("force_upcast", True)
-        self._autoencoder = None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
+        self._autoencoder = (
+            None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
+        )
         self._text_encoders = [freeze(encoder, dtype) for encoder in text_encoders]
         self._tokenizers = list(tokenizers)
         self._attachment: sd_unet.Attachment | None = None
@@ -85,8 +87,16 @@ class StableDiffusionBase:
         single = Path(settings.base).expanduser().is_file()
         components = (load_single_file if single else load_folder)(settings, parts)
         schedule = schedule_of(components.scheduler, settings)
-        base = cls(components.unet, schedule, components.autoencoder, components.text_encoders, components.tokenizers,
-                   settings.base, DTYPES[settings.precision], components.autoencoder_config)
+        base = cls(
+            components.unet,
+            schedule,
+            components.autoencoder,
+            components.text_encoders,
+            components.tokenizers,
+            settings.base,
+            DTYPES[settings.precision],
+            components.autoencoder_config,
+        )
         if base._unet is not None and settings.family not in ("auto", base.family):
             raise BaseError(
                 f"model.base: {settings.base} is {HOSTS[base.family]}, but model.family says "
@@ -146,9 +156,16 @@ class StableDiffusionBase:
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in −1…1 → ``(B, 2 · channels, h, w)``: mean and log variance, unscaled."""
         autoencoder = self._part(self._autoencoder, "autoencoder").to(self.device)
-        if pixels.dim() != 4 or pixels.shape[1] != 3 or pixels.shape[-1] % self.cell or pixels.shape[-2] % self.cell:
-            raise BaseError(f"pictures must be (B, 3, H, W) with sides a multiple of {self.cell}, got "
-                            f"{tuple(pixels.shape)}")
+        if (
+            pixels.dim() != 4
+            or pixels.shape[1] != 3
+            or pixels.shape[-1] % self.cell
+            or pixels.shape[-2] % self.cell
+        ):
+            raise BaseError(
+                f"pictures must be (B, 3, H, W) with sides a multiple of {self.cell}, got "
+                f"{tuple(pixels.shape)}"
+            )
         distribution = autoencoder.encode(pixels.to(self.device, autoencoder.dtype)).latent_dist
         return distribution.parameters.float()
 
@@ -183,8 +200,9 @@ class StableDiffusionBase:
         states, pooled = [], None
         for tokenizer, encoder in zip(self._tokenizers, encoders, strict=True):
             length = encoder.config.max_position_embeddings
-            ids = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length,
-                            return_tensors="pt").input_ids
+            ids = tokenizer(
+                list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).input_ids
             out = encoder.to(self.device)(ids.to(self.device), output_hidden_states=True)
             states.append(out.last_hidden_state if len(encoders) == 1 else out.hidden_states[-2])
             pooled = out[0]  # of the last encoder: the projected end-of-text token
@@ -201,21 +219,28 @@ class StableDiffusionBase:
 
     # --- prediction --------------------------------------------------------------------------------------
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None, sizes: Tensor | None = None
+    ) -> Tensor:
         """The U-Net's prediction in float32; see :meth:`trainer.bases.Base.predict`."""
         extra = {}
         if "pooled" in text:
-            # The sizes ComfyUI gives at sampling unless told otherwise: of the picture itself, not cropped.
-            height, width = noisy.shape[-2] * self.cell, noisy.shape[-1] * self.cell
-            sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
+            if sizes is None:  # what ComfyUI gives at sampling unless told otherwise
+                height, width = noisy.shape[-2] * self.cell, noisy.shape[-1] * self.cell
+                sizes = torch.tensor([height, width, 0, 0, height, width]).expand(noisy.shape[0], -1)
             extra["added_cond_kwargs"] = {
                 "text_embeds": text["pooled"].to(self.device, self.dtype),
-                "time_ids": sizes.expand(noisy.shape[0], -1),
+                "time_ids": sizes.to(self.device, self.dtype),
             }
         states = text["states"].to(self.device, self.dtype)
         with self._faces(rows):
-            out = self.host(noisy.to(self.device, self.dtype), timesteps.to(self.device), states,
-                            return_dict=False, **extra)
+            out = self.host(
+                noisy.to(self.device, self.dtype),
+                timesteps.to(self.device),
+                states,
+                return_dict=False,
+                **extra,
+            )
         return out[0].float()
 
     @contextmanager
@@ -234,7 +259,9 @@ class StableDiffusionBase:
 
     # --- adapter -----------------------------------------------------------------------------------------
 
-    def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
+    def sites(
+        self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None
+    ) -> list[SiteConfig]:
         """The sites that a new adapter gets, in order."""
         known = {site.name: site.config() for site in sd_unet.list_sites(self.host)}
         if which == "default":
@@ -244,17 +271,23 @@ class StableDiffusionBase:
         else:
             unknown = [name for name in which if name not in known]
             if unknown:
-                raise BaseError(f"adapter.sites: {self.name} has no site {unknown[0]!r}; it has {', '.join(known)}")
+                raise BaseError(
+                    f"adapter.sites: {self.name} has no site {unknown[0]!r}; it has {', '.join(known)}"
+                )
             chosen = [known[name] for name in which]
         if heads is None:
             return chosen
         odd = [site for site in chosen if site.width % heads]
         if odd:
-            raise BaseError(f"adapter.heads: {heads} does not divide the width {odd[0].width} of {odd[0].name}")
+            raise BaseError(
+                f"adapter.heads: {heads} does not divide the width {odd[0].width} of {odd[0].name}"
+            )
         return [SiteConfig(site.name, site.width, heads, site.width // heads) for site in chosen]
 
     def attach(self, adapter: FaceAdapter) -> None:
-        """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another base."""
+        """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another
+        base.
+        """
         self.detach()
         self._attachment = sd_unet.attach(self.host, adapter)
 
@@ -291,11 +324,25 @@ def schedule_of(scheduler: dict, settings: ModelSettings) -> NoiseSchedule:
     from diffusers import DDPMScheduler
 
     kind, prediction = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
-    if "FlowMatch" in kind or "EDM" in kind or (prediction not in PREDICTIONS and settings.prediction == "auto"):
-        raise BaseError(f"{settings.base}: scheduler {kind or 'unknown'} with prediction_type {prediction!r}; known are "
-                        "noise schedules of Stable Diffusion's kind that predict epsilon or v")
-    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
-             "rescale_betas_zero_snr")
-    alphas = DDPMScheduler(**{key: scheduler[key] for key in known if scheduler.get(key) is not None}).alphas_cumprod
+    if (
+        "FlowMatch" in kind
+        or "EDM" in kind
+        or (prediction not in PREDICTIONS and settings.prediction == "auto")
+    ):
+        raise BaseError(
+            f"{settings.base}: scheduler {kind or 'unknown'} with prediction_type {prediction!r}; known are "
+            "noise schedules of Stable Diffusion's kind that predict epsilon or v"
+        )
+    known = (
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "rescale_betas_zero_snr",
+    )
+    alphas = DDPMScheduler(
+        **{key: scheduler[key] for key in known if scheduler.get(key) is not None}
+    ).alphas_cumprod
     chosen = PREDICTIONS[prediction] if settings.prediction == "auto" else settings.prediction
     return NoiseSchedule(alphas.float(), chosen)
