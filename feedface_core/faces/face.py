@@ -101,7 +101,9 @@ class DetectedFace:
                     landmarks=None if landmarks is None else torch.tensor(landmarks, dtype=torch.float32),
                     source=str(record.get("source", "box")),
                 )
-            except TypeError as error:
+            except FaceError:
+                raise
+            except (TypeError, ValueError) as error:
                 raise FaceError(f"not a face: {json.dumps(record)[:200]} ({error})") from error
         return cls(box=record)
 
