@@ -1,0 +1,28 @@
+"""The nodes of FeedFace. The only code of this pack that imports ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+
+folders.register()  # before the nodes' schemas list the files
+
+from . import apply, detect, face, guidance, loaders  # noqa: E402
+
+NODES: list[type[io.ComfyNode]] = [
+    *loaders.NODES,
+    *detect.NODES,
+    *face.NODES,
+    *apply.NODES,
+    *guidance.NODES,
+]
+
+
+class FeedFaceExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> FeedFaceExtension:
+    return FeedFaceExtension()

@@ -1,0 +1,111 @@
+"""Nodes that put a face into a model, or onto one prompt."""
+
+from __future__ import annotations
+
+import node_helpers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..feedface_core.rows import Face
+from .adapter import LoadedAdapter
+from .compat import make_schema
+from .patches import SETTINGS, FacePatch, FaceSettings, model_dtype
+from .types import Adapter, FaceSocket
+
+_MASK_TIP = "Where the face may act, in the shape of the picture being made: white acts, black does not."
+
+
+def check_mask(mask: Tensor | None, node: str) -> Tensor | None:
+    """A mask as ``(M, H, W)`` within 0…1. Raises ``ValueError`` that names the node."""
+    if mask is None:
+        return None
+    mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(f"{node}: mask must be (masks, height, width), got {tuple(mask.shape)}")
+    if not torch.isfinite(mask).all():
+        raise ValueError(f"{node}: mask holds NaN or infinite values; check the node that made it")
+    return mask.clamp(0.0, 1.0)
+
+
+class ApplyFeedFace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="FeedFaceApply",
+            display_name="Apply FeedFace",
+            search_aliases=["feedface", "apply face", "face adapter", "ipadapter", "instantid", "pulid", "identity"],
+            description=(
+                "Gives a model an adapter and a face. Every prompt but the negative one gets the face; Set Face on "
+                "Conditioning changes that for one prompt. The model that comes in stays as it is."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model the adapter was trained for."),
+                Adapter.Input("adapter", tooltip="From Load Adapter."),
+                FaceSocket.Input("face", optional=True,
+                                 tooltip="From Encode Faces or Load Face. Without one, only prompts with Set Face get a "
+                                         "face."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
+                               tooltip="Factor on what the adapter adds. 0 is the model without a face; the released "
+                                       "UniDiffuser adapter is meant for 0.8. Adapter Info shows each adapter's own."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the sampling run after which the face begins to act. A later start leaves "
+                                       "the composition to the prompt."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the sampling run after which the face no longer acts."),
+                io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For a sampler, a guider, or another Apply.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, adapter: LoadedAdapter, strength: float, start: float, end: float,
+                face: Face | None = None, mask: Tensor | None = None) -> io.NodeOutput:
+        if start > end:
+            raise ValueError(f"Apply FeedFace: start {start} lies after end {end}; the face would never act")
+        if face is not None:
+            adapter.check_face(face)
+        settings = FaceSettings(face, strength, check_mask(mask, "Apply FeedFace"))
+        patch = FacePatch(adapter, adapter.patcher(model_dtype(model)), settings, start, end)
+        return io.NodeOutput(patch.apply_to(model))
+
+
+class SetFace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="FeedFaceSetFace",
+            display_name="FeedFace Set Face on Conditioning",
+            search_aliases=["regional face", "two people", "several faces", "face region", "face per prompt"],
+            description=(
+                "Gives one prompt a face of its own, or none, whatever Apply FeedFace says. With area or masked prompts "
+                "this puts several people into one picture."
+            ),
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="The prompt, positive or negative."),
+                FaceSocket.Input("face", optional=True, tooltip="The prompt's face. Not connected: the prompt has no face."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
+                               tooltip="Factor on what the adapter adds for this prompt; 0 is no face."),
+                io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
+                Adapter.Input("adapter", optional=True,
+                              tooltip="With two adapters on one model: the one this is for. Not connected: all."),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, strength: float, face: Face | None = None, mask: Tensor | None = None,
+                adapter: LoadedAdapter | None = None) -> io.NodeOutput:
+        if adapter is not None and face is not None:
+            adapter.check_face(face)
+        settings = FaceSettings(face, strength, check_mask(mask, "FeedFace Set Face on Conditioning"))
+        key = None if adapter is None else adapter.key
+        # A new dict for each: prompts share what they were made from.
+        return io.NodeOutput([
+            node_helpers.conditioning_set_values([entry], {SETTINGS: {**entry[1].get(SETTINGS, {}), key: settings}})[0]
+            for entry in conditioning
+        ])
+
+
+NODES = [ApplyFeedFace, SetFace]

@@ -1,0 +1,65 @@
+"""The model folders of this pack: ``models/feedface`` and ``models/feedface/faces``.
+
+Paths of ``extra_model_paths.yaml`` under the key ``feedface`` come in on their own; each may have a folder ``faces``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+ADAPTERS = "feedface"
+FACES = "feedface_faces"
+EXTENSIONS = {".safetensors", ".pt", ".pth"}
+
+
+def register() -> None:
+    """Makes the folders known to ComfyUI. Creates none on disk."""
+    folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
+    for path in folder_paths.get_folder_paths(ADAPTERS):
+        folder_paths.add_model_folder_path(FACES, os.path.join(path, "faces"))
+    _set_extensions(ADAPTERS, EXTENSIONS)
+    _set_extensions(FACES, {".safetensors"})
+
+
+def _set_extensions(name: str, extensions: set[str]) -> None:
+    paths, _ = folder_paths.folder_names_and_paths[name]
+    folder_paths.folder_names_and_paths[name] = (paths, extensions)
+
+
+def adapter_files() -> list[str]:
+    """Names for the adapter list; faces saved in the folder below are not adapters."""
+    return [name for name in folder_paths.get_filename_list(ADAPTERS) if Path(name).parts[0] != "faces"]
+
+
+def face_files() -> list[str]:
+    return folder_paths.get_filename_list(FACES)
+
+
+def find(folder: str, name: str) -> str:
+    """The full path of a file by its name in the list.
+
+    Raises:
+        FileNotFoundError: names the folders that were searched.
+    """
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        searched = ", ".join(folder_paths.get_folder_paths(folder))
+        raise FileNotFoundError(f"FeedFace: no file {name!r}; looked in {searched}. Put it there and refresh (key R).")
+    return path
+
+
+def face_path(name: str) -> Path:
+    """Where a face of this name is saved: in the first faces folder, never outside it.
+
+    Raises:
+        ValueError: an empty name, or one that leads out of the folder.
+    """
+    folder = Path(folder_paths.get_folder_paths(FACES)[0]).resolve()
+    name = name.strip().removesuffix(".safetensors")
+    path = (folder / f"{name}.safetensors").resolve()
+    if not name or folder not in path.parents:
+        raise ValueError(f"FeedFace Save Face: {name!r} is not a usable file name; use letters, digits and sub-folders.")
+    return path

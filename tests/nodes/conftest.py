@@ -1,0 +1,75 @@
+"""The pack as ComfyUI loads it, with small models, adapters and faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.small_model import build_model
+from torch import Tensor
+
+ENCODER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+           "patch_size": 56, "image_size": 224}
+
+
+@pytest.fixture(scope="session")
+def pack(comfy) -> SimpleNamespace:
+    """The pack's modules as ComfyUI has them."""
+    names = {"patches": "nodes.patches", "apply": "nodes.apply", "face": "nodes.face", "guidance": "nodes.guidance",
+             "loaders": "nodes.loaders", "adapter": "nodes.adapter", "folders": "nodes.folders",
+             "format": "feedface_core.format", "config": "feedface_core.config", "rows": "feedface_core.rows",
+             "core_adapter": "feedface_core.adapter", "encoder": "feedface_core.encoder",
+             "sd_unet": "feedface_core.hosts.sd_unet", "core_guidance": "feedface_core.guidance"}
+    return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
+
+
+@pytest.fixture
+def model(comfy):
+    return build_model()
+
+
+@pytest.fixture(scope="session")
+def make_adapter(pack, tmp_path_factory) -> Callable:
+    """Writes an adapter for :func:`build_model` and loads it as the node does."""
+
+    def make(zero: bool = False, seed: int = 1, width: int = 1, **fields):
+        config = pack.config
+        name = f"adapter-{seed}-{zero}-{abs(hash(str(sorted(fields.items()))))}.safetensors"
+        path = tmp_path_factory.mktemp("adapters") / name
+        encoder = config.EncoderConfig(config=ENCODER, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+        sites = pack.sd_unet.default_sites(build_model().get_model_object("diffusion_model"))
+        host = pack.config.AdapterConfig(**{"host": "sd_unet", "sites": sites, "context_width": 32, "encoder": encoder,
+                                            **fields})
+        torch.manual_seed(seed)
+        adapter = pack.core_adapter.FaceAdapter(host)
+        if not zero:
+            for branch in adapter.branches:
+                torch.nn.init.normal_(branch.zero_linear.weight, std=0.1)
+        vision = pack.encoder.build_encoder(encoder)
+        pack.format.save_adapter(path, host, adapter.state_dict(), vision.state_dict())
+        return pack.adapter.LoadedAdapter(str(path))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapter(make_adapter):
+    return make_adapter()
+
+
+@pytest.fixture(scope="session")
+def crops() -> Tensor:
+    return torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def face(pack, adapter, crops):
+    """A face from one crop."""
+    return pack.face.EncodeFaces.execute(adapter, crops[:1]).args[0]
+
+
+@pytest.fixture(scope="session")
+def other_face(pack, adapter, crops):
+    return pack.face.EncodeFaces.execute(adapter, crops[1:2]).args[0]
