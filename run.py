@@ -49,7 +49,9 @@ def command_test(arguments: list[str], environment: Environment, comfyui: dict[s
     if "--oldest" in arguments:
         arguments = [word for word in arguments if word != "--oldest"]
         if "COMFYUI_OLDEST_PATH" not in comfyui:
-            raise Stop(f"--oldest needs ComfyUI {COMFYUI_OLDEST}: put it beside ComfyUI or set COMFYUI_OLDEST_PATH.")
+            raise Stop(
+                f"--oldest needs ComfyUI {COMFYUI_OLDEST}: put it beside ComfyUI or set COMFYUI_OLDEST_PATH."
+            )
         python = Path(comfyui["COMFYUI_OLDEST_PYTHON"])
         comfyui = comfyui | {"COMFYUI_PATH": comfyui["COMFYUI_OLDEST_PATH"]}
     # From the root: the tests' import path depends on it (see pyproject.toml).
@@ -62,7 +64,9 @@ def main(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in ("test", "demo", "comfyui", "bench"):
-        raise Stop(f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help).")
+        raise Stop(
+            f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help)."
+        )
     if command == "bench" and (not rest or rest[0] not in benchmarks()):
         asked = f"no benchmark {rest[0]!r}" if rest else "which benchmark?"
         raise Stop(f"{asked}: there are {', '.join(benchmarks()) or 'none'} (python run.py bench NAME).")
@@ -91,7 +95,7 @@ def main(arguments: list[str]) -> int:
         return command_test(rest, environment, variables)
     if command == "bench":
         return run_module(environment.python, f"tools.bench_{rest[0]}", rest[1:], variables)
-    module = {"demo": "tools.demo", "comfyui": "tools.server"}[command]
+    module = {"demo": "tools.demo", "comfyui": "tools.comfyui"}[command]
     return run_module(environment.python, module, rest, variables)
 
 

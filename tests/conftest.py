@@ -84,14 +84,22 @@ def comfy(newest_comfyui: Installation, tmp_path_factory: pytest.TempPathFactory
     args.cpu = True
     args.base_directory = str(base)
     args.database_url = "sqlite:///:memory:"
-    spec = importlib.util.spec_from_file_location(
-        PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     pack = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = pack
     spec.loader.exec_module(pack)
     yield InProcess(newest_comfyui.path, newest_comfyui.version, pack)
     sys.path.remove(str(newest_comfyui.path))
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out like ComfyUI's ``models``, with ``checkpoints/tiny_sd1.safetensors`` (SD 1.x, random)."""
+    from tools.tiny_checkpoint import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("models")
+    write_checkpoint(folder / "checkpoints/tiny_sd1.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -111,9 +119,7 @@ def astronaut() -> torch.Tensor:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if ABSENT in str(report.longrepr)
-    ]
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if ABSENT in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
             f"{len(skipped)} TESTS SKIPPED FOR WANT OF COMFYUI: set COMFYUI_PATH, and COMFYUI_OLDEST_PATH "

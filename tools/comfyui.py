@@ -1,0 +1,63 @@
+"""ComfyUI in the foreground, with this pack and the models of that ComfyUI: ``python run.py comfyui``."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+
+from tools.find_comfyui import ROOT, find_comfyui
+from tools.server import HOST, ComfyServer, ServerError
+
+USUAL_PORT = 8188
+
+
+def device_arguments() -> list[str]:
+    """``--cpu`` where torch sees no accelerator: ComfyUI stops without it."""
+    import torch
+
+    return (
+        []
+        if torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+        else ["--cpu"]
+    )
+
+
+def main(arguments: list[str]) -> int:
+    comfyui = find_comfyui()
+    if comfyui is None:
+        print("no ComfyUI found: start this with `python run.py comfyui`, which fetches one")
+        return 1
+    given = set(arguments)
+    chosen = arguments + ([] if given & {"--cpu", "--directml", "--cuda-device"} else device_arguments())
+    with ComfyServer(
+        comfyui,
+        base=ROOT / ".comfyui",
+        arguments=chosen,
+        model_folders=comfyui / "models",
+        port=None if port_taken(USUAL_PORT) else USUAL_PORT,
+    ) as server:
+        print(
+            f"ComfyUI with FeedFace is at {server.address}  (its folders: {server.base}; Ctrl-C ends it)",
+            flush=True,
+        )
+        with server.log_file.open(encoding="utf-8", errors="replace") as log:
+            while server.process.poll() is None:
+                print(log.read(), end="", flush=True)
+                time.sleep(0.3)
+            print(log.read(), end="", flush=True)
+        return server.process.returncode
+
+
+def port_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except ServerError as problem:
+        sys.exit(f"FeedFace: {problem}")
