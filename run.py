@@ -41,7 +41,14 @@ def run_module(python: Path, module: str, arguments: list[str], comfyui: dict[st
     """Run a module of ours where the user stands: relative paths among the arguments keep their meaning."""
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [str(python), "-m", module, *arguments]
-    return subprocess.call(command, env=os.environ | comfyui | {"PYTHONPATH": search})
+    return hand_over(command, os.environ | comfyui | {"PYTHONPATH": search})
+
+
+def hand_over(command: list[str], environment: dict[str, str]) -> int:
+    """Become the command, so that signals and the exit code are its own; Windows can only wait for it."""
+    if os.name != "nt":
+        os.execve(command[0], command, environment)
+    return subprocess.call(command, env=environment)
 
 
 def command_test(arguments: list[str], environment: Environment, comfyui: dict[str, str]) -> int:
@@ -49,13 +56,12 @@ def command_test(arguments: list[str], environment: Environment, comfyui: dict[s
     if "--oldest" in arguments:
         arguments = [word for word in arguments if word != "--oldest"]
         if "COMFYUI_OLDEST_PATH" not in comfyui:
-            raise Stop(
-                f"--oldest needs ComfyUI {COMFYUI_OLDEST}: put it beside ComfyUI or set COMFYUI_OLDEST_PATH."
-            )
+            raise Stop(f"--oldest needs ComfyUI {COMFYUI_OLDEST}: put it beside ComfyUI or set COMFYUI_OLDEST_PATH.")
         python = Path(comfyui["COMFYUI_OLDEST_PYTHON"])
         comfyui = comfyui | {"COMFYUI_PATH": comfyui["COMFYUI_OLDEST_PATH"]}
     # From the root: the tests' import path depends on it (see pyproject.toml).
-    return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=os.environ | comfyui)
+    os.chdir(ROOT)
+    return hand_over([str(python), "-m", "pytest", *arguments], os.environ | comfyui)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,9 +70,7 @@ def main(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in ("test", "demo", "comfyui", "bench"):
-        raise Stop(
-            f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help)."
-        )
+        raise Stop(f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help).")
     if command == "bench" and (not rest or rest[0] not in benchmarks()):
         asked = f"no benchmark {rest[0]!r}" if rest else "which benchmark?"
         raise Stop(f"{asked}: there are {', '.join(benchmarks()) or 'none'} (python run.py bench NAME).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import time
@@ -17,9 +18,7 @@ def device_arguments() -> list[str]:
     import torch
 
     return (
-        []
-        if torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
-        else ["--cpu"]
+        [] if torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available() else ["--cpu"]
     )
 
 
@@ -55,6 +54,7 @@ def port_taken(port: int) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server ends with us
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -43,7 +43,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def is_comfyui(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("main.py", "comfyui_version.py", "comfy/model_patcher.py"))
+    return all(
+        (folder / name).is_file() for name in ("main.py", "comfyui_version.py", "comfy/model_patcher.py")
+    )
 
 
 def cache_folder() -> Path:
@@ -82,7 +84,9 @@ def find_comfyui() -> Path | None:
     if given:
         places = [Path(given).expanduser().absolute()]
         if not is_comfyui(places[0]):
-            raise Stop(f"COMFYUI_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/).")
+            raise Stop(
+                f"COMFYUI_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/)."
+            )
     else:
         installed_in = ROOT.parent.parent  # ComfyUI/custom_nodes/<this pack>
         places = [installed_in] if ROOT.parent.name == "custom_nodes" else []
@@ -145,7 +149,9 @@ def find_oldest(comfyui: Path | None) -> tuple[Path, Path] | None:
     if given:
         folder = Path(given).expanduser().absolute()
         if not is_comfyui(folder):
-            raise Stop(f"COMFYUI_OLDEST_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/).")
+            raise Stop(
+                f"COMFYUI_OLDEST_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/)."
+            )
     elif comfyui and is_comfyui(comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}"):
         folder = comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}"
     else:
