@@ -74,9 +74,7 @@ def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int)
     """
     final = output / f"{PREFIX}{int(state['step']):08d}"
     temporary = output / f"{TEMPORARY}{final.name}"
-    needed = sum(
-        tensor.numel() * tensor.element_size() for group in files.values() for tensor in group.values()
-    )
+    needed = sum(tensor.numel() * tensor.element_size() for group in files.values() for tensor in group.values())
     try:
         output.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output).free
@@ -110,9 +108,7 @@ def _write(folder: Path, files: TensorFiles, state: Mapping) -> None:
             folder / f"{name}.safetensors",
         )
     (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
-    entries = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())
-    }
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
     for path in folder.iterdir():
         _sync(path)
@@ -171,8 +167,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if state["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} is of format {state['format_version']}, newer than {FORMAT_VERSION}: "
-                "update the trainer"
+                f"{path} is of format {state['format_version']}, newer than {FORMAT_VERSION}: update the trainer"
             )
         tensors = {
             name.removesuffix(".safetensors"): load_file(path / name)

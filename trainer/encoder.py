@@ -57,6 +57,10 @@ class FaceEncoder:
         size = self.config.image_size
         return core.encode_pixels(self.module, self.config, torch.zeros(1, 3, size, size))
 
+    def release(self) -> None:
+        """Free its memory, once everything is cached."""
+        self.module = self.module.to("meta")
+
     def tensors(self) -> dict[str, Tensor]:
         """The weights by their plain Hugging Face names."""
         return {core.plain_name(name): tensor for name, tensor in self.module.state_dict().items()}
@@ -91,9 +95,7 @@ def load_face_encoder(
             f"adapter.encoder.path: {settings.path} has no config.json (looked in {path.absolute()}). Give a folder "
             "with a transformers CLIPVisionModel or CLIPModel, such as a copy of openai/clip-vit-base-patch32"
         )
-    kind = (
-        json.loads(described.read_text(encoding="utf-8")).get("model_type") if described.is_file() else "clip"
-    )
+    kind = json.loads(described.read_text(encoding="utf-8")).get("model_type") if described.is_file() else "clip"
     if kind not in ("clip", "clip_vision_model"):
         raise EncoderError(
             f"adapter.encoder.path: {settings.path} is a model of type {kind}, expected a CLIP vision model"

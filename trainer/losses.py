@@ -30,9 +30,7 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten(1)  # (B, everything)
 
 
-def weighted_error(
-    prediction: Tensor, target: Tensor, weights: Tensor, normalise: Normalisation = "area"
-) -> Tensor:
+def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor, normalise: Normalisation = "area") -> Tensor:
     """Squared error under weights, for each sample: ``(B,)``.
 
     Args:
@@ -73,9 +71,7 @@ def sample_losses(
     regularised = rows["regularised"]
     given = 0 if original is None else original.shape[0]
     if given != len(regularised):
-        raise ValueError(
-            f"{given} predictions of the frozen model for {len(regularised)} regularised samples"
-        )
+        raise ValueError(f"{given} predictions of the frozen model for {len(regularised)} regularised samples")
     losses = prediction.new_zeros(len(kinds), dtype=torch.float32)  # (B,)
     if rows["standard"]:
         index = _index(rows["standard"], prediction)

@@ -123,9 +123,7 @@ class Base(Protocol):
     def null_text(self) -> Text:
         """The text states of the empty caption, each ``(1, …)``."""
 
-    def predict(
-        self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None, sizes: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
         """The host's prediction in float32, of the noisy latents' shape.
 
         Args:
@@ -133,16 +131,12 @@ class Base(Protocol):
             timesteps: ``(B,)`` integers.
             text: as from :meth:`encode_text`, for B captions.
             rows: which rows carry which face, a sequence of ``feedface_core.rows.FaceRows``; None is no face.
-            sizes: ``(B, 6)`` original height and width, top, left, height and width of the training square,
-                for bases that are conditioned on them; None is an uncut picture.
         """
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """A mask ``(B, 1, h, w)`` over latent cells → weights that broadcast to the latents' shape."""
 
-    def sites(
-        self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None
-    ) -> list[SiteConfig]:
+    def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
         """The sites that a new adapter gets, in order.
 
         Raises:
@@ -193,9 +187,7 @@ def weights_fingerprint(modules: Mapping[str, nn.Module], values_each: int = 409
     return digest.hexdigest()[:16]
 
 
-def load_base(
-    settings: ModelSettings, device: torch.device | str = "cpu", parts: Iterable[Part] = PARTS
-) -> Base:
+def load_base(settings: ModelSettings, device: torch.device | str = "cpu", parts: Iterable[Part] = PARTS) -> Base:
     """Load the frozen base that the settings name.
 
     Args:

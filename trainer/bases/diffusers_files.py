@@ -66,21 +66,15 @@ def load_folder(settings: ModelSettings, parts: Sequence[Part]) -> Components:
             options["torch_dtype"] = DTYPES[settings.precision]
             options["variant"] = _variant(Path(path) / subfolder) if local else None
         try:
-            return kind.from_pretrained(
-                path, subfolder=subfolder, local_files_only=not settings.allow_hub, **options
-            )
+            return kind.from_pretrained(path, subfolder=subfolder, local_files_only=not settings.allow_hub, **options)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BaseError(f"model.base: cannot load {subfolder} of {path}: {error}") from error
 
     from diffusers import DDPMScheduler
 
     try:
-        scheduler = DDPMScheduler.load_config(
-            path, subfolder="scheduler", local_files_only=not settings.allow_hub
-        )
-        autoencoder = AutoencoderKL.load_config(
-            path, subfolder="vae", local_files_only=not settings.allow_hub
-        )
+        scheduler = DDPMScheduler.load_config(path, subfolder="scheduler", local_files_only=not settings.allow_hub)
+        autoencoder = AutoencoderKL.load_config(path, subfolder="vae", local_files_only=not settings.allow_hub)
     except OSError as error:
         raise BaseError(f"model.base: {path} is incomplete: {error}") from error
     components = Components(dict(scheduler), autoencoder_config=dict(autoencoder))
@@ -146,9 +140,7 @@ def _convert(
     options = {"config": str(folder), "local_files_only": True, "torch_dtype": dtype}
     try:
         if "host" in parts:
-            components.unet = UNet2DConditionModel.from_single_file(
-                dict(weights), subfolder="unet", **options
-            )
+            components.unet = UNet2DConditionModel.from_single_file(dict(weights), subfolder="unet", **options)
         if "autoencoder" in parts:
             components.autoencoder = AutoencoderKL.from_single_file(dict(weights), subfolder="vae", **options)
         if "text" in parts:

@@ -123,13 +123,7 @@ def _unet_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
     attention = [level["depth"] > 0 for level in levels]
     first = next(key for key in shapes if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
     linear = (
-        len(
-            next(
-                value
-                for key, value in shapes.items()
-                if key.startswith(UNET) and key.endswith("proj_in.weight")
-            )
-        )
+        len(next(value for key, value in shapes.items() if key.startswith(UNET) and key.endswith("proj_in.weight")))
         == 2
     )
     config = {
@@ -153,8 +147,7 @@ def _unet_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
             config["transformer_layers_per_block"][-1] = max(middle, 1)
         else:
             raise BaseError(
-                f"a U-Net with {middle} blocks in the middle and {levels[-1]['depth']} in the lowest level "
-                "is not known"
+                f"a U-Net with {middle} blocks in the middle and {levels[-1]['depth']} in the lowest level is not known"
             )
     if embedding := shape("label_emb.0.0.weight"):
         pooled = shapes[XL_OPEN_CLIP + "text_projection"][1]
@@ -183,9 +176,7 @@ def _autoencoder_config(shapes: Mapping[str, tuple], large: bool) -> dict[str, A
 
 
 def _text_configs(shapes: Mapping[str, tuple], name: str) -> tuple[dict, ...]:
-    openai = [
-        prefix for prefix in (CLIP, XL_CLIP) if f"{prefix}embeddings.position_embedding.weight" in shapes
-    ]
+    openai = [prefix for prefix in (CLIP, XL_CLIP) if f"{prefix}embeddings.position_embedding.weight" in shapes]
     configs = [_openai_config(shapes, prefix) for prefix in openai]
     openclip = [prefix for prefix in (OPEN_CLIP, XL_OPEN_CLIP) if f"{prefix}positional_embedding" in shapes]
     configs += [_openclip_config(shapes, prefix) for prefix in openclip]

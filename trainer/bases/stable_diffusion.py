@@ -55,9 +55,7 @@ class StableDiffusionBase:
         described = autoencoder_config if autoencoder is None else autoencoder.config
         described = {"block_out_channels": [0] * 4, "scaling_factor": 0.18215, **(described or {})}
         upcast = dtype == torch.float16 and described.get("force_upcast", True)
-        self._autoencoder = (
-            None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
-        )
+        self._autoencoder = None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
         self._text_encoders = [freeze(encoder, dtype) for encoder in text_encoders]
         self._tokenizers = list(tokenizers)
         self._attachment: sd_unet.Attachment | None = None
@@ -156,15 +154,9 @@ class StableDiffusionBase:
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in −1…1 → ``(B, 2 · channels, h, w)``: mean and log variance, unscaled."""
         autoencoder = self._part(self._autoencoder, "autoencoder").to(self.device)
-        if (
-            pixels.dim() != 4
-            or pixels.shape[1] != 3
-            or pixels.shape[-1] % self.cell
-            or pixels.shape[-2] % self.cell
-        ):
+        if pixels.dim() != 4 or pixels.shape[1] != 3 or pixels.shape[-1] % self.cell or pixels.shape[-2] % self.cell:
             raise BaseError(
-                f"pictures must be (B, 3, H, W) with sides a multiple of {self.cell}, got "
-                f"{tuple(pixels.shape)}"
+                f"pictures must be (B, 3, H, W) with sides a multiple of {self.cell}, got {tuple(pixels.shape)}"
             )
         distribution = autoencoder.encode(pixels.to(self.device, autoencoder.dtype)).latent_dist
         return distribution.parameters.float()
@@ -219,18 +211,19 @@ class StableDiffusionBase:
 
     # --- prediction --------------------------------------------------------------------------------------
 
-    def predict(
-        self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None, sizes: Tensor | None = None
-    ) -> Tensor:
-        """The U-Net's prediction in float32; see :meth:`trainer.bases.Base.predict`."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
+        """The U-Net's prediction in float32; see :meth:`trainer.bases.Base.predict`.
+
+        SDXL's size conditioning is that of an uncut picture of this size, which is also what ComfyUI samples
+        with unless told otherwise.
+        """
         extra = {}
         if "pooled" in text:
-            if sizes is None:  # what ComfyUI gives at sampling unless told otherwise
-                height, width = noisy.shape[-2] * self.cell, noisy.shape[-1] * self.cell
-                sizes = torch.tensor([height, width, 0, 0, height, width]).expand(noisy.shape[0], -1)
+            height, width = noisy.shape[-2] * self.cell, noisy.shape[-1] * self.cell
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
             extra["added_cond_kwargs"] = {
                 "text_embeds": text["pooled"].to(self.device, self.dtype),
-                "time_ids": sizes.to(self.device, self.dtype),
+                "time_ids": sizes.expand(noisy.shape[0], -1),
             }
         states = text["states"].to(self.device, self.dtype)
         with self._faces(rows):
@@ -259,9 +252,7 @@ class StableDiffusionBase:
 
     # --- adapter -----------------------------------------------------------------------------------------
 
-    def sites(
-        self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None
-    ) -> list[SiteConfig]:
+    def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
         """The sites that a new adapter gets, in order."""
         known = {site.name: site.config() for site in sd_unet.list_sites(self.host)}
         if which == "default":
@@ -271,17 +262,13 @@ class StableDiffusionBase:
         else:
             unknown = [name for name in which if name not in known]
             if unknown:
-                raise BaseError(
-                    f"adapter.sites: {self.name} has no site {unknown[0]!r}; it has {', '.join(known)}"
-                )
+                raise BaseError(f"adapter.sites: {self.name} has no site {unknown[0]!r}; it has {', '.join(known)}")
             chosen = [known[name] for name in which]
         if heads is None:
             return chosen
         odd = [site for site in chosen if site.width % heads]
         if odd:
-            raise BaseError(
-                f"adapter.heads: {heads} does not divide the width {odd[0].width} of {odd[0].name}"
-            )
+            raise BaseError(f"adapter.heads: {heads} does not divide the width {odd[0].width} of {odd[0].name}")
         return [SiteConfig(site.name, site.width, heads, site.width // heads) for site in chosen]
 
     def attach(self, adapter: FaceAdapter) -> None:
@@ -324,11 +311,7 @@ def schedule_of(scheduler: dict, settings: ModelSettings) -> NoiseSchedule:
     from diffusers import DDPMScheduler
 
     kind, prediction = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
-    if (
-        "FlowMatch" in kind
-        or "EDM" in kind
-        or (prediction not in PREDICTIONS and settings.prediction == "auto")
-    ):
+    if "FlowMatch" in kind or "EDM" in kind or (prediction not in PREDICTIONS and settings.prediction == "auto"):
         raise BaseError(
             f"{settings.base}: scheduler {kind or 'unknown'} with prediction_type {prediction!r}; known are "
             "noise schedules of Stable Diffusion's kind that predict epsilon or v"
@@ -341,8 +324,6 @@ def schedule_of(scheduler: dict, settings: ModelSettings) -> NoiseSchedule:
         "trained_betas",
         "rescale_betas_zero_snr",
     )
-    alphas = DDPMScheduler(
-        **{key: scheduler[key] for key in known if scheduler.get(key) is not None}
-    ).alphas_cumprod
+    alphas = DDPMScheduler(**{key: scheduler[key] for key in known if scheduler.get(key) is not None}).alphas_cumprod
     chosen = PREDICTIONS[prediction] if settings.prediction == "auto" else settings.prediction
     return NoiseSchedule(alphas.float(), chosen)

@@ -1,0 +1,290 @@
+"""The training loop: resume, step, log, save, stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from feedface_core.config import AdapterConfig
+
+from .build import Parts, SetupError, check_same_adapter
+from .checkpoint import Checkpoint, list_checkpoints, load_latest, save_checkpoint
+from .metrics import LogFile, Meter, StepRecord, Sums, TrainingDiverged
+from .optimiser import (
+    MovingAverage,
+    learning_rate,
+    load_optimiser_tensors,
+    make_optimiser,
+    optimiser_tensors,
+    set_learning_rate,
+)
+from .step import Plan, TrainingStep, encode_batch
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .data import Batch
+
+logger = logging.getLogger(__name__)
+
+#: Optimiser steps between two looks at whether any of several processes was asked to stop.
+STOP_INTERVAL = 5
+Batches = Callable[[int], Iterator["Batch"]]
+Validate = Callable[[int], None]
+
+
+class Trainer:
+    """Trains an adapter's branches, projection and null tokens.
+
+    Args:
+        config: the whole configuration.
+        accelerator: of the process.
+        parts: base, encoder and adapter.
+        batches: from the first optimiser step to do, this process's batches.
+        validate: called on the main process with the number of steps done; None makes no pictures.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        parts: Parts,
+        batches: Batches,
+        validate: Validate | None = None,
+    ):
+        self.config, self.accelerator, self.parts, self.batches = config, accelerator, parts, batches
+        self.validate = validate
+        self.output = Path(config.train.output)
+        self.stop_requested = False
+        self.done = 0
+        self.parameters = dict(parts.adapter.named_parameters())
+        self.fingerprint = parts.base.fingerprint(("host",))
+        optimiser = make_optimiser(self.parameters, config.optimiser)
+        self.average = None
+        if config.train.ema is not None and accelerator.is_main_process:
+            self.average = MovingAverage(self.parameters, config.train.ema)
+        settings = config.model
+        module = TrainingStep(
+            parts.adapter, parts.base, config.loss, config.adapter.combination, settings.gradient_checkpointing
+        )
+        self._plain_optimiser, self._module = optimiser, module
+        self._restore()
+        self.step_module, self.optimiser = accelerator.prepare(module, optimiser)
+        self.meter = Meter(parts.base.schedule.steps)
+        self.log_file = LogFile(self.output / "log.jsonl")
+
+    # --- checkpoints -------------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        checkpoint = load_latest(self.output)
+        if checkpoint is None:
+            return
+        if not self.config.train.resume:
+            raise SetupError(
+                f"train.output: {self.output} holds {checkpoint.path.name}, and train.resume is false. Give another "
+                "folder, or train.resume=true to go on"
+            )
+        state = checkpoint.state
+        if state["base"] != self.fingerprint:
+            raise SetupError(
+                f"{checkpoint.path} was trained on another base ({state['base_name']}, {state['base']}) than "
+                f"{self.config.model.base} ({self.fingerprint}), or at another model.precision. Give that base, or "
+                "another train.output"
+            )
+        saved = AdapterConfig.from_json(state["adapter"])
+        check_same_adapter(saved, self.parts.adapter.config, str(checkpoint.path))
+        self._warn_of_changes(state)
+        self._load(checkpoint)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        tensors = checkpoint.tensors
+        self.parts.adapter.load_state_dict(tensors["trainables"])
+        load_optimiser_tensors(self._plain_optimiser, self.parameters, tensors["optimiser"])
+        if self.average is not None:
+            # A run that had no average starts one from the weights it has reached.
+            self.average.load(tensors.get("ema") or {k: v.detach() for k, v in self.parameters.items()})
+        if self.accelerator.scaler is not None and checkpoint.state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.done = checkpoint.step
+        logger.info("going on from %s", checkpoint.path)
+
+    def _warn_of_changes(self, state: dict) -> None:
+        old, new = _flat(json.loads(state["config"])), _flat(json.loads(self.config.to_json()))
+        ignored = (
+            "train.output",
+            "train.steps",
+            "train.log",
+            "train.keep",
+            "train.checkpoint_every",
+            "train.validate_every",
+            "train.tracker",
+            "train.resume",
+            "validation.",
+            "data.workers",
+        )
+        changed = [
+            name
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and not name.startswith(ignored)
+        ]
+        if changed:
+            told = ", ".join(f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in changed)
+            logger.warning("going on with other settings than before, so the run is no longer reproducible: %s", told)
+
+    def save(self) -> None:
+        """Write a checkpoint of the steps done so far, on the main process."""
+        if self.accelerator.is_main_process:
+            began = time.perf_counter()
+            self._refuse_broken_weights()
+            files = {
+                "trainables": dict(self.parts.adapter.state_dict()),
+                "optimiser": optimiser_tensors(self._plain_optimiser, self.parameters),
+            }
+            if self.average is not None:
+                files["ema"] = self.average.values
+            scaler = self.accelerator.scaler
+            state = {
+                "step": self.done,
+                "samples": self.done * self.config.train.batch_size,
+                "config": self.config.to_json(),
+                "adapter": self.parts.adapter.config.to_json(),
+                "base": self.fingerprint,
+                "base_name": self.config.model.base,
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            path = save_checkpoint(self.output, files, state, self.config.train.keep)
+            logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
+        self.accelerator.wait_for_everyone()
+
+    def _refuse_broken_weights(self) -> None:
+        norms = torch.stack(torch._foreach_norm([value.detach() for value in self.parameters.values()]))
+        if not torch.isfinite(norms).all():
+            raise TrainingDiverged(
+                f"the weights after step {self.done} are not numbers. Last good checkpoint: {self._kept()}. Lower "
+                "optimiser.lr"
+            )
+
+    def _kept(self) -> str:
+        return next((str(path) for path in list_checkpoints(self.output)), "none")
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Train until ``train.steps`` optimiser steps are done, or until asked to stop; both leave a
+        checkpoint.
+
+        Returns:
+            Whether all steps are done.
+
+        Raises:
+            TrainingDiverged: a loss or weight that is no number; the last good checkpoint is kept.
+            CheckpointError: a checkpoint that cannot be written; likewise.
+        """
+        steps, settings = self.config.train.steps, self.config.train
+        saved = self.done
+        for batch in self.batches(self.done):
+            if not self._forward_backward(batch):
+                continue
+            self.done += 1
+            stop = self._asked_to_stop()
+            last = stop or self.done >= steps
+            save = last or self.done % settings.checkpoint_every == 0
+            if save or self.done % settings.log_every == 0:
+                self._log()
+            if save:
+                self._pausing(self.save)
+                saved = self.done
+            if self.validate is not None and settings.validate_every is not None:
+                if self.done % settings.validate_every == 0:
+                    self._pausing(self._validate)
+            if last:
+                break
+        if saved != self.done:
+            self.save()
+        return self.done >= steps
+
+    def _forward_backward(self, batch: Batch) -> bool:
+        """One part of a step; True when the optimiser has stepped."""
+        accelerator = self.accelerator
+        plan = self._module.plan(batch)
+        record = self._record(batch, plan)
+        batch = batch.to(accelerator.device)
+        with accelerator.accumulate(self.step_module):
+            features = encode_batch(batch, self.parts.base, self.parts.encoder)
+            loss, losses = self.step_module(batch, features, plan)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                clip = self.config.optimiser.clip
+                self.meter.add_norm(
+                    accelerator.clip_grad_norm_(self.parameters.values(), float("inf") if clip is None else clip)
+                )
+                set_learning_rate(
+                    self._plain_optimiser, learning_rate(self.done, self.config.train.steps, self.config.optimiser)
+                )
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+        self.meter.add(StepRecord(**record, losses=losses), len(batch))
+        if accelerator.sync_gradients and self.average is not None:
+            self.average.update(self.parameters, self.done)
+        return accelerator.sync_gradients
+
+    def _record(self, batch: Batch, plan: Plan) -> dict:
+        timesteps, areas = batch.timesteps.tolist(), batch.masks.mean((1, 2, 3)).tolist()
+        return {
+            "step": self.done,
+            "ids": [batch.ids[row] for row in plan.rows],
+            "kinds": plan.kinds,
+            "timesteps": [timesteps[row] for row in plan.rows],
+            "areas": [areas[row] for row in plan.rows],
+        }
+
+    def _asked_to_stop(self) -> bool:
+        """Whether to stop now; several processes stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested
+        if self.done % STOP_INTERVAL:
+            return False
+        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum").item() > 0)
+
+    def _pausing(self, action: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        action()
+        self.meter.pause(time.perf_counter() - began)
+
+    def _validate(self) -> None:
+        if self.accelerator.is_main_process:
+            self.validate(self.done)
+        self.accelerator.wait_for_everyone()
+
+    def _log(self) -> None:
+        sums = Sums.over_processes(gather_object([self.meter.take()]))
+        sums.check(self._kept())
+        if not self.accelerator.is_main_process:
+            return
+        values = sums.means()
+        values["learning rate"] = learning_rate(self.done - 1, self.config.train.steps, self.config.optimiser)
+        self.log_file.write(self.done, values)
+        self.accelerator.log(values, step=self.done)
+        logger.info(
+            "step %d of %d: loss %s, gradient norm %.3g, %.2f samples/s",
+            self.done,
+            self.config.train.steps,
+            f"{values['loss']:.4f}" if "loss" in values else "– (no face in these steps)",
+            values.get("gradient norm", 0.0),
+            values["samples per second"],
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

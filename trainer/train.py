@@ -1,0 +1,218 @@
+"""``python -m trainer.train CONFIG [name=value …]``: train an adapter.
+
+One process or several under ``accelerate launch``; started again on the same output folder it goes on where
+it stopped. SIGTERM and SIGUSR1 write a checkpoint and stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from .build import Parts, SetupError, build_parts
+from .checkpoint import CheckpointError, RunLock, RunLocked
+from .config import Config
+from .data import Batch, DataError, FaceDataset, TensorShapes, make_loader
+from .loop import Trainer
+from .manifest import ManifestError, read_manifest
+from .metrics import TrainingDiverged
+from .order import GlobalBatches
+from .settings import ConfigError, describe, load
+
+if TYPE_CHECKING:
+    from .validation import Validation
+
+logger = logging.getLogger("trainer")
+
+MIXED = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+#: What goes wrong with the input; anything else is a defect and shows its traceback.
+EXPECTED = (
+    ConfigError, SetupError, ManifestError, DataError, CheckpointError, RunLocked, TrainingDiverged,
+)  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration that a command line names.
+
+    Raises:
+        ConfigError: see :func:`trainer.settings.load`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.train",
+        description="Train a face adapter.",
+        epilog="settings:\n" + describe(Config),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", dest="option", help="the YAML file, if it does not come first")
+    parser.add_argument("values", nargs="*", metavar="CONFIG | name=value", help="YAML file, then settings")
+    options = parser.parse_args(arguments)
+    values = list(options.values)
+    path = options.option
+    if path is None and values and "=" not in values[0]:
+        path = values.pop(0)
+    if path is None:
+        parser.error("give a configuration, such as trainer/configs/sd15.yaml")
+    return load(Config, path, values)
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The accelerator of this process.
+
+    Raises:
+        SetupError: for a number format that the device does not have, or a batch that does not divide.
+    """
+    tracker = None if config.train.tracker == "none" else config.train.tracker
+    output = Path(config.train.output)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=MIXED[config.model.precision],
+            gradient_accumulation_steps=config.optimiser.accumulation,
+            log_with=tracker,
+            project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
+        )
+    except (ValueError, ImportError) as error:
+        raise SetupError(f"model.precision={config.model.precision}, train.tracker={tracker}: {error}") from error
+    if accelerator.device.type == "cpu" and config.model.precision == "fp16":
+        raise SetupError("model.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+    parts = accelerator.num_processes * config.optimiser.accumulation
+    if config.train.batch_size % parts:
+        raise SetupError(
+            f"train.batch_size is {config.train.batch_size}, which does not divide by {accelerator.num_processes} "
+            f"process(es) × {config.optimiser.accumulation} accumulation part(s)"
+        )
+    return accelerator
+
+
+def be_deterministic(config: Config) -> None:
+    """Deterministic kernels, so that a resumed run is bit-identical."""
+    if not config.train.deterministic:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def make_batches(config: Config, accelerator: Accelerator, parts: Parts) -> tuple[FaceDataset, Callable]:
+    """The samples, and a function from the first step to the batches of this process.
+
+    Raises:
+        ManifestError, CacheError: photos or cached features that cannot be used.
+    """
+    records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
+    for line in dropped[:5]:
+        logger.warning("left out: %s", line)
+    cache = None
+    if config.data.cache is not None:
+        from .cache import open_cache
+
+        cache = open_cache(config, records, parts.base, parts.encoder)
+    dataset = FaceDataset(records, config, TensorShapes.of(parts.base, config.data.resolution), cache)
+    logger.info("%d photos%s", len(records), f", {len(dropped)} rows left out" if dropped else "")
+
+    def batches(start: int) -> Iterator[Batch]:
+        order = GlobalBatches(
+            len(dataset),
+            config.train.batch_size,
+            config.train.seed,
+            config.train.steps,
+            start=start,
+            repeat=config.data.repeat,
+            accumulation=config.optimiser.accumulation,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        return iter(make_loader(dataset, order, config.data.workers, accelerator.device.type == "cuda"))
+
+    return dataset, batches
+
+
+def make_validation(config: Config, accelerator: Accelerator, parts: Parts, dataset: FaceDataset) -> Validation | None:
+    """What makes validation pictures on the main process; None when there are to be none."""
+    if config.train.validate_every is None or not accelerator.is_main_process:
+        return None
+    from .validation import Validation
+
+    return Validation(config, parts, dataset, accelerator)
+
+
+def release_encoders(config: Config, parts: Parts) -> None:
+    """Free what a cached run does not need: text encoders, and without validation the autoencoder as well."""
+    if config.data.cache is None:
+        return
+    parts.base.release("text")
+    parts.encoder.release()
+    if config.train.validate_every is None:
+        parts.base.release("autoencoder")
+
+
+def listen(trainer: Trainer) -> None:
+    """SIGTERM and SIGUSR1 ask for a checkpoint and the end."""
+
+    def ask(number: int, _frame) -> None:
+        trainer.stop_requested = True
+        logger.warning("%s: writing a checkpoint after this step, then stopping", signal.Signals(number).name)
+
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), ask)
+
+
+def train(config: Config) -> bool:
+    """Train as configured; whether all steps are done."""
+    accelerator = make_accelerator(config)
+    logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    be_deterministic(config)
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(RunLock(Path(config.train.output)))
+        accelerator.wait_for_everyone()
+        parts = build_parts(config, accelerator.device)
+        dataset, batches = make_batches(config, accelerator, parts)
+        validation = make_validation(config, accelerator, parts, dataset)
+        release_encoders(config, parts)
+        if config.train.tracker != "none":
+            accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
+        trainer = Trainer(config, accelerator, parts, batches, validation)
+        listen(trainer)
+        count = sum(value.numel() for value in trainer.parameters.values())
+        logger.info(
+            "%s: %d branches, %.1f M trained parameters; step %d of %d; %d process(es)",
+            parts.base.family, len(parts.adapter.branches), count / 1e6, trainer.done, config.train.steps,
+            accelerator.num_processes,
+        )  # fmt: skip
+        finished = trainer.run()
+        accelerator.end_training()
+    told = "done" if finished else "stopped"
+    logger.info(
+        "%s at step %d. Write the adapter with: python -m trainer.export %s", told, trainer.done, config.train.output
+    )
+    return finished
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 when trained or stopped on request, 1 for an error of the input."""
+    from .bases import BaseError
+    from .encoder import EncoderError
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        train(parse(arguments))
+    except (*EXPECTED, BaseError, EncoderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
