@@ -252,3 +252,16 @@ def _encoder_config(renamed: Mapping[str, Tensor], vision: Mapping[str, Any] | N
         "patch_size": patch, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
     }
     return EncoderConfig(config=config, image_size=side * patch, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+
+
+def read_prefix(path: str | Path) -> dict[str, Tensor]:
+    """``encode_prefix.weight`` and ``.bias`` out of ``caption_decoder.pth`` or its conversion.
+
+    Raises ``ValueError`` that names the file and what it is instead.
+    """
+    tensors, _ = read_tensors(path)
+    prefix = {key: tensor for key, tensor in tensors.items() if key.startswith("encode_prefix.")}
+    if sorted(prefix) != ["encode_prefix.bias", PREFIX_SIGNATURE]:
+        raise ValueError(f"{path}: {_describe(tensors)}. UniDiffuser's caption decoder (caption_decoder.pth) has "
+                         f"{PREFIX_SIGNATURE} and encode_prefix.bias.")
+    return prefix

@@ -8,7 +8,7 @@ from . import folders
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, detect, face, guidance, loaders  # noqa: E402
+from . import apply, detect, face, guidance, loaders, unidiffuser  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,
@@ -16,6 +16,7 @@ NODES: list[type[io.ComfyNode]] = [
     *face.NODES,
     *apply.NODES,
     *guidance.NODES,
+    *unidiffuser.NODES,
 ]
 
 

@@ -184,7 +184,7 @@ class UViT(nn.Module):
         if any(padding):
             latent = functional.pad(latent, padding, mode="replicate")
         grid = (latent.shape[2] // config.patch, latent.shape[3] // config.patch)
-        t_text = torch.zeros_like(t_img) if t_text is None else t_text
+        t_text = torch.zeros_like(t_img) if t_text is None else t_text.to(t_img)
         data_type = torch.ones_like(t_img, dtype=torch.long) if data_type is None else data_type
         times = timestep_embedding(torch.stack([t_img, t_text], 1).flatten(), config.width)
         x = torch.cat([
