@@ -55,9 +55,7 @@ class DetectFaces(io.ComfyNode):
             ),
             inputs=_inputs(),
             outputs=[
-                io.Image.Output(
-                    "crops", display_name="crops", tooltip="One square crop for each face taken."
-                ),
+                io.Image.Output("crops", display_name="crops", tooltip="One square crop for each face taken."),
                 io.String.Output(
                     "face_boxes",
                     display_name="boxes",
@@ -125,9 +123,7 @@ class DetectFaces(io.ComfyNode):
 
 def _inputs() -> list[io.Input]:
     return [
-        io.Image.Input(
-            "image", tooltip="One photo, or a batch of photos; each is searched for faces on its own."
-        ),
+        io.Image.Input("image", tooltip="One photo, or a batch of photos; each is searched for faces on its own."),
         io.Combo.Input(
             "detector",
             options=[AUTO, *DETECTOR_NAMES],
@@ -150,6 +146,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "min_size",
+            display_name="minimum size",
             default=32,
             min=0,
             max=4096,
@@ -170,8 +167,7 @@ def _inputs() -> list[io.Input]:
             max=4.0,
             step=0.05,
             optional=True,
-            tooltip="Side of the square crop over the longer side of the face's box. Adapters are trained"
-            " with 1.1.",
+            tooltip="Side of the square crop over the longer side of the face's box. Adapters are trained with 1.1.",
         ),
         io.Int.Input(
             "crop_size",
@@ -204,9 +200,7 @@ def _inputs() -> list[io.Input]:
 def _detectors(image: Tensor, name: str, boxes: str, mask: Tensor | None) -> list[Detector]:
     """One detector a photo; the same one for all unless boxes or masks are given."""
     if image.ndim != 4 or len(image) == 0:
-        raise FaceError(
-            f"image: expected a batch of photos (B, H, W, 3), found the shape {tuple(image.shape)}"
-        )
+        raise FaceError(f"image: expected a batch of photos (B, H, W, 3), found the shape {tuple(image.shape)}")
     count = len(image)
     if boxes.strip() and mask is not None:
         raise FaceError("both boxes and a mask are given; remove one of them")
@@ -215,9 +209,7 @@ def _detectors(image: Tensor, name: str, boxes: str, mask: Tensor | None) -> lis
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
-            raise FaceError(
-                f"mask: {len(mask)} masks for {count} photos; expected one, or one for each photo"
-            )
+            raise FaceError(f"mask: {len(mask)} masks for {count} photos; expected one, or one for each photo")
         return [GivenMask(one) for one in mask.expand(count, -1, -1)]
     return [load_detector(name, insightface_roots=model_folders("insightface"))] * count
 
@@ -244,8 +236,7 @@ def _crops(image: Tensor, selections: list[Selection], scale: float, size: int) 
 def _report(detector: Detector, selections: list[Selection]) -> str:
     lines = [f"detector: {detector.description}"]
     lines += [
-        f"{name}: {found.describe()}"
-        for name, found in zip(_photo_names(len(selections)), selections, strict=True)
+        f"{name}: {found.describe()}" for name, found in zip(_photo_names(len(selections)), selections, strict=True)
     ]
     return "\n".join(lines)
 

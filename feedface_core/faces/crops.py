@@ -38,17 +38,13 @@ def check_image(image: Tensor, name: str = "image") -> Tensor:
         FaceError: for another shape or type, an empty photo, NaN or infinity, or values that are not in 0..1.
     """
     if not isinstance(image, Tensor):
-        raise FaceError(
-            f"{name}: expected a tensor (H, W, 3) of floats in 0..1, found {type(image).__name__}"
-        )
+        raise FaceError(f"{name}: expected a tensor (H, W, 3) of floats in 0..1, found {type(image).__name__}")
     if not image.is_floating_point():
         raise FaceError(f"{name}: expected floats in 0..1, found {image.dtype}; divide by 255")
     if image.ndim == 2:
         image = image.unsqueeze(-1)
     if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4) or 0 in image.shape:
-        raise FaceError(
-            f"{name}: expected the shape (H, W, 3) with 1 to 4 channels, found {tuple(image.shape)}"
-        )
+        raise FaceError(f"{name}: expected the shape (H, W, 3) with 1 to 4 channels, found {tuple(image.shape)}")
     image = image.float()
     low, high = (v.item() for v in torch.aminmax(image))
     # A NaN anywhere makes both of them NaN.
@@ -114,9 +110,7 @@ def _filter_weights(start: float, stop: float, size: int, length: int, like: Ten
     """Weights ``(size, n)`` of the n pixels from the returned first one on, for ``size`` samples between
     start and stop."""
     step = (stop - start) / size
-    reach = max(
-        step, 1.0
-    )  # enlarging interpolates between neighbours, shrinking averages over a pixel of the result
+    reach = max(step, 1.0)  # enlarging interpolates between neighbours, shrinking averages over a pixel of the result
     first = min(max(math.floor(start - 2 * reach), 0), length)
     last = max(min(math.ceil(stop + 2 * reach) + 1, length), first)
     # The normalisation sums over the endless grid, not only over the pixels that exist.
@@ -139,9 +133,7 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def crop_face(
-    image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL
-) -> Tensor:
+def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL) -> Tensor:
     """The square face crop ``(size, size, 3)`` in 0..1.
 
     Args:
@@ -160,9 +152,7 @@ def crop_face(
     height, width = image.shape[:2]
     x0, y0, x1, y1 = check_box(box)
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise FaceError(
-            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels"
-        )
+        raise FaceError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels")
     return resample(image, square_box(box, scale), size, size, fill)
 
 

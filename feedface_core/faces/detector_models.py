@@ -31,9 +31,7 @@ class MtcnnDetector(Detector):
     licence = "MIT, weights included in facenet-pytorch"
     INSTALL = "pip install facenet-pytorch==2.5.3"
 
-    def __init__(
-        self, device: str | torch.device = "cpu", threshold: float = 0.9, min_face_size: int = 20
-    ) -> None:
+    def __init__(self, device: str | torch.device = "cpu", threshold: float = 0.9, min_face_size: int = 20) -> None:
         try:
             from facenet_pytorch import MTCNN as Network
         except ImportError as error:
@@ -142,9 +140,7 @@ class InsightFaceDetector(Detector):
                 allowed_modules=modules,
                 providers=[cuda, "CPUExecutionProvider"] if on_cuda else ["CPUExecutionProvider"],
             )
-        except (
-            Exception
-        ) as error:  # AssertionError, ConnectionError, and whatever onnxruntime has for broken files
+        except Exception as error:  # AssertionError, ConnectionError, and whatever onnxruntime has for broken files
             files = ", ".join(sorted(file.name for file in pack.path.glob("*.onnx"))) or "none"
             raise DetectorUnavailable(
                 f"InsightFace cannot use the models in {pack.path} (.onnx files: {files}):"

@@ -117,9 +117,7 @@ def check_box(box: Any) -> Box:
     try:
         x0, y0, x1, y1 = (float(v) for v in box)
     except (TypeError, ValueError) as error:
-        raise FaceError(
-            f"a box is four numbers x0, y0, x1, y1 in pixels, found {str(box)[:100]!r}"
-        ) from error
+        raise FaceError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {str(box)[:100]!r}") from error
     if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
         raise FaceError(f"a box must hold finite numbers, found {x0}, {y0}, {x1}, {y1}")
     if x1 <= x0 or y1 <= y0:
@@ -163,17 +161,16 @@ def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
         data = [data]
     if len(data) != photos:
         raise FaceError(
-            f"boxes: given for {len(data)} photo(s), but there are {photos}; expected one list of boxes for"
-            " each photo"
+            f"boxes: given for {len(data)} photo(s), but there are {photos}; expected one list of boxes for each photo"
         )
     faces = []
-    for index, photo in enumerate(data):
+    for number, photo in enumerate(data, start=1):
         if not isinstance(photo, list):
-            raise FaceError(f"boxes: photo {index}: expected a list of boxes, found {str(photo)[:60]!r}")
+            raise FaceError(f"boxes: photo {number} of {photos}: expected a list of boxes, found {str(photo)[:60]!r}")
         try:
             faces.append([DetectedFace.from_json(record) for record in photo])
         except FaceError as error:
-            raise FaceError(f"boxes: photo {index}: {error}") from error
+            raise FaceError(f"boxes: photo {number} of {photos}: {error}") from error
     return faces
 
 

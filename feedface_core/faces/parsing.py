@@ -71,9 +71,7 @@ def head_ellipse(face: DetectedFace) -> HeadEllipse:
     across = torch.stack([down[1], -down[0]])
     turn = ((nose - eyes) @ across).clamp(-0.45 * unit, 0.45 * unit)
     centre = eyes - 0.2 * unit * down - 2 * turn * across
-    return HeadEllipse(
-        (centre[0].item(), centre[1].item()), 1.5 * unit, 2.0 * unit, (down[0].item(), down[1].item())
-    )
+    return HeadEllipse((centre[0].item(), centre[1].item()), 1.5 * unit, 2.0 * unit, (down[0].item(), down[1].item()))
 
 
 def ellipse_mask(height: int, width: int, ellipse: HeadEllipse) -> Tensor:
@@ -134,15 +132,11 @@ def _parsed_mask(image: Tensor, face: DetectedFace, parser: FaceParser) -> Tenso
     part = resample(image, region, pixels, pixels)
     landmarks = (face.landmarks - torch.tensor([x0, y0])) * (pixels / side)
     probability = parser.parse(part, landmarks).clamp(0, 1)  # (pixels, pixels)
-    inner = [
-        round((v - origin) * pixels / side) for v, origin in zip(face.box, (x0, y0, x0, y0), strict=True)
-    ]
+    inner = [round((v - origin) * pixels / side) for v, origin in zip(face.box, (x0, y0, x0, y0), strict=True)]
     probability = _region_of_face(probability, inner)
     if probability is None:
         return None
-    whole = F.interpolate(probability[None, None], size=(side, side), mode="bilinear", align_corners=False)[
-        0, 0
-    ]
+    whole = F.interpolate(probability[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0]
     mask = torch.zeros(height, width)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
     mask[top:bottom, left:right] = whole[top - y0 : bottom - y0, left - x0 : right - x0]
@@ -189,9 +183,7 @@ class FacerParser:
         try:
             self.network = face_parser("farl/lapa/448", device=self.device, model_path=str(path))
         except Exception as error:
-            raise DetectorUnavailable(
-                f"{path}: not a face parsing model that facer can load ({error})"
-            ) from error
+            raise DetectorUnavailable(f"{path}: not a face parsing model that facer can load ({error})") from error
 
     def parse(self, image: Tensor, landmarks: Tensor) -> Tensor:
         """See :class:`FaceParser`."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy
 import torch
 from torch import Tensor
 
 from .crops import CROP_SCALE, check_image, square_box
 from .detector_base import shrink
-from .face import DetectedFace
 from .selection import Selection, crop_scale_of
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw
 
 CHOSEN, OTHER, TOO_SMALL = (60, 220, 90), (255, 170, 40), (150, 150, 150)
 PREVIEW_SIDE = 1024
@@ -54,25 +58,31 @@ def draw_faces(
         if chosen:
             rectangle(square_box(face.box, crop_scale_of(face, crop_scale)), colour, max(1, line // 2))
         rectangle(face.box, colour, line * 2 if chosen else line)
-        _label(draw, str(number), _corner(face, factor, picture.size), colour, 8 * line)
+        _label(draw, str(number), (face.box[0] * factor, face.box[1] * factor), colour, 8 * line)
     if selection.outcome == "skipped":
         _label(draw, "no face: skipped", (line, line), OTHER, 8 * line)
     return torch.from_numpy(numpy.array(picture)).float() / 255
 
 
-def _corner(face: DetectedFace, factor: float, size: tuple[int, int]) -> tuple[float, float]:
-    """Upper left corner of the box, moved into the picture."""
-    return min(max(face.box[0] * factor, 0), size[0] - 12), min(max(face.box[1] * factor, 0), size[1] - 12)
-
-
-def _label(draw, text: str, corner: tuple[float, float], colour: tuple[int, int, int], height: int) -> None:
+def _label(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    corner: tuple[float, float],
+    colour: tuple[int, int, int],
+    height: int,
+) -> None:
+    """Write text on a ground of colour, above the corner where there is room, and always inside the picture."""
     from PIL import ImageFont
 
     try:
         font = ImageFont.load_default(size=max(10, height))
     except TypeError:  # Pillow before 10.1 has one size only
         font = ImageFont.load_default()
-    left, top, right, bottom = draw.textbbox(corner, text, font=font)
     margin = max(2, height // 6)
-    draw.rectangle([corner[0], corner[1], right + 2 * margin, bottom + 2 * margin], fill=colour)
-    draw.text((corner[0] + margin, corner[1] + margin), text, fill=(0, 0, 0), font=font)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    size = (right - left + 2 * margin, bottom - top + 2 * margin)
+    above = corner[1] - size[1]
+    x = min(max(corner[0], 0), draw.im.size[0] - size[0])
+    y = min(max(above if above >= 0 else corner[1], 0), draw.im.size[1] - size[1])
+    draw.rectangle([x, y, x + size[0], y + size[1]], fill=colour)
+    draw.text((x + margin - left, y + margin - top), text, fill=(0, 0, 0), font=font)

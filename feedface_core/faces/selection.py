@@ -64,9 +64,7 @@ class Selection:
         return f"{len(self.faces)} face(s) found{left_out}; taken: {', '.join(parts)}"
 
 
-def order_faces(
-    faces: Sequence[DetectedFace], order: str, image_size: tuple[float, float]
-) -> list[DetectedFace]:
+def order_faces(faces: Sequence[DetectedFace], order: str, image_size: tuple[float, float]) -> list[DetectedFace]:
     """Sort faces; equal ones by their place in the photo, so that the result does not depend on the detector.
 
     Args:
@@ -102,9 +100,7 @@ def parse_indexes(text: str) -> tuple[int, ...] | None:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last > 9999:
-            raise FaceError(
-                f'indexes: expected numbers from 0 such as "0", "0, 2", "1-3", or "{ALL}", found {text!r}'
-            )
+            raise FaceError(f'indexes: expected numbers from 0 such as "0", "0, 2", "1-3", or "{ALL}", found {text!r}')
         indexes.extend(range(first, last + 1))
     return tuple(indexes)
 

@@ -166,14 +166,14 @@ def test_short_forms_for_one_photo(text):
         ('"face"', 1, "expected a list"),
         ("[]", 1, "given for 0 photo"),
         ("[[1, 2, 3, 4]]", 2, "given for 1 photo.s., but there are 2"),
-        ("[[[1, 2, 3]]]", 1, "photo 0: a box is four numbers"),
+        ("[[[1, 2, 3]]]", 1, "photo 1 of 1: a box is four numbers"),
         ("[[[10, 10, 5, 20]]]", 1, "x0 < x1"),
         ('[[{"x": 1}]]', 1, 'needs the key "box", found the keys'),
         ('[[{"box": [0, 0, 9, 9], "confidence": [1]}]]', 1, "not a face"),
         ('[[{"box": [0, 0, 9, 9], "confidence": "high"}]]', 1, "not a face"),
         ('[[{"box": [0, 0, 9, 9], "landmarks": [[1, 2]]}]]', 1, r"\(5, 2\)"),
         ("[[1, 2, 3, 4], 7]", 1, "given for 2 photo"),
-        ("[[[1, 2, 3, 4]], 7]", 2, "photo 1: expected a list of boxes"),
+        ("[[[1, 2, 3, 4]], 7]", 2, "photo 2 of 2: expected a list of boxes"),
     ],
 )
 def test_bad_json_is_refused(text, photos, message):
