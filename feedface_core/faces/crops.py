@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CROP_SCALE = 1.1
 CROP_SIZE = 224
+LARGEST_SQUARE = 16
+"""A square more than this many times as large as the photo is taken for a mistake."""
 FILL = 0.5
 """Grey put behind transparent pixels and past the border. Under the encoder's normalisation (mean 0.5, std
 0.5) it is the zero vector, the same that a dropped face crop gives, so it says "nothing here" rather than
@@ -153,6 +155,11 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
     x0, y0, x1, y1 = check_box(box)
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise FaceError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels")
+    if max(x1 - x0, y1 - y0) * scale > LARGEST_SQUARE * max(width, height):
+        raise FaceError(
+            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} times {scale:g} is more than {LARGEST_SQUARE} times as large as the"
+            f" photo of {width} × {height} pixels"
+        )
     return resample(image, square_box(box, scale), size, size, fill)
 
 

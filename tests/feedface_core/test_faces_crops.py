@@ -193,6 +193,8 @@ def test_other_bad_crops_are_refused():
     image = torch.zeros(50, 50, 3)
     with pytest.raises(FaceError, match="outside the photo of 50 × 50"):
         crop_face(image, (60, 0, 90, 30))
+    with pytest.raises(FaceError, match="more than 16 times as large as the photo of 50 × 50"):
+        crop_face(image, (0, 0, 1e9, 1e9))
     with pytest.raises(FaceError, match="the list is empty"):
         crop_faces(image, [])
     with pytest.raises(FaceError, match="scale"):

@@ -319,6 +319,15 @@ def test_mtcnn_finds_nothing_in_a_flat_picture(mtcnn):
         select_from_photo(torch.full((256, 256, 3), 0.5), mtcnn)
 
 
+def test_failure_inside_mtcnn_names_the_photo(mtcnn, monkeypatch):
+    def fail(*_, **__):
+        raise IndexError("The shape of the mask [3] does not match")
+
+    monkeypatch.setattr(mtcnn.network, "detect", fail)
+    with pytest.raises(FaceError, match="photo of 60 × 40 pixels .The shape of the mask.*another detector"):
+        mtcnn.detect(torch.rand(40, 60, 3))
+
+
 def test_face_at_the_border_is_found_and_its_crop_padded(mtcnn, portrait):
     cut = portrait[95:]  # through the forehead
     (face,) = [face for face in mtcnn.detect(cut) if face.size > 60]
