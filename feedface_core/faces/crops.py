@@ -157,8 +157,8 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
         raise FaceError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels")
     if max(x1 - x0, y1 - y0) * scale > LARGEST_SQUARE * max(width, height):
         raise FaceError(
-            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} times {scale:g} is more than {LARGEST_SQUARE} times as large as the"
-            f" photo of {width} × {height} pixels"
+            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} times {scale:g} is more than {LARGEST_SQUARE} times as large"
+            f" as the photo of {width} × {height} pixels"
         )
     return resample(image, square_box(box, scale), size, size, fill)
 
