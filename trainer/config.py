@@ -117,8 +117,8 @@ class DataSettings(Settings):
     """Largest number of references of a sample; the number is drawn from 1 to it."""
     retrieval: bool = True
     """Take the references from other photos of the same identity where there are any."""
-    duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 6
-    """Photos whose perceptual hashes differ in at most this many of 64 bits are the same picture."""
+    duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 4
+    """Photos or face crops whose hashes differ in at most this many of 64 bits are the same picture."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Positive = 1

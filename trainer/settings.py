@@ -42,13 +42,19 @@ class Settings(BaseModel):
         return build(cls, json.loads(text), "JSON")
 
 
-def load(kind: type[AnySettings], path: str | Path | None, overrides: Sequence[str] = ()) -> AnySettings:
+def load(
+    kind: type[AnySettings],
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> AnySettings:
     """Read a YAML file and apply dotted overrides.
 
     Args:
         kind: the class of settings to build.
         path: the YAML file; None starts from an empty one.
         overrides: assignments such as ``train.steps=100``; the value is YAML, such as ``[1, 2]`` or ``null``.
+        given: values as they are, which come before everything else.
 
     Raises:
         ConfigError: a file that is missing or no YAML mapping, a setting that does not exist (with the
@@ -68,6 +74,7 @@ def load(kind: type[AnySettings], path: str | Path | None, overrides: Sequence[s
         _refuse_unknown(kind, values, str(path))
     for override in overrides:
         _apply_override(kind, values, override)
+    values |= given or {}
     source = " with ".join(part for part in (str(path or ""), "overrides" if overrides else "") if part)
     return build(kind, values, source or "defaults")
 

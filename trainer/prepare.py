@@ -1,0 +1,235 @@
+"""From photos to a manifest with face boxes, crops, masks, captions and identities.
+
+    python -m trainer.prepare photos/ dataset/
+    python -m trainer.prepare table.csv dataset/ filter.minimum_face=96 identity.source=cluster workers=4
+
+The first two arguments are the photos (a folder, a glob, or a table) and the output folder; then settings. Run again,
+it goes on where it stopped, and looks only at photos that are new or have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feedface_core.faces import FaceError
+
+from .manifest import write_rows
+from .settings import ConfigError, describe, load
+from .stages.captions import Caption
+from .stages.faces import Crop, Detect, Filter, Mask, Read, Write
+from .stages.identities import Recognise, cluster, compile_pattern, load_recogniser, named_identity
+from .stages.inputs import InputError, find_photos
+from .stages.journal import Journal
+from .stages.photo import Batch, Photo
+from .stages.report import contact_sheet, summarise, table
+from .stages.settings import PrepareSettings
+
+logger = logging.getLogger(__name__)
+
+DUPLICATE_DISTANCE = 4
+_COLUMNS = ("id", "path", "caption", "width", "height", "bbox", "square_bbox", "mask_path", "crop_path", "identity")
+
+
+class Pipeline:
+    """All stages, one after the other: ``pipeline(batch) -> batch``.
+
+    Args:
+        settings: of the stages.
+        root: folder that the table's paths are relative to.
+        detect: False if every photo came with its box.
+
+    Raises:
+        ConfigError, FaceError: a detector, parser or model that is missing: before any photo is read.
+    """
+
+    def __init__(self, settings: PrepareSettings, root: Path, detect: bool = True) -> None:
+        self.stages: list[Callable[[Batch], Batch]] = [
+            Read(),
+            Detect(settings.detect if detect else None),
+            Filter(settings.filter),
+            Crop(settings.crop),
+            Mask(settings.mask, root),
+            Caption(settings.caption),
+        ]
+        if settings.identity.source == "cluster":
+            self.stages.append(Recognise(settings.identity, settings.detect))
+        self.stages.append(Write(Path(settings.output)))
+
+    def __call__(self, batch: Batch) -> Batch:
+        for stage in self.stages:
+            batch = stage(batch)
+        return batch
+
+
+def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
+    """Prepare the photos and return the summary.
+
+    Raises:
+        InputError: no photos, or a table that cannot be used.
+        ConfigError, FaceError: settings that cannot be used, or a model that is missing.
+    """
+    if settings.identity.source == "pattern" or settings.identity.pattern is not None:
+        compile_pattern(settings.identity.pattern)
+    output = Path(settings.output).expanduser()
+    settings = settings.model_copy(update={"output": str(output)})
+    photos, root = find_photos(settings.photos, output)
+    output.mkdir(parents=True, exist_ok=True)
+    journal = Journal(output, _stage_settings(settings))
+    journal.load()
+    clustering = settings.identity.source == "cluster"
+    wants_caption = settings.caption.model is not None
+    todo = [photo for photo in photos if not journal.restore(photo, wants_caption, clustering)]
+    if len(todo) < len(photos):
+        logger.info("%d of %d photos were done before", len(photos) - len(todo), len(photos))
+    done = {photo.id: photo for photo in _work(settings, root, todo, journal, progress)}
+    photos = [done.get(photo.id, photo) for photo in photos]
+    _finish_rows(photos, settings, output)
+    write_rows(output / f"manifest.{settings.manifest}", [photo.row for photo in photos if photo.kept])
+    _write_json_lines(output / "dropped.jsonl", photos)
+    summary = summarise(photos, DUPLICATE_DISTANCE)
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if settings.sheet:
+        contact_sheet(photos, output, settings.sheet)
+    return summary
+
+
+def _stage_settings(settings: PrepareSettings) -> str:
+    """What the outcome of the stages depends on."""
+    parts = settings.model_dump(include={"detect", "filter", "crop", "mask"})
+    parts["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
+    parts["recogniser"] = settings.identity.recogniser
+    return json.dumps(parts, sort_keys=True)
+
+
+def _work(
+    settings: PrepareSettings, root: Path, todo: Sequence[Photo], journal: Journal, progress: bool
+) -> Iterator[Photo]:
+    from tqdm import tqdm
+
+    if not todo:
+        return
+    detect = any("bbox" not in photo.given for photo in todo)
+    size = settings.batch_size
+    batches = [list(todo[place : place + size]) for place in range(0, len(todo), size)]
+    try:
+        with tqdm(total=len(todo), unit="photo", disable=None if progress else True) as bar:
+            for batch in _run(settings, root, detect, batches):
+                for photo in batch:
+                    journal.add(photo)
+                    yield photo
+                bar.update(len(batch))
+    finally:
+        journal.close()
+
+
+def _run(settings: PrepareSettings, root: Path, detect: bool, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches through the pipeline, here or in other processes, in their order."""
+    if settings.workers == 0:
+        yield from map(Pipeline(settings, root, detect), batches)
+        return
+    # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
+    context = get_context("spawn")
+    arguments = (settings, root, detect)
+    with ProcessPoolExecutor(settings.workers, context, _start_worker, arguments) as pool:
+        yield from pool.map(_work_on, batches)
+
+
+_pipeline: Pipeline | None = None
+
+
+def _start_worker(settings: PrepareSettings, root: Path, detect: bool) -> None:
+    global _pipeline
+    torch.set_num_threads(1)
+    _pipeline = Pipeline(settings, root, detect)
+
+
+def _work_on(batch: Batch) -> Batch:
+    assert _pipeline is not None
+    return _pipeline(batch)
+
+
+def _finish_rows(photos: Sequence[Photo], settings: PrepareSettings, output: Path) -> None:
+    """Captions and identities, which may change from run to run without working on the photos again."""
+    for photo in photos:
+        if not photo.kept:
+            continue
+        caption = photo.given.get("caption")
+        if caption:
+            photo.row["caption"] = caption
+            photo.row.pop("captioned_by", None)
+        elif not photo.row.get("caption"):
+            photo.row["caption"] = ""
+            if settings.caption.missing == "drop":
+                photo.reason = "no caption"
+    kept = [photo for photo in photos if photo.kept]
+    if settings.identity.source == "cluster" and kept:
+        limit = settings.identity.distance or load_recogniser(settings.identity, settings.detect).distance
+        people = cluster([photo.id for photo in kept], [photo.vector for photo in kept], limit)
+    else:
+        people = {photo.id: named_identity(photo, settings.identity) for photo in kept}
+    for photo in kept:
+        row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people[photo.id]}
+        photo.row = {name: row[name] for name in (*_COLUMNS, *(name for name in row if name not in _COLUMNS))}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The path from the manifest's folder; absolute where there is none (another drive)."""
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
+
+
+def _write_json_lines(path: Path, photos: Sequence[Photo]) -> None:
+    lines = [
+        json.dumps({"id": photo.id, "reason": photo.reason, "detail": photo.detail}, ensure_ascii=False) + "\n"
+        for photo in photos
+        if not photo.kept
+    ]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0 if photos were kept, 1 if none was or something is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.prepare",
+        description="Photos → manifest, face crops and masks.",
+        epilog="Settings (setting=value):\n" + describe(PrepareSettings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("photos", help="a folder, a glob, or a CSV, JSONL or Parquet table")
+    parser.add_argument("output", help="folder of the manifest")
+    parser.add_argument("settings", nargs="*", metavar="setting=value")
+    parser.add_argument("--config", help="a YAML file with settings")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given = {"photos": options.photos, "output": options.output}
+    try:
+        settings = load(PrepareSettings, options.config, options.settings, given)
+        summary = prepare(settings)
+    except (ConfigError, InputError, FaceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(summary))
+    output = Path(settings.output)
+    if not summary["kept"]:
+        print(f"error: no photo was kept; {output / 'dropped.jsonl'} says why", file=sys.stderr)
+        return 1
+    sheet = f"; look at {output / 'contact_sheet.png'}" if settings.sheet else ""
+    print(f"\nwritten: {output / f'manifest.{settings.manifest}'}{sheet}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

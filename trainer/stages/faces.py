@@ -1,0 +1,212 @@
+"""The stages that look at one photo: read, detect, filter, crop, mask, write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from feedface_core.faces import (
+    DetectedFace,
+    FaceError,
+    face_mask,
+    load_detector,
+    load_parser,
+    resample,
+    square_box,
+)
+
+from .. import pictures
+from .photo import Drop, Photo, Stage
+from .settings import CropSettings, DetectSettings, FilterSettings, MaskSettings
+
+SHARPNESS_SIDE = 48
+"""Sharpness is judged at this size, which even a small face has: at its own, size and sharpness would mix."""
+
+
+class Read(Stage):
+    """Opens the photo, upright, and notes its size and perceptual hash."""
+
+    def process(self, photo: Photo) -> None:
+        if not photo.path.is_file():
+            raise Drop("missing file", str(photo.path))
+        if photo.path.stat().st_size == 0:
+            raise Drop("empty file")
+        try:
+            photo.picture = pictures.open_photo(photo.path)
+            photo.image = pictures.to_tensor(photo.picture)
+        except (pictures.PictureError, MemoryError) as error:
+            raise Drop("unreadable photo", str(error).removeprefix(f"{photo.path}: ")) from error
+        photo.row["width"], photo.row["height"] = photo.picture.size
+        photo.row["photo_hash"] = f"{pictures.perceptual_hash(photo.picture):016x}"
+
+
+class Detect(Stage):
+    """Finds the faces, or takes the box that came with the photo.
+
+    Args:
+        settings: of the detector; None if every photo comes with its box.
+    """
+
+    def __init__(self, settings: DetectSettings | None) -> None:
+        self.detector = None
+        if settings is not None:
+            self.detector = load_detector(
+                settings.detector,
+                insightface_roots=settings.insightface_roots,
+                model=settings.model,
+                threshold=settings.threshold,
+                device=settings.device,
+            )
+
+    def process(self, photo: Photo) -> None:
+        box = photo.given.get("bbox")
+        try:
+            if box is None:
+                photo.faces = self.detector.detect(photo.image)
+            else:
+                photo.faces = [DetectedFace(tuple(box), source="given")]
+        except (FaceError, TypeError) as error:
+            raise Drop("bad face box" if box is not None else "unreadable photo", str(error)) from error
+
+
+class Filter(Stage):
+    """Keeps photos with exactly one recognisable face that is large and sharp enough.
+
+    Sharpness is the variance of the Laplacian over that of the grey values, of the face at 48 pixels. Portraits have
+    0.2 to 0.7; blurred by a hundredth of the face's size 0.1 to 0.3, by a fiftieth 0.03 to 0.1.
+    """
+
+    def __init__(self, settings: FilterSettings) -> None:
+        self.settings = settings
+
+    def process(self, photo: Photo) -> None:
+        if not photo.faces:
+            raise Drop("no face")
+        ordered = sorted(photo.faces, key=lambda face: -face.size)
+        largest = ordered[0]
+        others = [face for face in ordered[1:] if face.size >= self.settings.ignore_below * largest.size]
+        if others:
+            sizes = ", ".join(f"{face.size:.0f}" for face in (largest, *others))
+            raise Drop("several faces", f"{len(others) + 1}, of {sizes} pixels")
+        if largest.size < self.settings.minimum_face:
+            raise Drop("small face", f"{largest.size:.0f} pixels, wanted {self.settings.minimum_face}")
+        x0, y0, x1, y1 = largest.box
+        if x1 <= 0 or y1 <= 0 or x0 >= photo.row["width"] or y0 >= photo.row["height"]:
+            raise Drop("bad face box", f"{largest.box} lies outside the photo")
+        value = sharpness(resample(photo.image, largest.box, SHARPNESS_SIDE, SHARPNESS_SIDE))
+        if value < self.settings.minimum_sharpness:
+            raise Drop("blurred face", f"sharpness {value:.3f}, wanted {self.settings.minimum_sharpness:g}")
+        photo.face = largest
+        photo.row |= {
+            "bbox": [round(value, 2) for value in largest.box],
+            "detector": largest.source,
+            "confidence": round(largest.confidence, 4),
+            "sharpness": round(value, 3),
+        }
+
+
+def sharpness(image: Tensor) -> float:
+    """Variance of the Laplacian over the variance of the grey values, of ``(H, W, 3)`` in 0…1.
+
+    Without the second, a face in the dark would count as blurred.
+    """
+    grey = 255 * (image @ torch.tensor([0.299, 0.587, 0.114]))  # (H, W)
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    edges = functional.conv2d(grey[None, None], kernel[None, None])
+    return (edges.var() / (grey.var() + 1.0)).item()
+
+
+class Crop(Stage):
+    """Cuts the square around the face."""
+
+    def __init__(self, settings: CropSettings) -> None:
+        self.settings = settings
+
+    def process(self, photo: Photo) -> None:
+        width, height = photo.picture.size
+        square = square_box(photo.face.box, self.settings.scale)
+        if self.settings.border == "clamp":
+            square = clamp_square(square, width, height)
+        photo.crop = resample(photo.image, square, self.settings.size, self.settings.size)
+        photo.row["square_bbox"] = [round(value, 2) for value in square]
+        photo.row["crop_hash"] = f"{pictures.perceptual_hash(pictures.to_picture(photo.crop)):016x}"
+
+
+def clamp_square(
+    square: tuple[float, float, float, float], width: int, height: int
+) -> tuple[float, float, float, float]:
+    """A square that lies inside the photo: moved, and shrunk to the photo's shorter side if it is longer."""
+    x0, y0, x1, y1 = square
+    side = min(x1 - x0, width, height)
+    left = min(max((x0 + x1 - side) / 2, 0.0), width - side)
+    top = min(max((y0 + y1 - side) / 2, 0.0), height - side)
+    return left, top, left + side, top + side
+
+
+class Mask(Stage):
+    """The mask of face and hair: the one that came with the photo, Facer's, or an ellipse."""
+
+    def __init__(self, settings: MaskSettings, folder: Path) -> None:
+        self.parser = None
+        self.folder = folder
+        if settings.parser != "ellipse":
+            self.parser = load_parser(settings.parser_roots, settings.device)
+            if self.parser is None and settings.parser == "facer":
+                places = ", ".join(settings.parser_roots)
+                raise FaceError(
+                    "mask.parser=facer, but there is no face_parsing.farl.lapa*.pt (or no package pyfacer); "
+                    f"looked in {places}"
+                )
+
+    def process(self, photo: Photo) -> None:
+        given = photo.given.get("mask_path")
+        try:
+            if given:
+                photo.mask = pictures.read_mask(self.folder / Path(given).expanduser(), photo.picture.size)
+                kind = "given"
+            else:
+                photo.mask, kind = face_mask(photo.image, photo.face, self.parser)
+                photo.mask = (photo.mask > 0.5).float()
+        except (pictures.PictureError, FaceError) as error:
+            raise Drop("unreadable mask" if given else "no mask", str(error)) from error
+        covered = photo.mask.mean().item()
+        if covered == 0.0:
+            raise Drop("empty mask", "no pixel belongs to the face")
+        if covered == 1.0:
+            raise Drop("full mask", "every pixel belongs to the face")
+        photo.row |= {"mask_kind": kind, "mask_area": round(covered, 4)}
+
+
+class Write(Stage):
+    """Writes mask and crop beside the manifest, each in one piece, and forgets the pixels."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        for name in ("masks", "crops"):
+            (output / name).mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, batch: list[Photo]) -> list[Photo]:
+        return [photo.release() for photo in super().__call__(batch)]
+
+    def process(self, photo: Photo) -> None:
+        name = f"{photo.path.stem}-{short_hash(photo.id)}.png"
+        for column, folder, picture in (
+            ("mask_path", "masks", pictures.to_picture(photo.mask)),
+            ("crop_path", "crops", pictures.to_picture(photo.crop)),
+        ):
+            target = self.output / folder / name
+            partial = target.with_name(f".{name}.{os.getpid()}.partial")
+            picture.save(partial, format="PNG")
+            os.replace(partial, target)
+            photo.row[column] = f"{folder}/{name}"
+
+
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits that tell apart photos of the same name in different folders."""
+    import hashlib
+
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
