@@ -131,7 +131,10 @@ def _choose_pack(roots: Sequence[str | Path], model: str | None) -> InsightFaceP
     if not chosen:
         named = f" named {model!r}" if model else ""
         found = f"; found: {', '.join(pack.name for pack in packs)}" if packs else ""
-        raise DetectorUnavailable(f"no InsightFace model files{named}{found}; {_where_models_go(roots)}")
+        raise DetectorUnavailable(
+            f"no InsightFace model files{named}{found}; {_where_models_go(roots)}. Put a model pack there, or choose"
+            f" {MTCNN!r}, which brings its weights along"
+        )
     return chosen[0]
 
 
