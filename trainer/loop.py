@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -261,7 +262,8 @@ class Trainer:
 
     def _validate(self) -> None:
         if self.accelerator.is_main_process:
-            self.validate(self.done)
+            with nullcontext() if self.average is None else self.average.applied(self.parameters):
+                self.validate(self.done)
         self.accelerator.wait_for_everyone()
 
     def _log(self) -> None:

@@ -5,7 +5,8 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,6 +101,18 @@ class MovingAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = list(self.values.values())
         torch._foreach_lerp_(averages, [parameters[name].detach().float() for name in self.values], 1.0 - decay)
+
+    @contextmanager
+    def applied(self, parameters: Named) -> Iterator[None]:
+        """Within it, the parameters hold the averages."""
+        kept = {name: value.detach().clone() for name, value in parameters.items()}
+        try:
+            for name, value in self.values.items():
+                parameters[name].data.copy_(value)
+            yield
+        finally:
+            for name, value in kept.items():
+                parameters[name].data.copy_(value)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back saved averages. Raises ``ValueError`` for other names."""

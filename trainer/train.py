@@ -76,6 +76,7 @@ def make_accelerator(config: Config) -> Accelerator:
     output = Path(config.train.output)
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # several processes on the CPU are not found out otherwise
             mixed_precision=MIXED[config.model.precision],
             gradient_accumulation_steps=config.optimiser.accumulation,
             log_with=tracker,

@@ -1,0 +1,140 @@
+"""``python -m trainer.export RUN``: write the adapter of a checkpoint as one file that the nodes load."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from feedface_core.config import AdapterConfig
+from feedface_core.format import save_adapter
+
+from .bases import DTYPES
+from .checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
+from .config import Config
+from .encoder import EncoderError, load_face_encoder
+from .settings import ConfigError
+
+Weights = Literal["auto", "ema", "raw"]
+
+
+class ExportError(ValueError):
+    """An adapter that cannot be written as asked."""
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint's folder, or the newest sound one of a run.
+
+    Raises:
+        CheckpointError: when there is none, or the one that was named is broken.
+    """
+    if (path / MANIFEST).is_file():
+        return load_checkpoint(path)
+    found = load_latest(path)
+    if found is None:
+        raise CheckpointError(f"{path} holds no checkpoint; give a train.output folder, or a checkpoint in it")
+    return found
+
+
+def choose_weights(checkpoint: Checkpoint, weights: Weights) -> dict:
+    """The tensors to export: the moving average where there is one, unless raw weights are asked for.
+
+    Raises:
+        ExportError: when the moving average is asked for and was not kept.
+    """
+    average = checkpoint.tensors.get("ema")
+    if weights == "ema" and average is None:
+        raise ExportError(
+            f"{checkpoint.path} has no moving average: train with train.ema=0.9999, or export --weights raw"
+        )
+    if weights == "raw" or average is None:
+        return checkpoint.tensors["trainables"]
+    return {**checkpoint.tensors["trainables"], **average}
+
+
+def export(
+    source: Path,
+    target: Path | None = None,
+    weights: Weights = "auto",
+    precision: str = "fp16",
+    title: str | None = None,
+    encoder_path: str | None = None,
+) -> Path:
+    """Write an adapter file.
+
+    Args:
+        source: a run's folder or a checkpoint in it.
+        target: the file; None puts ``<run>/<run's name>-<step>.safetensors`` beside the checkpoints.
+        weights: the moving average, the raw weights, or the average where there is one.
+        precision: number format of the file: fp32, fp16 or bf16.
+        title: None keeps that of the configuration.
+        encoder_path: the encoder's folder, where it has moved since training.
+
+    Raises:
+        CheckpointError, EncoderError, ExportError: for parts that are missing or do not belong together.
+    """
+    checkpoint = find_checkpoint(source)
+    config = Config.from_json(checkpoint.state["config"])
+    described = AdapterConfig.from_json(checkpoint.state["adapter"])
+    if title is not None:
+        described = dataclasses.replace(described, title=title)
+    run = checkpoint.path.parent
+    target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
+    encoder_tensors = None
+    if described.encoder.included:
+        settings = config.adapter.encoder
+        if encoder_path is not None:
+            settings = settings.model_copy(update={"path": encoder_path})
+        encoder = load_face_encoder(settings, allow_hub=config.model.allow_hub)
+        if encoder.config.fingerprint != described.encoder.fingerprint:
+            raise ExportError(
+                f"{settings.path} is not the encoder of this run: fingerprint {encoder.config.fingerprint}, "
+                f"expected {described.encoder.fingerprint}"
+            )
+        encoder_tensors = encoder.tensors()
+    tensors = choose_weights(checkpoint, weights)
+    averaged = tensors is not checkpoint.tensors["trainables"]
+    side = config.data.resolution
+    metadata = {
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.description": f"Face adapter trained for {checkpoint.step} steps of {config.train.batch_size} samples"
+        f" ({'moving average' if averaged else 'raw weights'})",
+        "training.config": checkpoint.state["config"],
+        "training.step": str(checkpoint.step),
+        "training.samples": str(checkpoint.state["samples"]),
+        "training.base": json.dumps({"name": Path(config.model.base).name, "fingerprint": checkpoint.state["base"]}),
+        "training.weights": "ema" if averaged else "raw",
+    }
+    return save_adapter(target, described, tensors, encoder_tensors, metadata, DTYPES[precision])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 when written, 1 for an error of the input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.export", description="Write the adapter of a checkpoint as one file."
+    )
+    parser.add_argument("source", type=Path, help="a run's folder (train.output), or a checkpoint in it")
+    parser.add_argument("-o", "--output", type=Path, help="the .safetensors file; by default in the run's folder")
+    parser.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto",
+                        help="moving average or raw weights; auto takes the average where there is one")  # fmt: skip
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp16")
+    parser.add_argument("--title")
+    parser.add_argument("--encoder", help="the face encoder's folder, if it has moved since training")
+    options = parser.parse_args(arguments)
+    try:
+        path = export(
+            options.source, options.output, options.weights, options.precision, options.title, options.encoder
+        )
+    except (CheckpointError, ConfigError, EncoderError, ExportError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
