@@ -8,15 +8,11 @@ adapter gives the same prediction through both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..adapter import FaceAdapter
 from ..config import SiteConfig
-from ..rows import FaceRows, add_control
-from . import Site, match_sites
+from . import Site
 
 #: Width of the text states by family.
 _FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -84,50 +80,3 @@ def default_sites(unet: nn.Module) -> tuple[SiteConfig, ...]:
     for site in list_sites(unet):
         last[site.name.rsplit(".transformer_blocks.", 1)[0]] = site
     return tuple(site.config() for site in last.values())
-
-
-class Attachment:
-    """Control branches on a live module through forward hooks, for training and for diffusers pipelines.
-
-    Example::
-
-        attachment = attach(unet, adapter)
-        with attachment.faces([FaceRows(4), FaceRows(4, FaceContext(adapter, hidden))]):
-            prediction = unet(noisy, timesteps, text_states).sample
-        attachment.remove()
-    """
-
-    def __init__(self, unet: nn.Module, adapter: FaceAdapter, sites: Sequence[Site]):
-        self._rows: Sequence[FaceRows] = ()
-        modules = dict(unet.named_modules())
-        self._handles = [
-            modules[site.path].register_forward_hook(self._hook(index)) for index, site in enumerate(sites)
-        ]
-
-    def _hook(self, index: int):
-        def hook(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return add_control(index, inputs[0], output, self._rows) if self._rows else output
-
-        return hook
-
-    @contextmanager
-    def faces(self, rows: Sequence[FaceRows]) -> Iterator[None]:
-        """Within it, the module's forward passes treat the rows of their batch as described.
-
-        With gradient checkpointing the backward pass runs blocks again, so it belongs inside as well.
-        """
-        previous, self._rows = self._rows, tuple(rows)
-        try:
-            yield
-        finally:
-            self._rows = previous
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-
-def attach(unet: nn.Module, adapter: FaceAdapter) -> Attachment:
-    """Hooks the adapter's branches onto the module. Raises ``ValueError`` when it was made for another model."""
-    return Attachment(unet, adapter, match_sites(adapter.config, unet))

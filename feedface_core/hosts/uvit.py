@@ -12,23 +12,18 @@ tokens, which are the last h·w of the sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..adapter import FaceAdapter
 from ..blocks import Attention, scaled_dot_product_attention
 from ..config import SiteConfig
-from ..rows import FaceRows, add_control
-from . import Site, match_sites
+from . import Site
+from .attachment import GRID_KEY
 from .uvit_config import LEADING, UViTConfig
-
-#: Key of ``transformer_options`` under which the blocks' wrappers find (h, w) of the picture tokens.
-GRID_KEY = "picture_grid"
 
 
 class SelfAttention(nn.Module):
@@ -251,41 +246,3 @@ def default_sites(model: nn.Module) -> tuple[SiteConfig, ...]:
     indices = range(0, max(half - 1, 1), 2)
     return tuple(SiteConfig(f"{side}.{i}", width, width // head_dim, head_dim)
                  for side in ("in_blocks", "out_blocks") for i in indices)
-
-
-class Attachment:
-    """Control branches on a live U-ViT through forward hooks, for training; see ``sd_unet.Attachment``."""
-
-    def __init__(self, model: nn.Module, adapter: FaceAdapter, sites: Sequence[Site]):
-        self._rows: Sequence[FaceRows] = ()
-        modules = dict(model.named_modules())
-        self._handles = [modules[site.path].register_forward_hook(self._hook(index), with_kwargs=True)
-                         for index, site in enumerate(sites)]
-
-    def _hook(self, index: int):
-        def hook(block: nn.Module, inputs: tuple[Tensor, ...], named: dict, output: Tensor) -> Tensor:
-            if not self._rows:
-                return output
-            grid = named["transformer_options"][GRID_KEY]
-            return add_control(index, inputs[0], output, self._rows, grid)
-
-        return hook
-
-    @contextmanager
-    def faces(self, rows: Sequence[FaceRows]) -> Iterator[None]:
-        """Within it, the module's forward passes treat the rows of their batch as described."""
-        previous, self._rows = self._rows, tuple(rows)
-        try:
-            yield
-        finally:
-            self._rows = previous
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-
-def attach(model: nn.Module, adapter: FaceAdapter) -> Attachment:
-    """Hooks the adapter's branches onto a U-ViT. Raises ``ValueError`` when it was made for another model."""
-    return Attachment(model, adapter, match_sites(adapter.config, model))

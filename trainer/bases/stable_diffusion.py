@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from feedface_core.adapter import FaceAdapter
 from feedface_core.config import HOSTS, SiteConfig
 from feedface_core.hosts import sd_unet
+from feedface_core.hosts.attachment import Attachment, attach
 
 from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
 
@@ -58,7 +59,7 @@ class StableDiffusionBase:
         self._autoencoder = None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
         self._text_encoders = [freeze(encoder, dtype) for encoder in text_encoders]
         self._tokenizers = list(tokenizers)
-        self._attachment: sd_unet.Attachment | None = None
+        self._attachment: Attachment | None = None
         self._rows: Any = None
         self._null_text: Text | None = None
         self.cell = 2 ** (len(described["block_out_channels"]) - 1)
@@ -276,7 +277,7 @@ class StableDiffusionBase:
         base.
         """
         self.detach()
-        self._attachment = sd_unet.attach(self.host, adapter)
+        self._attachment = attach(self.host, adapter)
 
     def detach(self) -> None:
         """Take the branches away again."""
