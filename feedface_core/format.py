@@ -107,7 +107,7 @@ def save_adapter(path: str | os.PathLike, config: AdapterConfig, tensors: Mappin
     for name, tensor in (encoder_tensors or {}).items():
         if not name.endswith("position_ids"):
             stored[_ENCODER + plain_name(name)] = _stored(tensor, dtype)
-    described = {**_metadata(config, stored), **(metadata or {})}
+    described = {**adapter_metadata(config, stored), **(metadata or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -122,7 +122,8 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
 
 
-def _metadata(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def adapter_metadata(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Metadata of an adapter file with these stored tensors: format, config, ModelSpec keys."""
     architecture = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512",
                     "sdxl": "stable-diffusion-xl-v1-base"}.get(config.host, config.host)
     return {

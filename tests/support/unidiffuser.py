@@ -62,7 +62,7 @@ def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5,
     rows: list = []
     if face is not None:
         built, who, strength = face
-        attachment = uni.uvit.attach(host, built)
+        attachment = uni.attachment.attach(host, built)
         rows = [uni.rows.FaceRows(1, uni.rows.FaceContext.of(built, who), strength)]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     cumulated = torch.cumprod(1 - betas, 0)

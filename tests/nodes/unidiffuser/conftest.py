@@ -16,6 +16,7 @@ def uni(comfy) -> SimpleNamespace:
     names = {"model": "nodes.unidiffuser_model", "joint": "nodes.unidiffuser_joint", "nodes": "nodes.unidiffuser",
              "adapter": "nodes.adapter", "apply": "nodes.apply", "face": "nodes.face", "rows": "feedface_core.rows",
              "encoder": "feedface_core.encoder", "uvit": "feedface_core.hosts.uvit",
+             "attachment": "feedface_core.hosts.attachment",
              "uvit_config": "feedface_core.hosts.uvit_config"}
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 

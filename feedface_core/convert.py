@@ -1,0 +1,258 @@
+"""Writes the files of the published releases as safetensors: smaller, safe to open, and saying what they are.
+
+    python -m feedface_core.convert uvit_v1.pth caption_decoder.pth feed-4800000.pt --dtype fp16
+
+* ``uvit_v1.pth`` keeps its keys. With ``--caption-decoder FILE`` it takes ``encode_prefix`` along, so that one file is
+  enough for Load UniDiffuser.
+* ``caption_decoder.pth`` keeps ``encode_prefix`` and ``decode_prefix`` and leaves its language model out.
+* ``feed-4800000.pt`` becomes an adapter file with its config inside.
+
+What cannot be read off the weights (attention heads) goes into the metadata. Every file is read back and compared with
+its source before it gets its final name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import released
+from .encoder import check_tensors
+from .format import adapter_metadata, expected_shapes, load_adapter
+from .hosts.uvit import UViT
+from .hosts.uvit_config import UViTConfig
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ENCODER = "encoder.vision_model."
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What goes into one output file.
+
+    Args:
+        kind: a key of what :func:`feedface_core.released.kind` tells apart.
+        tensors: by the keys of the output.
+        metadata: of the output.
+        left_out: keys of the source that the output does not carry.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+def plan(path: Path, dtype: torch.dtype | None = None, caption_decoder: Path | None = None) -> Conversion:
+    """Reads a released file and decides what its conversion holds.
+
+    Args:
+        path: any of the released files.
+        dtype: of the floating-point tensors; that of the file when None.
+        caption_decoder: for a U-ViT, where to take ``encode_prefix`` from.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file, and what it is instead of a released one.
+    """
+    tensors, metadata = released.read_tensors(path)
+    kind = released.kind(tensors)
+    if kind is None:
+        keys = sorted(tensors)
+        raise ValueError(f"{path}: none of the released files (uvit_v1.pth, caption_decoder.pth, feed-4800000.pt); it "
+                         f"holds {len(keys)} tensors such as {', '.join(keys[:3])}")
+    if caption_decoder is not None and kind != "uvit":
+        raise ValueError(f"--caption-decoder goes with the U-ViT, but {path} is "
+                         f"{'the FeedFace adapter' if kind == 'adapter' else 'the caption decoder itself'}")
+    if kind == "adapter":
+        conversion = _plan_adapter(tensors, path, dtype)
+    elif kind == "uvit":
+        conversion = _plan_uvit(tensors, metadata, path, caption_decoder)
+    else:
+        kept = {key: tensor for key, tensor in tensors.items() if key.startswith(("encode_prefix.", "decode_prefix."))}
+        conversion = Conversion(kind, kept, {"format": "unidiffuser-caption-decoder"},
+                                tuple(sorted(tensors.keys() - kept.keys())))
+    return replace(conversion, tensors={key: _cast(tensor, dtype, key, path)
+                                        for key, tensor in conversion.tensors.items()})
+
+
+def _plan_adapter(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> Conversion:
+    config, adapter, encoder = released.read_adapter(tensors, path)
+    check_tensors(str(path), expected_shapes(config), adapter)
+    stored = {**adapter, **{_ENCODER + key: tensor for key, tensor in encoder.items()}}
+    stored = {key: _cast(tensor, dtype, key, path) for key, tensor in stored.items()
+              if not key.endswith("position_ids")}
+    return Conversion("adapter", stored, adapter_metadata(config, stored))
+
+
+def _plan_uvit(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path,
+               caption_decoder: Path | None) -> Conversion:
+    try:
+        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, metadata))
+        expected = {name: tuple(tensor.shape) for name, tensor in UViT(config, device="meta").state_dict().items()}
+        uvit = {key: tensor for key, tensor in tensors.items() if not key.startswith("encode_prefix.")}
+        check_tensors("UniDiffuser's U-ViT", expected, uvit)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if caption_decoder is not None:
+        tensors = {**tensors, **released.read_prefix(caption_decoder)}
+    return Conversion("uvit", tensors, {
+        "format": "unidiffuser-uvit",
+        released.METADATA_KEY: json.dumps(config.settings()),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "unidiffuser-v1",
+        "modelspec.title": "UniDiffuser v1",
+        "modelspec.prediction_type": "epsilon",
+    })
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None, key: str, path: Path) -> Tensor:
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor.detach().contiguous()
+    cast = tensor.detach().to(dtype).contiguous()
+    if torch.isfinite(tensor).all() and not torch.isfinite(cast).all():
+        raise ValueError(f"{path}: {key} reaches {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; use bf16")
+    return cast
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def write(conversion: Conversion, target: Path, progress: Progress = lambda count: None) -> Path:
+    """Writes under a temporary name, reads back, compares every tensor bit by bit, and renames.
+
+    Args:
+        progress: called with the bytes done since the last call; twice the size in all, writing and checking.
+
+    Raises:
+        OSError: not enough room on the disk, before anything is written.
+        ValueError: the file that was written is not what was to be written.
+    """
+    size = size_of(conversion.tensors)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < size + (1 << 20):
+        raise OSError(f"{target}: needs {size / 1e9:.2f} GB, but {target.parent} has {free / 1e9:.2f} GB free")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with _watched(temporary, size, progress):
+            save_file(conversion.tensors, str(temporary), metadata=conversion.metadata)
+        os.chmod(temporary, 0o666 & ~_umask())  # the library writes files that only their owner can read
+        verify(conversion, temporary, progress)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if conversion.kind == "adapter":
+        load_adapter(target)
+    return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _watched(path: Path, size: int, progress: Progress, interval: float = 0.1) -> Iterator[None]:
+    """Reports the growth of a file that a library writes in one call."""
+    done, finished = 0, threading.Event()
+
+    def report(now: int) -> None:
+        nonlocal done
+        if now > done:
+            progress(now - done)
+            done = now
+
+    def watch() -> None:
+        while not finished.wait(interval):
+            with contextlib.suppress(FileNotFoundError):
+                report(min(path.stat().st_size, size))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
+    report(size)
+
+
+def verify(conversion: Conversion, path: Path, progress: Progress = lambda count: None) -> None:
+    """Raises ``ValueError`` unless the file holds exactly the conversion's tensors and metadata."""
+    with safe_open(str(path), framework="pt") as file:
+        keys = set(file.keys())
+        if keys != conversion.tensors.keys():
+            raise ValueError(f"{path}: written keys differ: {sorted(keys ^ conversion.tensors.keys())[:3]}")
+        if dict(file.metadata() or {}) != conversion.metadata:
+            raise ValueError(f"{path}: written metadata differ")
+        for key, tensor in conversion.tensors.items():
+            written = file.get_tensor(key)
+            if written.dtype != tensor.dtype or not torch.equal(written, tensor):
+                raise ValueError(f"{path}: {key} reads back differently: the disk or the memory is faulty")
+            progress(tensor.numel() * tensor.element_size())
+
+
+def target_for(source: Path, dtype: str | None, folder: Path | None) -> Path:
+    """``NAME.safetensors`` or ``NAME-fp16.safetensors``, beside the source or in the folder."""
+    suffix = f"-{dtype}" if dtype else ""
+    return (folder or source.parent) / f"{source.stem}{suffix}.safetensors"
+
+
+def convert(source: Path, target: Path, dtype: str | None, caption_decoder: Path | None) -> None:
+    """One file, with a progress bar on stderr and a line on stdout."""
+    from tqdm import tqdm
+
+    conversion = plan(source, DTYPES[dtype] if dtype else None, caption_decoder)
+    size = size_of(conversion.tensors)
+    with tqdm(total=2 * size, desc=source.name, unit="B", unit_scale=True) as bar:
+        write(conversion, target, bar.update)
+    left_out = f", {len(conversion.left_out)} not needed left out" if conversion.left_out else ""
+    print(f"{target}: {len(conversion.tensors)} tensors{left_out}, {target.stat().st_size / 1e6:.1f} MB "
+          f"(was {source.stat().st_size / 1e6:.1f} MB), checked")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m feedface_core.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
+                        help="uvit_v1.pth, caption_decoder.pth or feed-4800000.pt, or several of them")
+    parser.add_argument("--dtype", choices=DTYPES, help="fp16 halves the size; unchanged when left out")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write; beside each file when left out")
+    parser.add_argument("--caption-decoder", type=Path, metavar="FILE",
+                        help="put its encode_prefix into the U-ViT's file")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    options = parser.parse_args(arguments)
+    targets = [target_for(source, options.dtype, options.output) for source in options.files]
+    try:
+        for source, target in zip(options.files, targets, strict=True):  # before anything long starts
+            if not source.is_file():
+                raise FileNotFoundError(f"no file {source}")
+            if target.exists() and not options.overwrite:
+                raise FileExistsError(f"{target} exists; give --overwrite or another --output")
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"two of the files would be written to the same place: {', '.join(map(str, targets))}")
+        for source, target in zip(options.files, targets, strict=True):
+            convert(source, target, options.dtype, options.caption_decoder)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
