@@ -107,6 +107,8 @@ class DataSettings(Settings):
     """Leave out manifest rows whose files are missing, instead of stopping."""
     cache: str | None = None
     """Folder written by trainer.cache; null encodes everything at each step."""
+    cache_batch: Positive = 8
+    """Photos, captions or crops that trainer.cache encodes at once."""
     resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 512
     """Side of the training square, in pixels."""
     crop: Literal["face", "centre"] = "face"

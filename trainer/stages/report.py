@@ -8,7 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from feedface_core.faces import square_box
+
 from .. import pictures
+from .faces import clamp_square
 from .photo import Photo
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 CELL = 192
 LINE = 14
 COLUMNS = 4
+AROUND = 3.0
+"""The sheet shows the square of so many times the face crop: room for the hair."""
 KEPT, DROPPED, PAPER = (30, 30, 30), (190, 30, 30), (255, 255, 255)
 TINT = (60, 200, 120)
 
@@ -71,7 +76,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def contact_sheet(photos: Sequence[Photo], output: Path, most: int) -> Path:
-    """A picture of photos with their mask and box, and of the crops; dropped photos with their reason in red.
+    """A picture of faces with mask and boxes, and of their crops; dropped photos with the reason in red.
 
     Args:
         photos: all photos.
@@ -118,26 +123,29 @@ def _labels(photo: Photo) -> tuple[str, str]:
 
 
 def _pictures(photo: Photo, output: Path) -> list[Image]:
+    """The photo around its face with mask and boxes, and the crop; the whole of a dropped photo."""
     from PIL import Image, ImageDraw
 
     try:
         picture = pictures.open_photo(photo.path)
     except pictures.PictureError:
         return []
-    scale = CELL / max(picture.size)
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    small = picture.resize(size)
     if not photo.kept:
-        return [_centred(small)]
+        picture.thumbnail((CELL, CELL))
+        return [_centred(picture)]
+    around = clamp_square(square_box(photo.row["square_bbox"], AROUND), *picture.size)
+    scale = CELL / (around[2] - around[0])
+    small = picture.resize((CELL, CELL), box=around)
     with Image.open(output / photo.row["mask_path"]) as file:
-        mask = file.convert("L").resize(size)
-    small = Image.composite(Image.blend(small, Image.new("RGB", size, TINT), 0.45), small, mask)
+        mask = file.convert("L").resize(picture.size).resize((CELL, CELL), box=around)
+    small = Image.composite(Image.blend(small, Image.new("RGB", small.size, TINT), 0.45), small, mask)
     draw = ImageDraw.Draw(small)
-    draw.rectangle([value * scale for value in photo.row["square_bbox"]], outline=(255, 220, 0))
-    draw.rectangle([value * scale for value in photo.row["bbox"]], outline=(255, 120, 0))
+    for column, colour in (("square_bbox", (255, 220, 0)), ("bbox", (255, 120, 0))):
+        corners = zip(photo.row[column], (around[0], around[1]) * 2, strict=True)
+        draw.rectangle([(value - origin) * scale for value, origin in corners], outline=colour)
     with Image.open(output / photo.row["crop_path"]) as file:
         crop = file.convert("RGB").resize((CELL, CELL))
-    return [_centred(small), crop]
+    return [small, crop]
 
 
 def _centred(picture: Image) -> Image:

@@ -1,0 +1,420 @@
+"""Features of the frozen models, computed once: moments of the photos, text states, hidden states of the face crops.
+
+    python -m trainer.cache trainer/configs/sd15.yaml
+    accelerate launch -m trainer.cache trainer/configs/sd15.yaml data.cache=dataset/cache --prune
+
+Photos and crops are encoded both ways round (``data.flip``), captions once each. Run again after anything changed: only
+what is missing is computed. Training with a cache needs neither photos nor encoders; it stops if the cache does not
+belong to its models, settings and photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import pictures
+from .bases import DTYPES, Base, BaseError, load_base, weights_fingerprint
+from .config import Config
+from .data import read_crop, read_picture
+from .encoder import EncoderError, FaceEncoder, load_face_encoder
+from .manifest import ManifestError, Record, read_manifest
+from .settings import ConfigError, describe, load
+from .store import CacheError, FeatureStore, FileHashes, differences, key_of, narrow
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("picture", "text", "face")
+_SHOWN = 5
+
+
+class Keys:
+    """The keys of all features of a run.
+
+    Args:
+        config, records, base, encoder: what they depend on.
+        hashes: of the files' contents.
+    """
+
+    def __init__(
+        self, config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder, hashes: FileHashes
+    ) -> None:
+        self.records, self.hashes = records, hashes
+        self.flips = (False, True) if config.data.flip else (False,)
+        face = encoder.config
+        self.about: dict[str, dict[str, Any]] = {
+            "picture": {
+                "autoencoder": base.fingerprint(["autoencoder"]),
+                "data.resolution": config.data.resolution,
+                "data.crop": config.data.crop,
+            },
+            "text": {"text encoder": base.fingerprint(["text"])},
+            "face": {
+                "face encoder": weights_fingerprint({"encoder": encoder.module}),
+                "adapter.encoder.layer": face.layer,
+                "adapter.encoder.image_size": face.image_size,
+                "adapter.encoder.image_mean": list(face.image_mean),
+                "adapter.encoder.image_std": list(face.image_std),
+            },
+        }
+
+    def picture(self, index: int, flip: bool) -> str:
+        """Of the moments and the mask of a photo."""
+        record = self.records[index]
+        mask = self.hashes.of(record.mask) if record.mask is not None else None
+        square = record.square if self.about["picture"]["data.crop"] == "face" else None
+        return key_of(self.about["picture"], self.hashes.of(record.path), mask, square, flip)
+
+    def text(self, caption: str) -> str:
+        """Of the states of a caption."""
+        return key_of(self.about["text"], caption)
+
+    def face(self, index: int, flip: bool) -> str:
+        """Of the hidden states of a face crop."""
+        record = self.records[index]
+        # A crop made in advance may have been replaced; otherwise photo and square say all.
+        crop = self.hashes.of(record.crop) if record.crop is not None else None
+        return key_of(self.about["face"], self.hashes.of(record.path), record.square, crop, flip)
+
+    def all(self) -> dict[str, dict[str, tuple[Any, bool]]]:
+        """For each kind, what each key is of: index of the record or caption, and whether mirrored."""
+        places = [(index, flip) for index in range(len(self.records)) for flip in self.flips]
+        captions = dict.fromkeys(["", *(record.caption for record in self.records)])
+        return {
+            "picture": {self.picture(*place): place for place in places},
+            "text": {self.text(caption): (caption, False) for caption in captions},
+            "face": {self.face(*place): place for place in places},
+        }
+
+
+class FeatureCache:
+    """What the dataset reads: features by index of the record."""
+
+    def __init__(self, keys: Keys, stores: Mapping[str, FeatureStore]) -> None:
+        self.stores = dict(stores)
+        self.pictures = {(i, f): keys.picture(i, f) for i in range(len(keys.records)) for f in keys.flips}
+        self.faces = {(i, f): keys.face(i, f) for i in range(len(keys.records)) for f in keys.flips}
+        self.texts = [keys.text(record.caption) for record in keys.records]
+        self.null = keys.text("")
+
+    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
+        """Moments of the photo and its mask ``(1, h, w)``, float32."""
+        found = self.stores["picture"].get(self.pictures[index, flip])
+        return found["moments"].float(), found["mask"].float()
+
+    def text(self, index: int) -> dict[str, Tensor]:
+        """Text states of the caption."""
+        return self.stores["text"].get(self.texts[index])
+
+    def null_text(self) -> dict[str, Tensor]:
+        """Text states of the empty caption."""
+        return self.stores["text"].get(self.null)
+
+    def hidden(self, index: int, flip: bool) -> Tensor:
+        """Hidden states ``(T, E)`` of the face crop."""
+        return self.stores["face"].get(self.faces[index, flip])["hidden"]
+
+
+def open_cache(config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder) -> FeatureCache:
+    """The cache of a run, complete.
+
+    Args:
+        config: the settings; ``data.cache`` is the folder.
+        records: all photos of the run.
+        base: with its autoencoder and text part, for their fingerprints.
+        encoder: of the faces.
+
+    Raises:
+        CacheError: a folder that is missing, or features that are not there: says which, and whether the model,
+            the settings or the photos are others.
+    """
+    folder = Path(config.data.cache or "").expanduser()
+    if not folder.is_dir():
+        raise CacheError(
+            f"data.cache {folder}: no such folder. Make it with python -m trainer.cache and the same settings, or "
+            "train without a cache (data.cache=null)"
+        )
+    keys = Keys(config, records, base, encoder, FileHashes(folder / "files.json"))
+    stores = {kind: FeatureStore(folder, kind) for kind in KINDS}
+    problems = []
+    for kind, wanted in keys.all().items():
+        missing = stores[kind].missing(wanted)
+        if not missing:
+            continue
+        reasons = differences(stores[kind].about, keys.about[kind])
+        if not reasons:
+            names = [wanted[key][0] for key in missing[:_SHOWN]]
+            shown = ", ".join(
+                records[name].id if isinstance(name, int) else repr(name[:40]) for name in dict.fromkeys(names)
+            )
+            reasons = [f"new or changed: {shown}{' …' if len(missing) > _SHOWN else ''}"]
+        problems.append(f"{kind}: {len(missing)} of {len(wanted)} features are missing ({'; '.join(reasons)})")
+    if problems:
+        raise CacheError(
+            f"data.cache {folder} does not belong to this run:\n  "
+            + "\n  ".join(problems)
+            + "\nRun python -m trainer.cache with the same settings: it computes what is missing"
+        )
+    return FeatureCache(keys, stores)
+
+
+# --- making it -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CacheSummary:
+    """What a run of the cache did.
+
+    Args:
+        computed, found: features by kind.
+        empty_masks, full_masks: photos whose mask is all zero or all one inside the training square.
+        unreadable: photos that cannot be encoded, with the reason.
+        stale: shards that belong to no feature of this run.
+    """
+
+    computed: dict[str, int]
+    found: dict[str, int]
+    empty_masks: list[str]
+    full_masks: list[str]
+    unreadable: list[str]
+    stale: list[Path]
+
+
+class _Sources(torch.utils.data.Dataset):
+    """Reads pictures and crops in the loader's processes; a problem comes back as text."""
+
+    def __init__(self, places: Sequence[tuple[str, tuple[int, bool]]], read: Callable[[int], Any]) -> None:
+        self.places, self.read = list(places), read
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: int) -> tuple[str, int, bool, Any]:
+        key, (index, flip) = self.places[place]
+        try:
+            return key, index, flip, self.read(index)
+        except (pictures.PictureError, OSError) as error:
+            return key, index, flip, str(error)
+
+
+@dataclass(frozen=True)
+class _ReadPicture:
+    records: Sequence[Record]
+    resolution: int
+    crop: str
+    cell: int
+
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        return read_picture(self.records[index], self.resolution, self.crop, self.cell)
+
+
+@dataclass(frozen=True)
+class _ReadCrop:
+    records: Sequence[Record]
+    size: int
+
+    def __call__(self, index: int) -> Tensor:
+        return read_crop(self.records[index], self.size)
+
+
+class CacheMaker:
+    """Computes the features that are missing.
+
+    Args:
+        config: the settings.
+        records: all photos.
+        base: with its autoencoder and text part.
+        encoder: of the faces.
+        process, processes: this one computes every so many-th feature.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        records: Sequence[Record],
+        base: Base,
+        encoder: FaceEncoder,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if config.data.cache is None:
+            raise CacheError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
+        self.folder = Path(config.data.cache).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"data.cache {self.folder}: cannot be made ({error.strerror})") from error
+        self.config, self.records, self.base, self.encoder = config, records, base, encoder
+        self.process, self.processes = process, processes
+        hashes = FileHashes(self.folder / "files.json")
+        self.keys = Keys(config, records, base, encoder, hashes)
+        self.wanted = self.keys.all()
+        if process == 0:
+            hashes.save()
+        self.stores = {kind: FeatureStore(self.folder, kind) for kind in KINDS}
+        self.summary = CacheSummary({}, {}, [], [], [], [])
+
+    def run(self, progress: bool = True) -> CacheSummary:
+        """Compute and write everything that is missing.
+
+        Raises:
+            CacheError: if the disk is full.
+        """
+        from tqdm import tqdm
+
+        missing = {kind: self.stores[kind].missing(self.wanted[kind]) for kind in KINDS}
+        for kind, keys in missing.items():
+            self.summary.computed[kind] = len(keys)
+            self.summary.found[kind] = len(self.wanted[kind]) - len(keys)
+            mine = keys[self.process :: self.processes]
+            encode = {"picture": self._pictures, "text": self._texts, "face": self._faces}[kind]
+            with tqdm(total=len(mine), desc=kind, disable=None if progress and mine else True) as bar:
+                for count in encode([(key, self.wanted[kind][key]) for key in mine]):
+                    bar.update(count)
+            self.stores[kind].flush(self.keys.about[kind])
+        self.summary.stale = [path for kind in KINDS for path in self.stores[kind].unused(self.wanted[kind])]
+        return self.summary
+
+    def _loader(self, places: Sequence[Any], read: Callable[[int], Any]) -> DataLoader:
+        from torch.utils.data import DataLoader
+
+        data = self.config.data
+        return DataLoader(
+            _Sources(places, read), data.cache_batch, num_workers=data.workers if places else 0, collate_fn=list
+        )
+
+    def _readable(self, batch: Sequence[Any]) -> list[Any]:
+        for _, index, flip, content in batch:
+            if isinstance(content, str) and not flip:
+                self.summary.unreadable.append(f"{self.records[index].id}: {content}")
+        return [entry for entry in batch if not isinstance(entry[3], str)]
+
+    def _pictures(self, places: Sequence[Any]) -> Iterator[int]:
+        data = self.config.data
+        read = _ReadPicture(self.records, data.resolution, data.crop, self.base.cell)
+        for batch in self._loader(places, read):
+            sound = self._readable(batch)
+            if sound:
+                pixels = [content[0].flip(-1) if flip else content[0] for _, _, flip, content in sound]
+                moments = self.base.encode_pixels(torch.stack(pixels)).cpu()
+            for place, (key, index, flip, (_, mask)) in enumerate(sound):
+                if not flip:
+                    self._note_mask(self.records[index].id, mask)
+                tensors = {
+                    "moments": narrow(moments[place], self.base.dtype),
+                    "mask": mask.flip(-1) if flip else mask,
+                }
+                self.stores["picture"].add(key, tensors, self.keys.about["picture"])
+            yield len(batch)
+
+    def _note_mask(self, name: str, mask: Tensor) -> None:
+        if mask.max() == 0:
+            self.summary.empty_masks.append(name)
+        elif mask.min() == 1:
+            self.summary.full_masks.append(name)
+
+    def _texts(self, places: Sequence[Any]) -> Iterator[int]:
+        size = self.config.data.cache_batch
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            states = self.base.encode_text([caption for _, (caption, _) in part])
+            for place, (key, _) in enumerate(part):
+                tensors = {name: tensor[place] for name, tensor in states.items()}
+                self.stores["text"].add(key, tensors, self.keys.about["text"])
+            yield len(part)
+
+    def _faces(self, places: Sequence[Any]) -> Iterator[int]:
+        for batch in self._loader(places, _ReadCrop(self.records, self.encoder.config.image_size)):
+            sound = self._readable(batch)
+            if sound:
+                crops = [content.flip(1) if flip else content for _, _, flip, content in sound]  # (S, S, 3)
+                hidden = self.encoder.encode(torch.stack(crops).to(self.base.device)).cpu()
+            for place, (key, _, _, _) in enumerate(sound):
+                self.stores["face"].add(key, {"hidden": hidden[place]}, self.keys.about["face"])
+            yield len(batch)
+
+
+def report(summary: CacheSummary, folder: Path) -> str:
+    """The summary as lines."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    lines = [f"{kind:<8} {summary.computed[kind]:>8} computed {summary.found[kind]:>8} found" for kind in KINDS]
+    lines.append(f"{folder}: {size / 2**20:.1f} MiB")
+    for what, names in (("empty", summary.empty_masks), ("full", summary.full_masks)):
+        if names:
+            lines.append(f"{len(names)} photo(s) with an {what} mask, trained as without one: {', '.join(names[:3])}")
+    if summary.stale:
+        stale = sum(path.stat().st_size for path in summary.stale)
+        lines.append(
+            f"{len(summary.stale)} shard(s), {stale / 2**20:.1f} MiB, belong to other settings; --prune deletes them"
+        )
+    return "\n".join(lines)
+
+
+def make_cache(config: Config, prune: bool = False, progress: bool = True) -> CacheSummary:
+    """Load the frozen models and compute what is missing, in each process of ``accelerate launch``.
+
+    Raises:
+        ManifestError, BaseError, EncoderError: for what is missing.
+        CacheError: for photos that cannot be read, after all others are done; or if the disk is full.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
+    for line in dropped[:_SHOWN]:
+        logger.warning("left out: %s", line)
+    base = load_base(config.model, state.device, parts=("autoencoder", "text"))
+    encoder = load_face_encoder(
+        config.adapter.encoder, DTYPES[config.model.precision], state.device, config.model.allow_hub
+    )
+    maker = CacheMaker(config, records, base, encoder, state.process_index, state.num_processes)
+    summary = maker.run(progress and state.is_main_process)
+    state.wait_for_everyone()
+    if prune and state.is_main_process:
+        for path in summary.stale:
+            path.unlink(missing_ok=True)
+        summary.stale = []
+    if state.is_main_process:
+        print(report(summary, maker.folder))
+    if summary.unreadable:
+        raise CacheError(
+            f"{len(summary.unreadable)} photo(s) or masks cannot be read; take them out of the manifest:\n  "
+            + "\n  ".join(summary.unreadable[:_SHOWN])
+        )
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 when the cache is complete."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.cache",
+        description="Compute the features of the frozen models once.",
+        epilog="settings:\n" + describe(Config),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="the YAML file of the training")
+    parser.add_argument("settings", nargs="*", metavar="name=value")
+    parser.add_argument("--prune", action="store_true", help="delete features of other models and settings")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        make_cache(load(Config, options.config, options.settings), options.prune)
+    except (ConfigError, ManifestError, BaseError, EncoderError, CacheError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
