@@ -26,7 +26,7 @@ MERGES = ["i n", "t h", "a n", "r e", "e r</w>", "p h", "o t", "o</w> a</w>"]
 
 @dataclass(frozen=True)
 class TinySize:
-    """Widths of the small models.
+    """Widths of the small models, multiples of 32. As in the real ones SD 1.x has 8 heads, others 64 channels a head.
 
     Args:
         channels: width of each level of the U-Net.
@@ -40,7 +40,7 @@ class TinySize:
     channels: Sequence[int] = (32, 64)
     blocks: int = 1
     context: int = 32
-    autoencoder: Sequence[int] = (16, 16, 32, 32)
+    autoencoder: Sequence[int] = (32, 32, 32, 32)
     text_layers: int = 3
     image_size: int = 64
 
@@ -62,20 +62,19 @@ def make_base(
 
     torch.manual_seed(seed)
     folder = Path(folder)
-    groups = min(32, min(size.channels) // 2)
     depth = [1] * (len(size.channels) - 1) + [2] if family == "sdxl" else 1
     attention = [family != "sdxl" or level > 0 for level in range(len(size.channels))]
     if family != "sdxl":
         attention[-1] = len(size.channels) == 2  # SD 1.x and 2.x have none in the lowest level
     extra = {}
-    pooled = size.context // 2
+    pooled = size.context * 3 // 4
     if family == "sdxl":
         extra = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": pooled + 6 * 8,
         }
-    heads = 4 if family == "sd1" else [max(width // 16, 1) for width in size.channels]
+    heads = 8 if family == "sd1" else [max(width // 64, 1) for width in size.channels]
     unet = UNet2DConditionModel(
         sample_size=size.image_size // 8,
         block_out_channels=tuple(size.channels),
@@ -86,7 +85,6 @@ def make_base(
         attention_head_dim=heads,
         transformer_layers_per_block=depth,
         use_linear_projection=family != "sd1",
-        norm_num_groups=groups,
         **extra,
     )
     unet.save_pretrained(folder / "unet")
@@ -94,7 +92,6 @@ def make_base(
         block_out_channels=tuple(size.autoencoder),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=min(32, min(size.autoencoder) // 2),
         sample_size=size.image_size,
         down_block_types=("DownEncoderBlock2D",) * len(size.autoencoder),
         up_block_types=("UpDecoderBlock2D",) * len(size.autoencoder),
@@ -119,23 +116,27 @@ def make_base(
 def _text_encoders(folder: Path, family: str, size: TinySize) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    vocabulary = make_tokenizer(folder / "tokenizer", pad=None if family == "sd1" else "!")
-    width = size.context // 2 if family == "sdxl" else size.context
-    config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=size.text_layers,
-        num_attention_heads=2,
-        projection_dim=width,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        hidden_act="gelu" if family == "sd2" else "quick_gelu",
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    vocabulary = make_tokenizer(folder / "tokenizer", pad="!" if family == "sd2" else None)
+    # Stable Diffusion XL has two encoders, the second one wider.
+    widths = [size.context // 4, size.context * 3 // 4] if family == "sdxl" else [size.context]
+    configs = [
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=size.text_layers,
+            num_attention_heads=max(width // 64, 1),
+            projection_dim=width,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            hidden_act="gelu" if family == "sd2" or place else "quick_gelu",
+        )
+        for place, width in enumerate(widths)
+    ]
+    CLIPTextModel(configs[0]).save_pretrained(folder / "text_encoder")
     if family == "sdxl":
         make_tokenizer(folder / "tokenizer_2", pad="!")
-        CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")
+        CLIPTextModelWithProjection(configs[1]).save_pretrained(folder / "text_encoder_2")
 
 
 def make_tokenizer(folder: Path, pad: str | None = None) -> int:
@@ -178,9 +179,7 @@ def make_encoder(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=("sd1", "sd2", "sdxl"), default="sd1")
     parser.add_argument("--seed", type=int, default=0)

@@ -101,7 +101,7 @@ def export(
     side = config.data.resolution
     metadata = {
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.description": f"Face adapter trained for {checkpoint.step} steps of {config.train.batch_size} samples"
+        "modelspec.description": f"Face adapter, {checkpoint.step} steps of {config.train.batch_size} samples"
         f" ({'moving average' if averaged else 'raw weights'})",
         "training.config": checkpoint.state["config"],
         "training.step": str(checkpoint.step),

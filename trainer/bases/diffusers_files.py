@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from . import DTYPES, BaseError, Part
-from .single_file import CheckpointConfigs, read_checkpoint, read_configs
+from .single_file import OPEN_CLIP, CheckpointConfigs, read_checkpoint, read_configs
 
 if TYPE_CHECKING:
     from trainer.config import ModelSettings
@@ -41,6 +41,24 @@ class Components:
     autoencoder_config: dict | None = None
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars for each part, and diffusers' warning about a cast that it makes itself."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    level, bars = diffusers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@_quiet()
 def load_folder(settings: ModelSettings, parts: Sequence[Part]) -> Components:
     """Load a diffusers folder.
 
@@ -98,6 +116,7 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
+@_quiet()
 def load_single_file(settings: ModelSettings, parts: Sequence[Part]) -> Components:
     """Load a single-file checkpoint, without network.
 
@@ -158,7 +177,7 @@ def _convert(
                 for kind, name in zip(kinds, names, strict=False)
             ]
             components.tokenizers = _tokenizers(
-                settings, encoders, openclip_first="cond_stage_model.model." in " ".join(list(weights))
+                settings, encoders, openclip_first=any(name.startswith(OPEN_CLIP) for name in weights)
             )
     except (SingleFileComponentError, ValueError, RuntimeError, KeyError, OSError) as error:
         if isinstance(error, BaseError):

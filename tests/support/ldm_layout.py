@@ -1,0 +1,130 @@
+"""From the layout of diffusers to that of the original single-file checkpoints, for tests that need both."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+}  # fmt: skip
+OPEN_CLIP = {
+    "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}  # fmt: skip
+TOP = {
+    "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}  # fmt: skip
+
+
+def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
+    """A diffusers U-Net's weights by their LDM names."""
+    return {_unet_name(name, unet): value for name, value in unet.state_dict().items()}
+
+
+def _unet_name(name: str, unet: nn.Module) -> str:
+    for theirs, ours in TOP.items():
+        if name.startswith(theirs + "."):
+            return ours + name.removeprefix(theirs)
+    layers = unet.config.layers_per_block
+    side, level, kind, index, rest = re.match(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", name).groups()
+    index = int(index)
+    if kind == "resnets":
+        layer, _, leaf = rest.rpartition(".")
+        rest = f"{RESNET[layer]}.{leaf}"
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
+    level = int(level)
+    if kind == "downsamplers":
+        return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{rest.removeprefix('conv.')}"
+    if kind == "upsamplers":
+        place = 2 if hasattr(unet.up_blocks[level], "attentions") else 1
+        return f"output_blocks.{level * (layers + 1) + layers}.{place}.{rest}"
+    place = int(kind == "attentions")
+    if side == "down":
+        return f"input_blocks.{1 + level * (layers + 1) + index}.{place}.{rest}"
+    return f"output_blocks.{level * (layers + 1) + index}.{place}.{rest}"
+
+
+def autoencoder_to_ldm(autoencoder: nn.Module) -> dict[str, Tensor]:
+    """A diffusers AutoencoderKL's weights by their LDM names."""
+    last = len(autoencoder.config.block_out_channels) - 1
+    weights = {}
+    for name, value in autoencoder.state_dict().items():
+        if ".attentions.0.to_" in name and name.endswith("weight"):
+            value = value[:, :, None, None]  # linears were 1 × 1 convolutions
+        name = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", name)
+        name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
+        name = re.sub(r"up_blocks\.(\d+)\.", lambda match: f"up.{last - int(match.group(1))}.", name)
+        name = re.sub(r"(up\.\d+)\.resnets\.(\d+)", r"\1.block.\2", name)
+        name = name.replace("upsamplers.0", "upsample")
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match.group(1)) + 1}", name)
+        name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
+        for theirs, ours in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"),
+                             ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut")):  # fmt: skip
+            name = name.replace(f".{theirs}.", f".{ours}.")
+        weights[name] = value
+    return weights
+
+
+def openai_text(encoder: nn.Module) -> dict[str, Tensor]:
+    """A CLIPTextModel's weights below ``text_model.``."""
+    return {
+        name.removeprefix("text_model."): value
+        for name, value in encoder.state_dict().items()
+        if not name.endswith("position_ids")
+    }
+
+
+def openclip_text(encoder: nn.Module, extra_layers: int = 0) -> dict[str, Tensor]:
+    """A CLIP text model's weights by OpenCLIP's names; ``extra_layers`` more that the host does not read."""
+    own = openai_text(encoder)
+    weights = {
+        "token_embedding.weight": own["embeddings.token_embedding.weight"],
+        "positional_embedding": own["embeddings.position_embedding.weight"],
+        "ln_final.weight": own["final_layer_norm.weight"],
+        "ln_final.bias": own["final_layer_norm.bias"],
+        "logit_scale": torch.tensor(1.0),
+        "text_projection": own["text_projection.weight"].T.contiguous()
+        if "text_projection.weight" in own
+        else torch.eye(own["final_layer_norm.weight"].shape[0]),
+    }
+    layers = encoder.config.num_hidden_layers
+    for index in range(layers + extra_layers):
+        old, new = f"encoder.layers.{min(index, layers - 1)}", f"transformer.resblocks.{index}"
+        for leaf in ("weight", "bias"):
+            parts = [own[f"{old}.self_attn.{name}_proj.{leaf}"] for name in "qkv"]
+            weights[f"{new}.attn.in_proj_{leaf}"] = torch.cat(parts)
+            for theirs, ours in OPEN_CLIP.items():
+                weights[f"{new}.{ours}.{leaf}"] = own[f"{old}.{theirs}.{leaf}"].clone()
+    return weights
+
+
+def folder_to_single_file(folder: Path, target: Path, family: str, metadata: dict | None = None) -> Path:
+    """Write a diffusers folder as a single-file checkpoint of the same family."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    first = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    parts = {
+        "model.diffusion_model.": unet_to_ldm(UNet2DConditionModel.from_pretrained(folder / "unet")),
+        "first_stage_model.": autoencoder_to_ldm(AutoencoderKL.from_pretrained(folder / "vae")),
+    }
+    if family == "sd1":
+        parts["cond_stage_model.transformer.text_model."] = openai_text(first)
+    elif family == "sd2":
+        parts["cond_stage_model.model."] = openclip_text(first, extra_layers=1)
+    else:
+        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+        parts["conditioner.embedders.0.transformer.text_model."] = openai_text(first)
+        parts["conditioner.embedders.1.model."] = openclip_text(second)
+    weights = {prefix + name: value.contiguous() for prefix, part in parts.items() for name, value in part.items()}
+    save_file(weights, target, metadata=metadata)
+    return target
