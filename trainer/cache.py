@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from feedface_core.faces import FaceError
+
 from . import pictures
 from .bases import DTYPES, Base, BaseError, load_base, weights_fingerprint
 from .config import Config
@@ -204,7 +206,7 @@ class _Sources(torch.utils.data.Dataset):
         key, (index, flip) = self.places[place]
         try:
             return key, index, flip, self.read(index)
-        except (pictures.PictureError, OSError) as error:
+        except (pictures.PictureError, FaceError, OSError) as error:
             return key, index, flip, str(error)
 
 

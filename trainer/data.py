@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from feedface_core.faces import FaceError, resample
+
 from . import pictures, randomness
 from .manifest import Record
 from .order import Entry, GlobalBatches
@@ -211,15 +213,13 @@ class FaceDataset(torch.utils.data.Dataset):
         draws = self.draws(index, visit)
         try:
             sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
-        except (pictures.PictureError, OSError) as error:
+        except (pictures.PictureError, FaceError, OSError) as error:
             raise DataError(f"sample {record.id}: {error}") from error
         # Inside an empty mask there is nothing to learn from, and a loss normalised by its area would be 0 /
         # 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty:
-            logger.warning(
-                "sample %s: the mask is empty inside the training square; standard loss", record.id
-            )
+            logger.warning("sample %s: the mask is empty inside the training square; standard loss", record.id)
         return {
             "id": record.id,
             "visit": visit,
@@ -240,9 +240,7 @@ class FaceDataset(torch.utils.data.Dataset):
         return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
 
     def _read(self, index: int, draws: Draws) -> dict[str, Any]:
-        pixels, mask = read_picture(
-            self.records[index], self.data.resolution, self.data.crop, self.shapes.cell
-        )
+        pixels, mask = read_picture(self.records[index], self.data.resolution, self.data.crop, self.shapes.cell)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         crops = []
@@ -277,8 +275,6 @@ def read_crop(record: Record, size: int) -> Tensor:
     Raises:
         PictureError: a file that cannot be read.
     """
-    from feedface_core.faces.crops import resample
-
     if record.crop is not None:
         crop = pictures.open_photo(record.crop)
         if crop.size == (size, size):
@@ -321,9 +317,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     )
 
 
-def make_loader(
-    dataset: FaceDataset, order: GlobalBatches, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+def make_loader(dataset: FaceDataset, order: GlobalBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader:
     """The batches of this process, in order. They do not depend on the number of workers."""
     from torch.utils.data import DataLoader
 

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feedface_core.faces import square_box
+
 Box = tuple[float, float, float, float]
 _SHOWN = 5
 
@@ -79,9 +81,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
         rows = _read_jsonl(path)
     else:
-        raise ManifestError(
-            f"manifest {path}: expected .jsonl or .parquet, found {path.suffix or 'no suffix'}"
-        )
+        raise ManifestError(f"manifest {path}: expected .jsonl or .parquet, found {path.suffix or 'no suffix'}")
     if not rows:
         raise ManifestError(f"manifest {path}: holds no rows")
     return rows
@@ -136,9 +136,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.flush()
             os.fsync(file.fileno())
     else:
-        raise ManifestError(
-            f"manifest {path}: expected .jsonl or .parquet, found {path.suffix or 'no suffix'}"
-        )
+        raise ManifestError(f"manifest {path}: expected .jsonl or .parquet, found {path.suffix or 'no suffix'}")
     os.replace(partial, path)
 
 
@@ -179,14 +177,9 @@ def read_manifest(
     if problems and (not drop_missing or not records):
         shown = "\n  ".join(problems[:_SHOWN])
         more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        hint = (
-            ""
-            if drop_missing
-            else "\nRepair the manifest, or leave such rows out with data.drop_missing=true"
-        )
+        hint = "" if drop_missing else "\nRepair the manifest, or leave such rows out with data.drop_missing=true"
         raise ManifestError(
-            f"{len(problems)} of {len(problems) + len(records)} manifest rows cannot be used:"
-            f"\n  {shown}{more}{hint}"
+            f"{len(problems)} of {len(problems) + len(records)} manifest rows cannot be used:\n  {shown}{more}{hint}"
         )
     return records, problems
 
@@ -222,8 +215,6 @@ def parse_row(row: Mapping[str, Any], folder: Path) -> Record:
 
 def square_of(box: Box, scale: float = 1.1) -> Box:
     """The square around a box's centre whose side is its longer side times ``scale``."""
-    from feedface_core.faces.crops import square_box
-
     return square_box(box, scale)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feedface_core.faces import FaceError, image_from_pil
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -33,8 +35,6 @@ def open_photo(path: str | Path) -> Image:
         PictureError: a file that is missing, no picture, or cut off.
     """
     from PIL import Image, ImageOps
-
-    from feedface_core.faces import FaceError, image_from_pil
 
     try:
         with Image.open(path) as file:
@@ -116,8 +116,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     height, width = values.shape
     if abs(width / height / (size[0] / size[1]) - 1) > MASK_SHAPE_TOLERANCE:
         raise PictureError(
-            f"{path}: the mask is {width} × {height}, "
-            f"which is not the shape of its photo, {size[0]} × {size[1]}"
+            f"{path}: the mask is {width} × {height}, which is not the shape of its photo, {size[0]} × {size[1]}"
         )
     return torch.from_numpy((values > MASK_THRESHOLD).astype(np.float32))
 

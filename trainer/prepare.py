@@ -138,6 +138,7 @@ def _run(settings: PrepareSettings, root: Path, detect: bool, batches: Iterable[
     if settings.workers == 0:
         yield from map(Pipeline(settings, root, detect), batches)
         return
+    Pipeline(settings, root, detect)  # an error in another process would have no message
     # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
     context = get_context("spawn")
     arguments = (settings, root, detect)
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(PrepareSettings, options.config, options.settings, given)
         summary = prepare(settings)
-    except (ConfigError, InputError, FaceError) as error:
+    except (ConfigError, InputError, FaceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(summary))

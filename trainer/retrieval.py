@@ -34,9 +34,11 @@ class References:
             for index, record in enumerate(records):
                 if record.identity is not None:
                     self.members[record.identity].append(index)
+        for members in self.members.values():
+            members.sort(key=lambda index: records[index].id)  # whatever the order of the manifest
 
     def candidates(self, index: int) -> list[int]:
-        """Other photos of the same person that are not the same picture, in the order of the manifest."""
+        """Other photos of the same person that are not the same picture, by id."""
         target = self.records[index]
         others = self.members.get(target.identity, ()) if target.identity is not None else ()
         return [other for other in others if not self._same_picture(target, self.records[other])]

@@ -37,7 +37,6 @@ class Read(Stage):
             raise Drop("empty file")
         try:
             photo.picture = pictures.open_photo(photo.path)
-            photo.image = pictures.to_tensor(photo.picture)
         except (pictures.PictureError, MemoryError) as error:
             raise Drop("unreadable photo", str(error).removeprefix(f"{photo.path}: ")) from error
         photo.row["width"], photo.row["height"] = photo.picture.size
@@ -170,10 +169,10 @@ class Mask(Stage):
                 kind = "given"
             else:
                 photo.mask, kind = face_mask(photo.image, photo.face, self.parser)
-                photo.mask = (photo.mask > 0.5).float()
         except (pictures.PictureError, FaceError) as error:
             raise Drop("unreadable mask" if given else "no mask", str(error)) from error
-        covered = photo.mask.mean().item()
+        photo.mask = photo.mask > 0.5
+        covered = photo.mask.float().mean().item()
         if covered == 0.0:
             raise Drop("empty mask", "no pixel belongs to the face")
         if covered == 1.0:
@@ -195,7 +194,7 @@ class Write(Stage):
     def process(self, photo: Photo) -> None:
         name = f"{photo.path.stem}-{short_hash(photo.id)}.png"
         for column, folder, picture in (
-            ("mask_path", "masks", pictures.to_picture(photo.mask)),
+            ("mask_path", "masks", pictures.to_picture(photo.mask.float())),
             ("crop_path", "crops", pictures.to_picture(photo.crop)),
         ):
             target = self.output / folder / name

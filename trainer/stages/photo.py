@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from feedface_core.faces import DetectedFace
+from feedface_core.faces import DetectedFace, FaceError
+
+from ..pictures import to_tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,11 +43,10 @@ class Photo:
         row: columns of the manifest so far.
         reason, detail: why it was left out; an empty reason keeps it.
         picture: the upright photo, while it is worked on.
-        image: the same as ``(H, W, 3)`` floats in 0…1.
         face: the face.
         faces: all faces found.
         crop: ``(S, S, 3)``.
-        mask: ``(H, W)``.
+        mask: ``(H, W)`` bool.
         vector: identity vector, for clustering.
     """
 
@@ -56,7 +57,6 @@ class Photo:
     reason: str = ""
     detail: str = ""
     picture: Image | None = None
-    image: Tensor | None = None
     faces: list[DetectedFace] = field(default_factory=list)
     face: DetectedFace | None = None
     crop: Tensor | None = None
@@ -67,9 +67,14 @@ class Photo:
     def kept(self) -> bool:
         return not self.reason
 
+    @property
+    def image(self) -> Tensor:
+        """The photo as ``(H, W, 3)`` floats in 0…1, made anew: for a batch of large photos it would be gigabytes."""
+        return to_tensor(self.picture)
+
     def release(self) -> Photo:
         """Forget the pixels."""
-        self.picture = self.image = self.crop = self.mask = self.face = None
+        self.picture = self.crop = self.mask = self.face = None
         self.faces = []
         return self
 
@@ -89,6 +94,8 @@ class Stage(ABC):
                     self.process(photo)
                 except Drop as drop:
                     photo.reason, photo.detail = drop.reason, drop.detail
+                except FaceError as error:
+                    photo.reason, photo.detail = "unusable face", str(error)
         return batch
 
     @abstractmethod
