@@ -94,11 +94,16 @@ def comfy(newest_comfyui: Installation, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder laid out like ComfyUI's ``models``, with ``checkpoints/tiny_sd1.safetensors`` (SD 1.x, random)."""
+    """A folder laid out like ComfyUI's ``models``, with random weights.
+
+    ``checkpoints/tiny_sd1.safetensors`` is Stable Diffusion 1.x, ``feedface/tiny_sd1.safetensors`` an adapter for it.
+    """
+    from tools.tiny_adapter import write_adapter
     from tools.tiny_checkpoint import write_checkpoint
 
     folder = tmp_path_factory.mktemp("models")
     write_checkpoint(folder / "checkpoints/tiny_sd1.safetensors")
+    write_adapter(folder / "feedface/tiny_sd1.safetensors")
     return folder
 
 
@@ -118,7 +123,9 @@ def astronaut() -> torch.Tensor:
     return torch.from_numpy(data.astronaut().copy()).float().div_(255).unsqueeze(0)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after everything else that is summed up
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if ABSENT in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
