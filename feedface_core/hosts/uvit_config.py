@@ -129,11 +129,11 @@ def check_signature(tensors: Mapping[str, Tensor]) -> None:
 
 def _guess(tensors: Mapping[str, Tensor]) -> str:
     signs = (
-        ("preprocess_module.project_layer.weight", "this is the released FeedFace adapter"),
-        ("encode_prefix.weight", "this is UniDiffuser's caption decoder"),
-        ("model.diffusion_model.input_blocks.0.0.weight", "this is a Stable Diffusion checkpoint"),
-        ("first_stage_model.encoder.conv_in.weight", "this is an autoencoder"),
-        ("encoder.conv_in.weight", "this is an autoencoder"),
+        ("preprocess_module.project_layer.weight", "this is the released FeedFace adapter (models/feedface)"),
+        ("encode_prefix.weight", "this is UniDiffuser's caption decoder (models/text_encoders)"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "this is a Stable Diffusion checkpoint (models/checkpoints)"),
+        ("first_stage_model.encoder.conv_in.weight", "this is an autoencoder (models/vae)"),
+        ("encoder.conv_in.weight", "this is an autoencoder (models/vae)"),
     )
     for key, text in signs:
         if key in tensors:
