@@ -113,6 +113,13 @@ class FaceContext:
             kv = self._kv[index] = self.adapter.branches[index].project_face(self._tokens)
         return kv
 
+    def prepare(self, like: Tensor) -> None:
+        """Projects for every branch now. Gradient checkpointing needs that: a block that is run again must find what
+        its first run found.
+        """
+        for index in range(len(self.adapter.branches)):
+            self.face_kv(index, like)
+
     def bias(self, like: Tensor) -> Tensor | None:
         return None if self._bias is None else self._bias.to(like.device, like.dtype)
 

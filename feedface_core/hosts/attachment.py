@@ -46,7 +46,8 @@ class Attachment:
     def faces(self, rows: Sequence[FaceRows]) -> Iterator[None]:
         """Within it, the host's forward passes treat the rows of their batch as described.
 
-        With gradient checkpointing the backward pass runs blocks again, so it belongs inside as well.
+        With gradient checkpointing the backward pass runs blocks again, so it belongs inside as well, and the faces
+        must be prepared (:meth:`~feedface_core.rows.FaceContext.prepare`) before.
         """
         previous, self._rows = self._rows, tuple(rows)
         try:
