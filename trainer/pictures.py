@@ -130,14 +130,19 @@ def cut_mask(mask: Tensor, size: tuple[int, int], square: Square, cells: int) ->
         square: see :func:`training_square`.
         cells: latent cells along a side.
     """
-    from PIL import Image
-
-    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
     left, top, side = square
-    box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
-    box = (box[0], box[1], min(box[2], mask.shape[1]), min(box[3], mask.shape[0]))
-    cut = Image.fromarray(mask.numpy()).resize((cells, cells), Image.Resampling.BOX, box=box)
-    return torch.from_numpy(np.array(cut)).clamp(0, 1).unsqueeze(0)
+    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
+    rows = _overlaps(top * scale_y, (top + side) * scale_y, cells, mask.shape[0])  # (cells, H)
+    columns = _overlaps(left * scale_x, (left + side) * scale_x, cells, mask.shape[1])  # (cells, W)
+    return (rows @ mask @ columns.T).clamp(0, 1).unsqueeze(0)
+
+
+def _overlaps(start: float, stop: float, cells: int, length: int) -> Tensor:
+    """Which share of each cell between start and stop each of ``length`` pixels covers, ``(cells, length)``."""
+    edges = start + (stop - start) / cells * torch.arange(cells + 1, dtype=torch.float64)
+    pixels = torch.arange(length, dtype=torch.float64)
+    common = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    return (common.clamp(min=0) * (cells / (stop - start))).float()
 
 
 def perceptual_hash(picture: Image) -> int:

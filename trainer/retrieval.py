@@ -25,9 +25,7 @@ class References:
         duplicate_distance: photos or crops whose hashes differ in at most so many bits are the same picture.
     """
 
-    def __init__(
-        self, records: Sequence[Record], most: int, retrieval: bool, duplicate_distance: int
-    ) -> None:
+    def __init__(self, records: Sequence[Record], most: int, retrieval: bool, duplicate_distance: int) -> None:
         self.records, self.most, self.duplicate_distance = records, most, duplicate_distance
         self.members: dict[str, list[int]] = defaultdict(list)
         if retrieval:
@@ -57,7 +55,4 @@ class References:
         if first.path == second.path:
             return True
         pairs = ((first.photo_hash, second.photo_hash), (first.crop_hash, second.crop_hash))
-        return any(
-            a is not None and b is not None and hash_distance(a, b) <= self.duplicate_distance
-            for a, b in pairs
-        )
+        return any(a is not None and b is not None and hash_distance(a, b) <= self.duplicate_distance for a, b in pairs)
