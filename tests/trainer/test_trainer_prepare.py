@@ -1,0 +1,498 @@
+"""From photos to a manifest: what is kept, why the rest is not, and going on where a run stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from feedface_core.faces import DetectedFace
+from trainer import prepare as command
+from trainer.manifest import read_manifest
+from trainer.settings import ConfigError, load
+from trainer.stages.captions import Caption
+from trainer.stages.faces import Crop, Filter, Mask, clamp_square, sharpness
+from trainer.stages.identities import cluster, named_identity
+from trainer.stages.inputs import InputError, find_photos
+from trainer.stages.photo import Photo
+from trainer.stages.settings import CaptionSettings, CropSettings, FilterSettings, IdentitySettings, MaskSettings
+from trainer.stages.settings import PrepareSettings as Settings
+
+
+def make_photo(path: Path, seed: int = 0, size: tuple[int, int] = (160, 120), blur: float = 0.0) -> Path:
+    """A picture with fine structure and an outlined disc at (50, 30) … (110, 90)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    photo = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(photo)
+    draw.ellipse((50, 30, 110, 90), outline="white", width=3)
+    photo.filter(ImageFilter.GaussianBlur(blur)).save(path)
+    return path
+
+
+BOX = [50, 30, 110, 90]
+
+
+def write_table(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def run(photos, output, *settings: str) -> dict:
+    return command.prepare(load(Settings, None, settings, {"photos": str(photos), "output": str(output)}), False)
+
+
+def rows_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+
+
+def dropped_of(output: Path) -> dict[str, str]:
+    lines = (output / "dropped.jsonl").read_text().splitlines()
+    return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """Four sound photos of two people with boxes, and one row for each thing that can be wrong."""
+    folder = tmp_path / "photos"
+    for number in range(4):
+        make_photo(folder / f"{number}.png", number)
+    rows = [
+        {"path": f"{n}.png", "caption": c, "identity": i, "bbox": BOX}
+        for n, (c, i) in enumerate([("one", "ann"), ("二人目", "ann"), ("", "bob"), ("صورة", "bob")])
+    ]
+    make_photo(folder / "blurred.png", blur=6)
+    make_photo(folder / "small.png")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:500])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no picture")
+    Image.new("L", (160, 120), 0).save(folder / "nothing-mask.png")
+    Image.new("L", (160, 120), 255).save(folder / "everything-mask.png")
+    Image.new("L", (60, 120), 255).save(folder / "narrow-mask.png")
+    rows += [
+        {"path": "gone.png", "bbox": BOX},
+        {"path": "cut.png", "bbox": BOX},
+        {"path": "empty.png", "bbox": BOX},
+        {"path": "text.png", "bbox": BOX},
+        {"path": "blurred.png", "bbox": BOX},
+        {"path": "small.png", "bbox": [50, 30, 70, 50]},
+        {"path": "0.png", "id": "outside", "bbox": [500, 500, 600, 600]},
+        {"path": "1.png", "id": "backwards", "bbox": [90, 30, 50, 90]},
+        {"path": "2.png", "id": "no face in the mask", "bbox": BOX, "mask_path": "nothing-mask.png"},
+        {"path": "3.png", "id": "all face", "bbox": BOX, "mask_path": "everything-mask.png"},
+        {"path": "./3.png", "id": "narrow mask", "bbox": BOX, "mask_path": "narrow-mask.png"},
+    ]
+    seen = {row["path"] for row in rows[:4]}
+    for row in rows[4:]:  # a table names each photo once
+        if row["path"] in seen:
+            copy = folder / f"copy of {row['id']}.png"
+            copy.write_bytes((folder / row["path"]).read_bytes())
+            row["path"] = copy.name
+    return write_table(folder / "table.jsonl", rows)
+
+
+REASONS = {
+    "gone.png": "missing file", "cut.png": "unreadable photo", "empty.png": "empty file",
+    "text.png": "unreadable photo", "blurred.png": "blurred face", "small.png": "small face",
+    "outside": "bad face box", "backwards": "bad face box", "no face in the mask": "empty mask",
+    "all face": "full mask", "narrow mask": "unreadable mask",
+}  # fmt: skip
+
+
+def test_every_photo_is_kept_or_dropped_with_its_reason(table, tmp_path):
+    output = tmp_path / "dataset"
+    summary = run(table, output)
+    assert dropped_of(output) == REASONS
+    assert summary["photos"] == 15 and summary["kept"] == 4
+    assert summary["dropped"] == {"unreadable photo": 2, "bad face box": 2} | {
+        reason: 1 for reason in REASONS.values() if reason not in ("unreadable photo", "bad face box")
+    }
+    rows = rows_of(output)
+    assert [row["caption"] for row in rows] == ["one", "二人目", "", "صورة"]
+    assert [row["identity"] for row in rows] == ["ann", "ann", "bob", "bob"]
+    assert summary["captions"] == {"given": 3, "none": 1} and summary["identities"] == 2
+    assert json.loads((output / "summary.json").read_text()) == summary
+    row = rows[0]
+    assert (row["width"], row["height"], row["bbox"], row["detector"]) == (160, 120, BOX, "given")
+    assert row["square_bbox"] == [47.0, 27.0, 113.0, 93.0]  # 1.1 × 60 around (80, 60)
+    assert row["mask_kind"] == "ellipse from box" and 0.1 < row["mask_area"] < 0.5
+    with Image.open(output / row["crop_path"]) as crop, Image.open(output / row["mask_path"]) as mask:
+        assert crop.size == (224, 224) and mask.size == (160, 120)
+        assert set(np.unique(np.asarray(mask))) == {0, 255}
+        assert mask.getpixel((80, 55)) == 255 and mask.getpixel((5, 5)) == 0
+    records, problems = read_manifest(output / "manifest.jsonl")
+    assert len(records) == 4 and not problems and records[0].path.samefile(table.parent / "0.png")
+
+
+def test_table_of_the_output_trains_and_can_be_prepared_again(table, tmp_path):
+    run(table, tmp_path / "first")
+    run(tmp_path / "first/manifest.jsonl", tmp_path / "second")
+    first, second = rows_of(tmp_path / "first"), rows_of(tmp_path / "second")
+    for a, b in zip(first, second, strict=True):
+        assert (a["id"], a["bbox"], a["square_bbox"], a["caption"]) == (
+            b["id"],
+            b["bbox"],
+            b["square_bbox"],
+            b["caption"],
+        )
+        assert b["mask_kind"] == "given"
+
+
+def test_second_run_does_nothing_and_changes_nothing(table, tmp_path, monkeypatch):
+    output = tmp_path / "dataset"
+    run(table, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    monkeypatch.setattr(command, "Pipeline", lambda *_: pytest.fail("worked again on photos that were done"))
+    run(table, output)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_killed_run_goes_on_where_it_stopped(table, tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole", tmp_path / "dataset"
+    run(table, whole)
+    seen: list[str] = []
+
+    class Killed(command.Pipeline):
+        def __call__(self, batch):
+            if len(seen) >= 6:
+                raise KeyboardInterrupt
+            seen.extend(photo.id for photo in batch)
+            return super().__call__(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "Pipeline", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(table, output, "batch_size=3")
+    assert not (output / "manifest.jsonl").exists() and len(seen) == 6
+    with open(output / "progress.jsonl", "a") as file:
+        file.write('{"id": "3.png", "key": [')  # cut off by the kill
+    again: list[str] = []
+
+    class Watched(command.Pipeline):
+        def __call__(self, batch):
+            again.extend(photo.id for photo in batch)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(command, "Pipeline", Watched)
+    run(table, output)
+    assert len(again) == 15 - 6 and not set(again) & set(seen)
+    assert (output / "manifest.jsonl").read_bytes() == (whole / "manifest.jsonl").read_bytes()
+
+
+def test_only_what_changed_is_worked_on_again(table, tmp_path, monkeypatch):
+    output = tmp_path / "dataset"
+    run(table, output)
+    again: list[str] = []
+
+    class Watched(command.Pipeline):
+        def __call__(self, batch):
+            again.extend(photo.id for photo in batch)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(command, "Pipeline", Watched)
+    make_photo(table.parent / "1.png", seed=77, size=(180, 130))
+    (output / rows_of(output)[2]["mask_path"]).unlink()
+    (table.parent / "empty.png").unlink()
+    run(table, output)
+    assert again == ["1.png", "2.png", "empty.png"]
+    assert rows_of(output)[1]["width"] == 180 and dropped_of(output)["empty.png"] == "missing file"
+    again.clear()
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    rows[0] |= {"caption": "another", "identity": "carl"}
+    write_table(table, rows)
+    run(table, output)
+    assert again == [] and rows_of(output)[0]["caption"] == "another" and rows_of(output)[0]["identity"] == "carl"
+    run(table, output, "crop.size=112")
+    assert len(again) == 15
+
+
+def test_captions_can_be_required(table, tmp_path):
+    summary = run(table, tmp_path / "dataset", "caption.missing=drop")
+    assert summary["kept"] == 3 and dropped_of(tmp_path / "dataset")["2.png"] == "no caption"
+
+
+def test_parquet_and_csv(table, tmp_path):
+    with open(table.with_suffix(".csv"), "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "caption", "identity", "bbox"])
+        writer.writerow(["0.png", 'with "quotes", and commas', "ann", "50, 30, 110, 90"])
+        writer.writerow(["1.png", "", "", "[50 30 110 90]"])
+    run(table.with_suffix(".csv"), tmp_path / "dataset", "manifest=parquet")
+    records, _ = read_manifest(tmp_path / "dataset/manifest.parquet")
+    assert [record.caption for record in records] == ['with "quotes", and commas', ""]
+    assert [record.identity for record in records] == ["ann", None]
+    assert records[0].box == (50.0, 30.0, 110.0, 90.0) and records[0].photo_hash is not None
+
+
+@pytest.mark.slow
+def test_other_processes_give_the_same_manifest(table, tmp_path):
+    run(table, tmp_path / "here", "batch_size=2")
+    run(table, tmp_path / "there", "batch_size=2", "workers=2")
+    assert (tmp_path / "here/manifest.jsonl").read_bytes() == (tmp_path / "there/manifest.jsonl").read_bytes()
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda folder: folder / "nowhere", "no such folder or table, and no file matches it as a glob"),
+        (lambda folder: folder, "no photos among 0 file(s)"),
+        (lambda folder: folder / "*.jpg", "no file matches"),
+        (lambda folder: write_table(folder / "t.jsonl", [{"file": "a.png"}]), "row 1: no path; the columns are file"),
+        (lambda folder: write_table(folder / "t.jsonl", [{"path": "a"}] * 2), "row 2: a was in row 1 already"),
+        (
+            lambda folder: write_table(folder / "t.jsonl", [{"path": "a", "caption": [1]}]),
+            "caption is [1], expected text",
+        ),
+        (lambda folder: write_table(folder / "t.csv", []), "holds no rows"),
+    ],
+)
+def test_input_that_is_not_there_is_one_line_and_exit_code_one(make, expected, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    assert command.main([str(make(folder)), str(tmp_path / "out")]) == 1
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out/manifest.jsonl").exists()
+
+
+def test_unquoted_commas_in_a_csv(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("path,caption\na.png,one, two\n")
+    assert command.main([str(tmp_path / "t.csv"), str(tmp_path / "out")]) == 1
+    assert "row 1: more fields than the header has; quote captions with commas" in capsys.readouterr().err
+
+
+def test_nothing_kept_is_an_error(tmp_path, capsys):
+    make_photo(tmp_path / "in/a.png", blur=8)
+    table = write_table(tmp_path / "in/t.jsonl", [{"path": "a.png", "bbox": BOX}])
+    assert command.main([str(table), str(tmp_path / "out"), "sheet=0"]) == 1
+    output = capsys.readouterr()
+    assert "dropped: blurred face" in output.out and "no photo was kept" in output.err
+    assert not (tmp_path / "out/contact_sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("filter.min_face=3", "did you mean filter.minimum_face?"),
+        ("mask.parser=facer", "there is no face_parsing.farl.lapa"),
+        ("caption.model=nowhere", "caption.model nowhere: no folder with a transformers model"),
+        ("identity.pattern=abc", "needs a group that is the person"),
+        ("identity.pattern=(abc", "not a regular expression"),
+        ("identity.source=pattern", "needs a group that is the person"),
+    ],
+)
+def test_settings_that_cannot_be_used_stop_before_any_photo(setting, expected, table, tmp_path, capsys):
+    roots = "mask.parser_roots=[]"
+    assert command.main([str(table), str(tmp_path / "out"), setting, roots]) == 1
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out/progress.jsonl").exists()
+
+
+# --- inputs ----------------------------------------------------------------------------------------------
+
+
+def test_folders_globs_and_caption_files(tmp_path):
+    for name in ("ann/1.png", "ann/2.JPG", "bob/1.png", ".hidden.png", "out/crops/1.png"):
+        make_photo(tmp_path / name)
+    (tmp_path / "ann/1.txt").write_text("\ufeff写真,\n two lines ", encoding="utf-8")
+    (tmp_path / "notes.md").touch()
+    photos, root = find_photos(str(tmp_path), tmp_path / "out")
+    assert root == tmp_path and [photo.id for photo in photos] == ["ann/1.png", "ann/2.JPG", "bob/1.png"]
+    assert photos[0].given == {"caption": "写真, two lines"} and photos[1].given == {}
+    photos, root = find_photos(str(tmp_path / "*/1.png"))
+    assert [photo.id for photo in photos] == ["ann/1.png", "bob/1.png"]
+    photos, root = find_photos(str(tmp_path / "ann/*.png"))
+    assert root == tmp_path / "ann" and [photo.id for photo in photos] == ["1.png"]
+    (tmp_path / "ann/1.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="1.txt: the caption is not UTF-8"):
+        find_photos(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "id_", "given", "expected"),
+    [
+        ({}, "ann/1.png", {}, "ann"),
+        ({}, "1.png", {}, None),
+        ({}, "ann/1.png", {"identity": "carl"}, "carl"),
+        ({"pattern": r"(.+)_\d+"}, "ann/bob_3.png", {}, "bob"),
+        ({"pattern": r"(.+)_\d+"}, "ann/3.png", {}, None),
+        ({"source": "folder"}, "ann/1.png", {"identity": "carl"}, "ann"),
+        ({"source": "given"}, "ann/1.png", {}, None),
+        ({"source": "none"}, "ann/1.png", {"identity": "carl"}, None),
+    ],
+)
+def test_identity_by_name(settings, id_, given, expected):
+    assert named_identity(Photo(id_, Path(id_), given), IdentitySettings(**settings)) == expected
+
+
+def test_clustering_separates_people_and_numbers_them_by_size():
+    random = np.random.default_rng(0)
+    centres = {"ann": (0, 0, 1), "bob": (0, 1, 0), "carl": (1, 0, 0)}
+    who = ["bob", "ann", "ann", "carl", "ann", "bob"]
+    ids = [f"{name}{place}" for place, name in enumerate(who)]
+    vectors = [np.array(centres[name]) + random.normal(0, 0.05, 3) for name in who]
+    people = cluster(ids, vectors, 0.55)
+    numbers = {"ann": "person-0001", "bob": "person-0002", "carl": "person-0003"}
+    assert people == {id_: numbers[name] for id_, name in zip(ids, who, strict=True)}
+    assert cluster(["a"], [[1.0, 0.0]], 0.5) == {"a": "person-0001"}
+
+
+# --- stages ----------------------------------------------------------------------------------------------
+
+
+def make_staged(size=(160, 120), faces=(BOX,), seed=0) -> Photo:
+    values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    photo = Photo("a", Path("a"), picture=Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+    photo.row = {"width": size[0], "height": size[1]}
+    photo.faces = [DetectedFace(tuple(box)) for box in faces]
+    return photo
+
+
+def test_exactly_one_recognisable_face():
+    keep = Filter(FilterSettings())
+    reasons = {}
+    for name, faces in {
+        "none": (),
+        "two": (BOX, [0, 0, 50, 50]),
+        "background": (BOX, [0, 0, 20, 20]),
+    }.items():
+        reasons[name] = keep([make_staged(faces=faces)])[0]
+    assert reasons["none"].reason == "no face"
+    assert (reasons["two"].reason, reasons["two"].detail) == ("several faces", "2, of 60, 50 pixels")
+    assert reasons["background"].kept and reasons["background"].row["bbox"] == BOX
+
+
+def test_sharpness_neither_depends_on_light_nor_on_size():
+    data = pytest.importorskip("skimage.data")
+    photo = Image.fromarray(data.astronaut()).crop((170, 60, 280, 200))
+
+    def measure(picture: Image.Image) -> float:
+        picture = picture.resize((48, 48), Image.Resampling.BICUBIC)
+        return sharpness(torch.from_numpy(np.array(picture)).float() / 255)
+
+    sharp = measure(photo)
+    assert sharp == pytest.approx(0.4, abs=0.3)
+    assert measure(photo.point(lambda value: value // 5)) == pytest.approx(sharp, rel=0.1)
+    assert measure(photo.resize((220, 280), Image.Resampling.BICUBIC)) == pytest.approx(sharp, rel=0.15)
+    assert measure(photo.filter(ImageFilter.GaussianBlur(3))) < 0.25 * sharp
+
+
+@pytest.mark.parametrize(
+    ("square", "expected"),
+    [
+        ((10, 10, 50, 50), (10, 10, 50, 50)),
+        ((-10, 20, 50, 80), (0, 20, 60, 80)),
+        ((130, 100, 190, 160), (100, 60, 160, 120)),
+        ((-20, -20, 180, 180), (20, 0, 140, 120)),  # longer than the photo is high
+    ],
+)
+def test_square_clamped_to_the_photo(square, expected):
+    assert clamp_square(square, 160, 120) == expected
+
+
+def test_crop_at_the_border_is_padded_or_clamped():
+    photos = {}
+    for border in ("pad", "clamp"):
+        photo = make_staged(faces=([-10, 30, 50, 90],))
+        photo.face = photo.faces[0]
+        photos[border] = Crop(CropSettings(border=border, size=66))([photo])[0]
+    assert photos["pad"].row["square_bbox"] == [-13.0, 27.0, 53.0, 93.0]
+    assert photos["clamp"].row["square_bbox"] == [0.0, 27.0, 66.0, 93.0]
+    assert (photos["pad"].crop[:, :10] - 0.5).abs().max() < 1e-5  # grey past the border
+    exact = photos["clamp"].image[27:93, 0:66]
+    assert (photos["clamp"].crop - exact).abs().max() < 1e-5  # sub-pixel exact: one pixel for one
+
+
+def test_parser_mask_is_recorded(monkeypatch):
+    class Parser:
+        name = "test parser"
+
+        def parse(self, image, landmarks):
+            mask = torch.zeros(image.shape[:2])
+            half = image.shape[0] // 2
+            mask[half - 20 : half + 20, half - 10 : half + 10] = 1
+            return mask
+
+    monkeypatch.setattr("trainer.stages.faces.load_parser", lambda roots, device: Parser())
+    photo = make_staged()
+    points = torch.tensor([[65.0, 50], [95, 50], [80, 62], [70, 75], [90, 75]])
+    photo.face = DetectedFace(tuple(BOX), landmarks=points)
+    Mask(MaskSettings(), Path())([photo])
+    assert photo.row["mask_kind"] == "test parser"
+    assert photo.row["mask_area"] == pytest.approx(40 * 20 / (160 * 120), rel=0.02)
+
+
+def test_captions_come_from_a_model_for_photos_without_one(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "man", "woman", "smiling"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), bos_token="[DEC]")
+    images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    transformers.BlipProcessor(images, tokenizer).save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BlipConfig(
+        text_config={**small, "vocab_size": 10, "bos_token_id": 5, "sep_token_id": 3, "pad_token_id": 0,
+                     "eos_token_id": 3, "encoder_hidden_size": 16, "max_position_embeddings": 32},
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+    )  # fmt: skip
+    model = transformers.BlipForConditionalGeneration(config)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.decoder.bias[words.index("smiling")] = 9.0
+    model.save_pretrained(tmp_path)
+    stage = Caption(CaptionSettings(model=str(tmp_path), most_tokens=4))
+    bare, given = make_staged(), make_staged()
+    given.given["caption"] = "as it is"
+    stage([bare, given])
+    assert bare.row["captioned_by"] == tmp_path.name
+    assert set(bare.row["caption"].split()) == {"smiling"}
+    assert "caption" not in given.row
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="not an image-to-text model"):
+        Caption(CaptionSettings(model=str(tmp_path)))
+
+
+# --- real faces ------------------------------------------------------------------------------------------
+
+
+def test_portrait_is_found_upright_and_a_pair_is_not_one_person(tmp_path):
+    pytest.importorskip("facenet_pytorch")
+    data = pytest.importorskip("skimage.data")
+    portrait = Image.fromarray(data.astronaut())
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    portrait.save(folder / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    portrait.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=exif, quality=95)
+    pair = Image.new("RGB", (1024, 512))
+    pair.paste(portrait, (0, 0))
+    pair.paste(portrait, (512, 0))
+    pair.save(folder / "pair.png")
+    Image.fromarray(data.coffee()).save(folder / "coffee.png")
+    summary = run(folder, tmp_path / "out", "detect.detector=mtcnn")
+    assert dropped_of(tmp_path / "out") == {"coffee.png": "no face", "pair.png": "several faces"}
+    turned, upright = rows_of(tmp_path / "out")
+    assert upright["bbox"] == pytest.approx([181, 62, 268, 172], abs=4)
+    assert turned["bbox"] == pytest.approx(upright["bbox"], abs=4)
+    assert upright["mask_kind"] == "ellipse from landmarks" and summary["detectors"] == {"mtcnn": 2}
+    with Image.open(tmp_path / "out/contact_sheet.png") as sheet:
+        assert sheet.width > 1000 and len(sheet.getcolors(1_000_000)) > 1000
+
+
+def test_photos_of_several_people(shared_faces, tmp_path):
+    pytest.importorskip("facenet_pytorch")
+    names = [f"{person}_{number}.jpg" for person in (1433, 1540, 1558) for number in (1, 2)]
+    for name in names:
+        (tmp_path / name).write_bytes((shared_faces / name).read_bytes())
+    summary = run(tmp_path, tmp_path / "out", r"identity.pattern=^(\d+)_", "detect.detector=mtcnn")
+    assert summary["kept"] == 6 and summary["identities"] == 3 and summary["without_other_photo"] == 0
+    assert [row["identity"] for row in rows_of(tmp_path / "out")] == [name[:4] for name in names]
+    assert summary["near_duplicate_pairs"] == 0
