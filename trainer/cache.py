@@ -179,7 +179,7 @@ class CacheSummary:
     """What a run of the cache did.
 
     Args:
-        computed, found: features by kind.
+        computed, found: features by kind, over all processes.
         empty_masks, full_masks: photos whose mask is all zero or all one inside the training square.
         unreadable: photos that cannot be encoded, with the reason.
         stale: shards that belong to no feature of this run.
@@ -238,7 +238,7 @@ class CacheMaker:
         records: all photos.
         base: with its autoencoder and text part.
         encoder: of the faces.
-        process, processes: this one computes every so many-th feature.
+        process, processes: this one computes its share of the features.
     """
 
     def __init__(
@@ -265,6 +265,7 @@ class CacheMaker:
         if process == 0:
             hashes.save()
         self.stores = {kind: FeatureStore(self.folder, kind) for kind in KINDS}
+        self.missing = {kind: self.stores[kind].missing(self.wanted[kind]) for kind in KINDS}
         self.summary = CacheSummary({}, {}, [], [], [], [])
 
     def run(self, progress: bool = True) -> CacheSummary:
@@ -275,11 +276,11 @@ class CacheMaker:
         """
         from tqdm import tqdm
 
-        missing = {kind: self.stores[kind].missing(self.wanted[kind]) for kind in KINDS}
-        for kind, keys in missing.items():
+        for kind, keys in self.missing.items():
             self.summary.computed[kind] = len(keys)
             self.summary.found[kind] = len(self.wanted[kind]) - len(keys)
-            mine = keys[self.process :: self.processes]
+            # By the key itself: processes that start at different times see different features missing.
+            mine = [key for key in keys if int(key[:8], 16) % self.processes == self.process]
             encode = {"picture": self._pictures, "text": self._texts, "face": self._faces}[kind]
             with tqdm(total=len(mine), desc=kind, disable=None if progress and mine else True) as bar:
                 for count in encode([(key, self.wanted[kind][key]) for key in mine]):
@@ -381,6 +382,7 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
         config.adapter.encoder, DTYPES[config.model.precision], state.device, config.model.allow_hub
     )
     maker = CacheMaker(config, records, base, encoder, state.process_index, state.num_processes)
+    state.wait_for_everyone()
     summary = maker.run(progress and state.is_main_process)
     state.wait_for_everyone()
     if prune and state.is_main_process:
