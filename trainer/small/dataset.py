@@ -1,0 +1,37 @@
+"""The drawn people as a training set of the trainer: a folder of pictures and masks with a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from feedface_core.faces.crops import square_box
+from trainer.manifest import write_rows
+
+from .people import SIZE, People
+
+
+def write_dataset(people: People, folder: Path, log=print) -> Path:
+    """Writes ``manifest.jsonl``, ``pictures/`` and ``masks/`` into ``folder``; files that are there are kept.
+
+    Returns:
+        The manifest, for ``data.manifest`` of the trainer's configuration.
+    """
+    rows = []
+    for name in ("pictures", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i, record in enumerate(people.records):
+        picture, mask = f"pictures/{record['id']}.png", f"masks/{record['id']}.png"
+        for path, array in ((picture, people.pictures[i]), (mask, people.masks[i])):
+            if not (folder / path).is_file():
+                Image.fromarray(array).save(folder / path, compress_level=1)
+        rows.append({
+            "path": picture, "caption": record["caption"], "width": SIZE, "height": SIZE, "bbox": record["box"],
+            "square_bbox": [round(v, 3) for v in square_box(tuple(record["box"]))], "mask_path": mask,
+            "identity": record["identity"], "id": record["id"],
+        })  # fmt: skip
+        if (i + 1) % 5000 == 0:
+            log(f"dataset: {i + 1} of {len(people.records)}")
+    write_rows(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"

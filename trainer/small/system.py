@@ -1,0 +1,86 @@
+"""Where the parts of the small system live, and how they are written and read.
+
+``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
+``tokenizer``, ``scheduler``) in half precision, with three more: ``face_encoder`` (a transformers CLIP vision model),
+``examiner`` (for judging only) and ``adapter.safetensors`` (the trained FeedFace adapter, for the ordinary Load
+Adapter node). """
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from . import denoiser
+from .identity import CROP, Examiner
+
+FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
+ADAPTER = "adapter.safetensors"
+
+
+def half(module: nn.Module) -> nn.Module:
+    """The module in half precision, refusing weights that overflow there.
+
+    Raises:
+        ValueError: names the first weight that is not finite in half precision.
+    """
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight.half()).all():
+            raise ValueError(f"{type(module).__name__}: {name} is not finite in half precision")
+    return module.half()
+
+
+def save_pipeline(
+    folder: Path,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """Writes the frozen text-to-image system as a diffusers folder."""
+    half(autoencoder).save_pretrained(folder / "vae")
+    half(unet).save_pretrained(folder / "unet")
+    half(text_encoder).save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    denoiser.scheduler().save_pretrained(folder / "scheduler")
+    names = {
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [None, None], "feature_extractor": [None, None],
+    }  # fmt: skip
+    index = {"_class_name": "StableDiffusionPipeline", **names, "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:
+    """Writes the face encoder, and how its pixels are prepared."""
+    half(encoder).save_pretrained(folder / "face_encoder")
+    prepared = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": CROP, "width": CROP}}
+    (folder / "face_encoder" / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
+
+
+def save_examiner(folder: Path, examiner: Examiner) -> None:
+    """Writes the examiner."""
+    (folder / "examiner").mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.half().contiguous() for k, v in examiner.state_dict().items()}, folder / "examiner" / "model.safetensors"
+    )
+
+
+def load_examiner(folder: Path = FOLDER) -> Examiner:
+    """Reads the examiner, in single precision.
+
+    Raises:
+        FileNotFoundError: it has not been trained or fetched.
+    """
+    path = folder / "examiner" / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"no examiner at {path}; `python -m trainer.small.build` trains the small system")
+    examiner = Examiner()
+    examiner.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return examiner.eval().requires_grad_(False)
