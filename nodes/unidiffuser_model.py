@@ -194,7 +194,12 @@ def load_unidiffuser(path: Path, prefix_path: Path | None, dtype: torch.dtype | 
         model.to(offload)
     dynamic = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
     model.load_model_weights(weights, "", **({"assign": True} if dynamic else {}))
-    joint = JointSampling(config.latent_channels, config.clip_width)
+    return carry_token(patcher)
+
+
+def carry_token(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """The patcher given, of a :class:`UniDiffuser`, with the wrappers that sample the CLIP image token along."""
+    joint = JointSampling(patcher.model.uvit.latent_channels, patcher.model.uvit.clip_width)
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _WRAPPER, joint.calc_cond_batch)
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, _WRAPPER, joint.sampler_sample)
     return patcher
