@@ -35,6 +35,7 @@ class TinySize:
         autoencoder: width of each level of the autoencoder.
         text_layers: layers of a text encoder.
         image_size: nominal side of the pictures.
+        depths: transformer blocks in each attention of a level, for ``sdxl``; None is one, and two in the last level.
     """
 
     channels: Sequence[int] = (32, 64)
@@ -43,6 +44,7 @@ class TinySize:
     autoencoder: Sequence[int] = (32, 32, 32, 32)
     text_layers: int = 3
     image_size: int = 64
+    depths: Sequence[int] | None = None
 
 
 def make_base(
@@ -62,7 +64,7 @@ def make_base(
 
     torch.manual_seed(seed)
     folder = Path(folder)
-    depth = [1] * (len(size.channels) - 1) + [2] if family == "sdxl" else 1
+    depth = (size.depths or [*[1] * (len(size.channels) - 1), 2]) if family == "sdxl" else 1
     attention = [family != "sdxl" or level > 0 for level in range(len(size.channels))]
     if family != "sdxl":
         attention[-1] = len(size.channels) == 2  # SD 1.x and 2.x have none in the lowest level
@@ -71,8 +73,8 @@ def make_base(
     if family == "sdxl":
         extra = {
             "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": pooled + 6 * 8,
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": pooled + 6 * 256,
         }
     heads = 8 if family == "sd1" else [max(width // 64, 1) for width in size.channels]
     unet = UNet2DConditionModel(
