@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,154 +24,22 @@ from torch import Tensor
 from feedface_core.faces import FaceError
 
 from . import pictures
-from .bases import DTYPES, Base, BaseError, load_base, weights_fingerprint
+from .bases import DTYPES, Base, BaseError, load_base
 from .config import Config
 from .data import read_crop, read_picture
 from .encoder import EncoderError, FaceEncoder, load_face_encoder
+from .features import KINDS, Keys, open_cache
 from .manifest import ManifestError, Record, read_manifest
 from .settings import ConfigError, describe, load
-from .store import CacheError, FeatureStore, FileHashes, differences, key_of, narrow
+from .store import CacheError, FeatureStore, FileHashes, narrow
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+__all__ = ["CacheMaker", "CacheSummary", "make_cache", "open_cache"]
+
 logger = logging.getLogger(__name__)
-
-KINDS = ("picture", "text", "face")
 _SHOWN = 5
-
-
-class Keys:
-    """The keys of all features of a run.
-
-    Args:
-        config, records, base, encoder: what they depend on.
-        hashes: of the files' contents.
-    """
-
-    def __init__(
-        self, config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder, hashes: FileHashes
-    ) -> None:
-        self.records, self.hashes = records, hashes
-        self.flips = (False, True) if config.data.flip else (False,)
-        face = encoder.config
-        self.about: dict[str, dict[str, Any]] = {
-            "picture": {
-                "autoencoder": base.fingerprint(["autoencoder"]),
-                "data.resolution": config.data.resolution,
-                "data.crop": config.data.crop,
-            },
-            "text": {"text encoder": base.fingerprint(["text"])},
-            "face": {
-                "face encoder": weights_fingerprint({"encoder": encoder.module}),
-                "adapter.encoder.layer": face.layer,
-                "adapter.encoder.image_size": face.image_size,
-                "adapter.encoder.image_mean": list(face.image_mean),
-                "adapter.encoder.image_std": list(face.image_std),
-            },
-        }
-
-    def picture(self, index: int, flip: bool) -> str:
-        """Of the moments and the mask of a photo."""
-        record = self.records[index]
-        mask = self.hashes.of(record.mask) if record.mask is not None else None
-        square = record.square if self.about["picture"]["data.crop"] == "face" else None
-        return key_of(self.about["picture"], self.hashes.of(record.path), mask, square, flip)
-
-    def text(self, caption: str) -> str:
-        """Of the states of a caption."""
-        return key_of(self.about["text"], caption)
-
-    def face(self, index: int, flip: bool) -> str:
-        """Of the hidden states of a face crop."""
-        record = self.records[index]
-        # A crop made in advance may have been replaced; otherwise photo and square say all.
-        crop = self.hashes.of(record.crop) if record.crop is not None else None
-        return key_of(self.about["face"], self.hashes.of(record.path), record.square, crop, flip)
-
-    def all(self) -> dict[str, dict[str, tuple[Any, bool]]]:
-        """For each kind, what each key is of: index of the record or caption, and whether mirrored."""
-        places = [(index, flip) for index in range(len(self.records)) for flip in self.flips]
-        captions = dict.fromkeys(["", *(record.caption for record in self.records)])
-        return {
-            "picture": {self.picture(*place): place for place in places},
-            "text": {self.text(caption): (caption, False) for caption in captions},
-            "face": {self.face(*place): place for place in places},
-        }
-
-
-class FeatureCache:
-    """What the dataset reads: features by index of the record."""
-
-    def __init__(self, keys: Keys, stores: Mapping[str, FeatureStore]) -> None:
-        self.stores = dict(stores)
-        self.pictures = {(i, f): keys.picture(i, f) for i in range(len(keys.records)) for f in keys.flips}
-        self.faces = {(i, f): keys.face(i, f) for i in range(len(keys.records)) for f in keys.flips}
-        self.texts = [keys.text(record.caption) for record in keys.records]
-        self.null = keys.text("")
-
-    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
-        """Moments of the photo and its mask ``(1, h, w)``, float32."""
-        found = self.stores["picture"].get(self.pictures[index, flip])
-        return found["moments"].float(), found["mask"].float()
-
-    def text(self, index: int) -> dict[str, Tensor]:
-        """Text states of the caption."""
-        return self.stores["text"].get(self.texts[index])
-
-    def null_text(self) -> dict[str, Tensor]:
-        """Text states of the empty caption."""
-        return self.stores["text"].get(self.null)
-
-    def hidden(self, index: int, flip: bool) -> Tensor:
-        """Hidden states ``(T, E)`` of the face crop."""
-        return self.stores["face"].get(self.faces[index, flip])["hidden"]
-
-
-def open_cache(config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder) -> FeatureCache:
-    """The cache of a run, complete.
-
-    Args:
-        config: the settings; ``data.cache`` is the folder.
-        records: all photos of the run.
-        base: with its autoencoder and text part, for their fingerprints.
-        encoder: of the faces.
-
-    Raises:
-        CacheError: a folder that is missing, or features that are not there: says which, and whether the model,
-            the settings or the photos are others.
-    """
-    folder = Path(config.data.cache or "").expanduser()
-    if not folder.is_dir():
-        raise CacheError(
-            f"data.cache {folder}: no such folder. Make it with python -m trainer.cache and the same settings, or "
-            "train without a cache (data.cache=null)"
-        )
-    keys = Keys(config, records, base, encoder, FileHashes(folder / "files.json"))
-    stores = {kind: FeatureStore(folder, kind) for kind in KINDS}
-    problems = []
-    for kind, wanted in keys.all().items():
-        missing = stores[kind].missing(wanted)
-        if not missing:
-            continue
-        reasons = differences(stores[kind].about, keys.about[kind])
-        if not reasons:
-            names = [wanted[key][0] for key in missing[:_SHOWN]]
-            shown = ", ".join(
-                records[name].id if isinstance(name, int) else repr(name[:40]) for name in dict.fromkeys(names)
-            )
-            reasons = [f"new or changed: {shown}{' …' if len(missing) > _SHOWN else ''}"]
-        problems.append(f"{kind}: {len(missing)} of {len(wanted)} features are missing ({'; '.join(reasons)})")
-    if problems:
-        raise CacheError(
-            f"data.cache {folder} does not belong to this run:\n  "
-            + "\n  ".join(problems)
-            + "\nRun python -m trainer.cache with the same settings: it computes what is missing"
-        )
-    return FeatureCache(keys, stores)
-
-
-# --- making it -------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -181,6 +181,7 @@ class FaceDataset(torch.utils.data.Dataset):
     ) -> None:
         self.records, self.shapes, self.cache = list(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
+        self._warned: set[str] = set()
         self.crop_size = config.adapter.encoder.image_size
         data = config.data
         self.references = References(self.records, data.references, data.retrieval, data.duplicate_distance)
@@ -218,7 +219,8 @@ class FaceDataset(torch.utils.data.Dataset):
         # Inside an empty mask there is nothing to learn from, and a loss normalised by its area would be 0 /
         # 0.
         empty = float(sample["mask"].sum()) == 0.0
-        if empty:
+        if empty and record.id not in self._warned:
+            self._warned.add(record.id)
             logger.warning("sample %s: the mask is empty inside the training square; standard loss", record.id)
         return {
             "id": record.id,

@@ -38,7 +38,7 @@ def open_photo(path: str | Path) -> Image:
 
     try:
         with Image.open(path) as file:
-            if file.mode in ("RGB", "L"):
+            if file.mode in ("RGB", "L") and "transparency" not in file.info:
                 return ImageOps.exif_transpose(file).convert("RGB")
             return to_picture(image_from_pil(file))
     except FileNotFoundError as error:

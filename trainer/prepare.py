@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
     """Prepare the photos and return the summary.
 
     Raises:
-        InputError: no photos, or a table that cannot be used.
+        InputError: no photos, a table that cannot be used, or an output folder that another run writes to.
         ConfigError, FaceError: settings that cannot be used, or a model that is missing.
     """
     if settings.identity.source == "pattern" or settings.identity.pattern is not None:
@@ -85,6 +86,29 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
     settings = settings.model_copy(update={"output": str(output)})
     photos, root = find_photos(settings.photos, output)
     output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        return _prepare(settings, photos, root, output, progress)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder; the system lets go of the lock however this one ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(output / "prepare.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{output}: another trainer.prepare is writing to this folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(
+    settings: PrepareSettings, photos: list[Photo], root: Path, output: Path, progress: bool
+) -> dict[str, Any]:
     journal = Journal(output, _stage_settings(settings))
     journal.load()
     clustering = settings.identity.source == "cluster"

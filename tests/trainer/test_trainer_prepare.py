@@ -8,19 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from feedface_core.faces import DetectedFace
 from trainer import prepare as command
 from trainer.manifest import read_manifest
-from trainer.settings import ConfigError, load
-from trainer.stages.captions import Caption
-from trainer.stages.faces import Crop, Filter, Mask, clamp_square, sharpness
-from trainer.stages.identities import cluster, named_identity
-from trainer.stages.inputs import InputError, find_photos
-from trainer.stages.photo import Photo
-from trainer.stages.settings import CaptionSettings, CropSettings, FilterSettings, IdentitySettings, MaskSettings
+from trainer.settings import load
 from trainer.stages.settings import PrepareSettings as Settings
 
 
@@ -211,6 +203,16 @@ def test_only_what_changed_is_worked_on_again(table, tmp_path, monkeypatch):
     assert len(again) == 15
 
 
+def test_two_runs_in_one_folder_are_refused(table, tmp_path, capsys):
+    from filelock import FileLock
+
+    (tmp_path / "dataset").mkdir()
+    with FileLock(tmp_path / "dataset/prepare.lock"):
+        assert command.main([str(table), str(tmp_path / "dataset")]) == 1
+    assert "another trainer.prepare is writing to this folder" in capsys.readouterr().err
+    assert command.main([str(table), str(tmp_path / "dataset")]) == 0
+
+
 def test_captions_can_be_required(table, tmp_path):
     summary = run(table, tmp_path / "dataset", "caption.missing=drop")
     assert summary["kept"] == 3 and dropped_of(tmp_path / "dataset")["2.png"] == "no caption"
@@ -295,170 +297,6 @@ def test_settings_that_cannot_be_used_stop_before_any_photo(setting, expected, t
     assert not (tmp_path / "out/progress.jsonl").exists()
 
 
-# --- inputs ----------------------------------------------------------------------------------------------
-
-
-def test_folders_globs_and_caption_files(tmp_path):
-    for name in ("ann/1.png", "ann/2.JPG", "bob/1.png", ".hidden.png", "out/crops/1.png"):
-        make_photo(tmp_path / name)
-    (tmp_path / "ann/1.txt").write_text("\ufeff写真,\n two lines ", encoding="utf-8")
-    (tmp_path / "notes.md").touch()
-    photos, root = find_photos(str(tmp_path), tmp_path / "out")
-    assert root == tmp_path and [photo.id for photo in photos] == ["ann/1.png", "ann/2.JPG", "bob/1.png"]
-    assert photos[0].given == {"caption": "写真, two lines"} and photos[1].given == {}
-    photos, root = find_photos(str(tmp_path / "*/1.png"))
-    assert [photo.id for photo in photos] == ["ann/1.png", "bob/1.png"]
-    photos, root = find_photos(str(tmp_path / "ann/*.png"))
-    assert root == tmp_path / "ann" and [photo.id for photo in photos] == ["1.png"]
-    (tmp_path / "ann/1.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="1.txt: the caption is not UTF-8"):
-        find_photos(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("settings", "id_", "given", "expected"),
-    [
-        ({}, "ann/1.png", {}, "ann"),
-        ({}, "1.png", {}, None),
-        ({}, "ann/1.png", {"identity": "carl"}, "carl"),
-        ({"pattern": r"(.+)_\d+"}, "ann/bob_3.png", {}, "bob"),
-        ({"pattern": r"(.+)_\d+"}, "ann/3.png", {}, None),
-        ({"source": "folder"}, "ann/1.png", {"identity": "carl"}, "ann"),
-        ({"source": "given"}, "ann/1.png", {}, None),
-        ({"source": "none"}, "ann/1.png", {"identity": "carl"}, None),
-    ],
-)
-def test_identity_by_name(settings, id_, given, expected):
-    assert named_identity(Photo(id_, Path(id_), given), IdentitySettings(**settings)) == expected
-
-
-def test_clustering_separates_people_and_numbers_them_by_size():
-    random = np.random.default_rng(0)
-    centres = {"ann": (0, 0, 1), "bob": (0, 1, 0), "carl": (1, 0, 0)}
-    who = ["bob", "ann", "ann", "carl", "ann", "bob"]
-    ids = [f"{name}{place}" for place, name in enumerate(who)]
-    vectors = [np.array(centres[name]) + random.normal(0, 0.05, 3) for name in who]
-    people = cluster(ids, vectors, 0.55)
-    numbers = {"ann": "person-0001", "bob": "person-0002", "carl": "person-0003"}
-    assert people == {id_: numbers[name] for id_, name in zip(ids, who, strict=True)}
-    assert cluster(["a"], [[1.0, 0.0]], 0.5) == {"a": "person-0001"}
-
-
-# --- stages ----------------------------------------------------------------------------------------------
-
-
-def make_staged(size=(160, 120), faces=(BOX,), seed=0) -> Photo:
-    values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
-    photo = Photo("a", Path("a"), picture=Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
-    photo.row = {"width": size[0], "height": size[1]}
-    photo.faces = [DetectedFace(tuple(box)) for box in faces]
-    return photo
-
-
-def test_exactly_one_recognisable_face():
-    keep = Filter(FilterSettings())
-    reasons = {}
-    for name, faces in {
-        "none": (),
-        "two": (BOX, [0, 0, 50, 50]),
-        "background": (BOX, [0, 0, 20, 20]),
-    }.items():
-        reasons[name] = keep([make_staged(faces=faces)])[0]
-    assert reasons["none"].reason == "no face"
-    assert (reasons["two"].reason, reasons["two"].detail) == ("several faces", "2, of 60, 50 pixels")
-    assert reasons["background"].kept and reasons["background"].row["bbox"] == BOX
-
-
-def test_sharpness_neither_depends_on_light_nor_on_size():
-    data = pytest.importorskip("skimage.data")
-    photo = Image.fromarray(data.astronaut()).crop((170, 60, 280, 200))
-
-    def measure(picture: Image.Image) -> float:
-        picture = picture.resize((48, 48), Image.Resampling.BICUBIC)
-        return sharpness(torch.from_numpy(np.array(picture)).float() / 255)
-
-    sharp = measure(photo)
-    assert sharp == pytest.approx(0.4, abs=0.3)
-    assert measure(photo.point(lambda value: value // 5)) == pytest.approx(sharp, rel=0.1)
-    assert measure(photo.resize((220, 280), Image.Resampling.BICUBIC)) == pytest.approx(sharp, rel=0.15)
-    assert measure(photo.filter(ImageFilter.GaussianBlur(3))) < 0.25 * sharp
-
-
-@pytest.mark.parametrize(
-    ("square", "expected"),
-    [
-        ((10, 10, 50, 50), (10, 10, 50, 50)),
-        ((-10, 20, 50, 80), (0, 20, 60, 80)),
-        ((130, 100, 190, 160), (100, 60, 160, 120)),
-        ((-20, -20, 180, 180), (20, 0, 140, 120)),  # longer than the photo is high
-    ],
-)
-def test_square_clamped_to_the_photo(square, expected):
-    assert clamp_square(square, 160, 120) == expected
-
-
-def test_crop_at_the_border_is_padded_or_clamped():
-    photos = {}
-    for border in ("pad", "clamp"):
-        photo = make_staged(faces=([-10, 30, 50, 90],))
-        photo.face = photo.faces[0]
-        photos[border] = Crop(CropSettings(border=border, size=66))([photo])[0]
-    assert photos["pad"].row["square_bbox"] == [-13.0, 27.0, 53.0, 93.0]
-    assert photos["clamp"].row["square_bbox"] == [0.0, 27.0, 66.0, 93.0]
-    assert (photos["pad"].crop[:, :10] - 0.5).abs().max() < 1e-5  # grey past the border
-    exact = photos["clamp"].image[27:93, 0:66]
-    assert (photos["clamp"].crop - exact).abs().max() < 1e-5  # sub-pixel exact: one pixel for one
-
-
-def test_parser_mask_is_recorded(monkeypatch):
-    class Parser:
-        name = "test parser"
-
-        def parse(self, image, landmarks):
-            mask = torch.zeros(image.shape[:2])
-            half = image.shape[0] // 2
-            mask[half - 20 : half + 20, half - 10 : half + 10] = 1
-            return mask
-
-    monkeypatch.setattr("trainer.stages.faces.load_parser", lambda roots, device: Parser())
-    photo = make_staged()
-    points = torch.tensor([[65.0, 50], [95, 50], [80, 62], [70, 75], [90, 75]])
-    photo.face = DetectedFace(tuple(BOX), landmarks=points)
-    Mask(MaskSettings(), Path())([photo])
-    assert photo.row["mask_kind"] == "test parser"
-    assert photo.row["mask_area"] == pytest.approx(40 * 20 / (160 * 120), rel=0.02)
-
-
-def test_captions_come_from_a_model_for_photos_without_one(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "man", "woman", "smiling"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), bos_token="[DEC]")
-    images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
-    transformers.BlipProcessor(images, tokenizer).save_pretrained(tmp_path)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.BlipConfig(
-        text_config={**small, "vocab_size": 10, "bos_token_id": 5, "sep_token_id": 3, "pad_token_id": 0,
-                     "eos_token_id": 3, "encoder_hidden_size": 16, "max_position_embeddings": 32},
-        vision_config={**small, "image_size": 32, "patch_size": 16},
-    )  # fmt: skip
-    model = transformers.BlipForConditionalGeneration(config)
-    with torch.no_grad():
-        model.text_decoder.cls.predictions.decoder.bias[words.index("smiling")] = 9.0
-    model.save_pretrained(tmp_path)
-    stage = Caption(CaptionSettings(model=str(tmp_path), most_tokens=4))
-    bare, given = make_staged(), make_staged()
-    given.given["caption"] = "as it is"
-    stage([bare, given])
-    assert bare.row["captioned_by"] == tmp_path.name
-    assert set(bare.row["caption"].split()) == {"smiling"}
-    assert "caption" not in given.row
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ConfigError, match="not an image-to-text model"):
-        Caption(CaptionSettings(model=str(tmp_path)))
-
-
 # --- real faces ------------------------------------------------------------------------------------------
 
 
@@ -496,3 +334,17 @@ def test_photos_of_several_people(shared_faces, tmp_path):
     assert summary["kept"] == 6 and summary["identities"] == 3 and summary["without_other_photo"] == 0
     assert [row["identity"] for row in rows_of(tmp_path / "out")] == [name[:4] for name in names]
     assert summary["near_duplicate_pairs"] == 0
+
+
+def test_clustering_with_dlib(shared_faces, tmp_path):
+    pytest.importorskip("dlib")
+    pytest.importorskip("facenet_pytorch")
+    names = ["1540_1.jpg", "1540_2.jpg", "1558_3.jpg", "1558_6.jpg", "1558_7.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes((shared_faces / name).read_bytes())
+    settings = ("identity.source=cluster", "identity.recogniser=dlib", "detect.detector=mtcnn")
+    summary = run(tmp_path, tmp_path / "out", *settings)
+    people = {row["id"]: row["identity"] for row in rows_of(tmp_path / "out")}
+    assert people == {name: "person-0001" if name.startswith("1558") else "person-0002" for name in names}
+    assert summary["photos_per_identity"] == [2, 2.5, 3]
+    assert "vector" not in (tmp_path / "out/manifest.jsonl").read_text()

@@ -38,10 +38,10 @@ class Recogniser(Protocol):
 
 
 class InsightFaceRecogniser:
-    """The recogniser of an InsightFace pack; cosine distance of unit vectors."""
+    """The recogniser of an InsightFace pack: unit vectors, so a distance of 1.1 is a cosine of 0.4."""
 
     name = "insightface"
-    distance = 0.6
+    distance = 1.1
 
     def __init__(self, settings: DetectSettings) -> None:
         self.detector = load_detector(
@@ -57,8 +57,7 @@ class InsightFaceRecogniser:
         best = max(found, key=lambda face: _overlap(face, photo.face), default=None)
         if best is None or _overlap(best, photo.face) < 0.3:
             return None
-        # Half the squared length of the difference of unit vectors is their cosine distance.
-        return best.embedding.numpy() / np.sqrt(2)
+        return best.embedding.numpy()
 
 
 class DlibRecogniser:
