@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.small import autoencoder, identity, people, text
+from trainer.small import autoencoder, drawing, identity, people, text
 from trainer.small.loop import LoopConfig, averaged, pixels, train
 from trainer.small.muon import orthogonalise
 
@@ -62,8 +62,8 @@ def test_box_holds_the_head_at_the_size_of_the_picture():
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
 @pytest.mark.slow
 def test_drawing_gives_pictures_masks_and_records_and_resumes(tmp_path):
-    people.build(tmp_path, CONFIG, shard=1, log=lambda line: None)
-    first = people.People.load(tmp_path, "train")
+    drawing.build(tmp_path, CONFIG, shard=1, log=lambda line: None)
+    first = drawing.People.load(tmp_path, "train")
     assert first.pictures.shape == (6, 64, 64, 3)
     assert first.masks.shape == (6, 64, 64)
     assert len(first.records) == 6
@@ -75,10 +75,10 @@ def test_drawing_gives_pictures_masks_and_records_and_resumes(tmp_path):
     pictures = np.array(first.pictures)
     (tmp_path / "train" / "shards.txt").write_text("0\n")  # as if it had been interrupted after the first shard
     np.lib.format.open_memmap(tmp_path / "train" / "pictures.npy", "r+")[3:] = 0
-    people.build(tmp_path, CONFIG, shard=1, log=lambda line: None)
-    assert (people.People.load(tmp_path, "train").pictures == pictures).all()
+    drawing.build(tmp_path, CONFIG, shard=1, log=lambda line: None)
+    assert (drawing.People.load(tmp_path, "train").pictures == pictures).all()
     with pytest.raises(RuntimeError, match="was drawn with"):
-        people.build(tmp_path, dataclasses.replace(CONFIG, pictures=4), log=lambda line: None)
+        drawing.build(tmp_path, dataclasses.replace(CONFIG, pictures=4), log=lambda line: None)
 
 
 def test_every_word_of_a_caption_is_one_token(tmp_path):
@@ -146,7 +146,7 @@ def test_crops_agree_with_the_crops_of_the_core():
 def test_autoencoder_is_standardised_without_changing_what_it_does():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
-    drawn = people.People(pictures, None, [{}] * 32)
+    drawn = drawing.People(pictures, None, [{}] * 32)
     model = autoencoder.create().eval()
     x = pixels(pictures[:2])
     with torch.no_grad():

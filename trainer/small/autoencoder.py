@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from .drawing import People
 from .loop import LoopConfig, pixels, train
-from .people import SIZE, People
+from .people import SIZE
 
 SCALE = 0.18215
 GROUPS = 8

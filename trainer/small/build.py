@@ -9,14 +9,18 @@ Stages, each seeded and resumable, each skipped when its result is there::
     encoder      trains the face encoder
     recogniser   trains the examiner, which only judges
     adapter      writes the training set and trains the FeedFace adapter with ``trainer.train``
+    publish      copies the finished parts to ``models/feedface_small``
+    variants     trains the other adapters that ``bench identity`` compares; only when asked for
 
 With names of stages only those run. Everything between the stages lives in ``--work``; the finished parts go to
-``--output``. """
+``--output``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,10 +30,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from trainer.config import load_config
+from trainer.export import export
+
 from . import autoencoder, denoiser, identity, system, text
 from .dataset import write_dataset
-from .people import People, PeopleConfig
-from .people import build as draw_people
+from .drawing import People
+from .drawing import build as draw_people
+from .people import PeopleConfig
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
@@ -39,8 +47,8 @@ CONFIG = Path(__file__).parents[1] / "configs" / "small.yaml"
 class Build:
     """The stages, with what they hand to each other."""
 
-    def __init__(self, work: Path, output: Path, log: Callable[[str], None] = print):
-        self.work, self.output, self.log = work, output, log
+    def __init__(self, work: Path, target: Path = system.FOLDER, log: Callable[[str], None] = print):
+        self.work, self.output, self.target, self.log = work.resolve(), work.resolve() / "output", target, log
 
     def run(self, name: str) -> None:
         """One stage, and a line in ``stages.jsonl`` with the time it took."""
@@ -80,36 +88,77 @@ class Build:
 
     def recogniser(self) -> None:
         people = People.load(self.work / "people", "train")
-        system.save_examiner(self.output, identity.train_examiner(people, self.work / "examiner", log=self.log))
+        masks = identity.train_mask_reader(people, self.work / "examiner", log=self.log)
+        system.save_examiner(self.output, identity.train_examiner(people, self.work / "examiner", log=self.log), masks)
 
     def adapter(self) -> None:
         people = People.load(self.work / "people", "train").first(PICTURES)
-        manifest = write_dataset(people, self.work / "dataset", log=self.log)
+        write_dataset(people, self.work / "dataset", log=self.log)
+        self.train_adapter("full")
+        shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
+
+    def publish(self) -> None:
+        shutil.copytree(self.output, self.target, dirs_exist_ok=True)
+
+    def variants(self) -> None:
+        for name in VARIANTS:
+            self.train_adapter(name)
+
+    def train_adapter(self, name: str) -> None:
+        """One adapter, and its file at every quarter of its training, ``adapters/<name>-<per cent>.safetensors``.
+
+        Paths are relative to the working folder, since the trainer writes its settings into the adapter.
+        """
         settings = [
-            str(CONFIG), f"model.base={self.output}", f"adapter.encoder.path={self.output / 'face_encoder'}",
-            f"data.manifest={manifest}", f"data.cache={self.work / 'dataset' / 'cache'}",
-            f"train.output={self.work / 'adapter'}",
+            "model.base=output", "adapter.encoder.path=output/face_encoder", "data.manifest=dataset/manifest.jsonl",
+            "data.cache=dataset/cache", f"train.output=adapters/{name}", *VARIANTS.get(name, ()),
         ]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
         for command in ("trainer.cache", "trainer.train"):
-            subprocess.run([sys.executable, "-m", command, *settings], check=True)
+            subprocess.run(
+                [sys.executable, "-m", command, str(CONFIG), *settings], check=True, cwd=self.work, env=environment
+            )
+        steps = load_config(CONFIG, settings).train.steps
+        for part in (25, 50, 100):
+            checkpoint = next((self.work / "adapters" / name).glob(f"checkpoint-*{steps * part // 100}"))
+            export(
+                checkpoint,
+                self.work / "adapters" / f"{name}-{part}.safetensors",
+                encoder_path=str(self.output / "face_encoder"),
+            )
 
 
-STAGES = ("people", "autoencoder", "text", "unet", "encoder", "recogniser", "adapter")
+SITES = [
+    "input_blocks.1.1.transformer_blocks.0", "input_blocks.3.1.transformer_blocks.0",
+    "middle_block.1.transformer_blocks.0", "output_blocks.0.1.transformer_blocks.0",
+    "output_blocks.1.1.transformer_blocks.0", "output_blocks.2.1.transformer_blocks.0",
+    "output_blocks.3.1.transformer_blocks.0",
+]  # fmt: skip
+VARIANTS = {
+    "standard-loss": ["loss.kind=standard"],
+    "mask-loss": ["loss.kind=mask"],
+    "no-retrieval": ["data.retrieval=false"],
+    "no-self-attention": ["adapter.self_attention=false"],
+    "every-second-site": [f"adapter.sites={json.dumps(SITES[::2])}"],
+    "one-a-resolution": [f"adapter.sites={json.dumps([SITES[2], SITES[6]])}"],
+}
+STAGES = ("people", "autoencoder", "text", "unet", "encoder", "recogniser", "adapter", "publish")
+EXTRA = ("variants",)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.small.build", description=__doc__.split("\n")[0])
-    parser.add_argument("stages", nargs="*", metavar="stage", help=f"any of {', '.join(STAGES)}; all by default")
-    parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument(
-        "--output", type=Path, default=system.FOLDER, help="the finished parts (default models/feedface_small)"
+        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(STAGES + EXTRA)}; by default all but the last"
     )
+    parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
+    parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished parts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
-    unknown = [s for s in options.stages if s not in STAGES]
+    unknown = [s for s in options.stages if s not in STAGES + EXTRA]
     if unknown:
-        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES + EXTRA)}")
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     build = Build(options.work, options.output, lambda line: print(line, flush=True))

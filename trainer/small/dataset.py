@@ -9,7 +9,8 @@ from PIL import Image
 from feedface_core.faces.crops import square_box
 from trainer.manifest import write_rows
 
-from .people import SIZE, People
+from .drawing import People
+from .people import SIZE
 
 
 def write_dataset(people: People, folder: Path, log=print) -> Path:

@@ -17,8 +17,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import text
 from .autoencoder import CHANNELS
+from .drawing import People
 from .loop import LoopConfig, train
-from .people import SIZE, People
+from .people import SIZE
 
 LOOP = LoopConfig(steps=3500, batch=32, rate=1e-3, warmup=200, weight_decay=0.01, average=0.998, seed=7)
 EMPTY = 0.1  # share of empty captions, for guidance

@@ -2,7 +2,7 @@
 
 They share nothing: the encoder is a CLIP vision transformer on face crops; the examiner is a convolutional network on
 whole pictures, from another seed, that also reads the attributes a caption names. The examiner is never used for
-conditioning. """
+conditioning."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from feedface_core.faces.crops import CROP_SCALE
 
+from .drawing import People
 from .loop import LoopConfig, pixels, train
-from .people import ATTRIBUTES, People
+from .people import ATTRIBUTES
 
 CROP = 48  # pixels of a face crop's side
-ENCODER_LOOP = LoopConfig(steps=2200, batch=64, rate=1e-3, weight_decay=0.05)
-EXAMINER_LOOP = LoopConfig(steps=3000, batch=48, rate=2e-3, weight_decay=0.02, seed=101)
+ENCODER_LOOP = LoopConfig(steps=1800, batch=64, rate=1.5e-3, weight_decay=0.05, average=0.995)
+MASK_LOOP = LoopConfig(steps=600, batch=32, rate=2e-3, seed=103)
+EXAMINER_LOOP = LoopConfig(steps=1800, batch=48, rate=2e-3, weight_decay=0.05, average=0.995, seed=101)
 
 
 class CosineHead(nn.Module):
@@ -145,6 +147,26 @@ class Examiner(nn.Module):
         return self.identity(h), {a: head(h) for a, head in self.attributes.items()}
 
 
+class MaskReader(nn.Module):
+    """Pictures ``(N, 3, 64, 64)`` in -1…1 → logits ``(N, 1, 32, 32)`` of head and hair, for measuring what is
+    around."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        torch.manual_seed(103)
+        self.fine = nn.Conv2d(3, width, 5, 2, 2)  # (N, 24, 32, 32)
+        self.down = nn.Sequential(_Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2))
+        self.deep = nn.Sequential(_Residual(4 * width, 4 * width, 1), _Residual(4 * width, 4 * width, 1))
+        self.up = nn.Conv2d(4 * width, width, 1)
+        self.head = nn.Sequential(_Residual(2 * width, width, 1), nn.SiLU(), nn.Conv2d(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        coarse = self.up(self.deep(self.down(fine)))  # (N, 24, 8, 8)
+        coarse = F.interpolate(coarse, scale_factor=4, mode="bilinear")
+        return self.head(torch.cat([fine, coarse], 1))
+
+
 class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -193,3 +215,18 @@ def train_examiner(people: People, folder: Path, loop: LoopConfig = EXAMINER_LOO
         }
 
     return train("examiner", folder, model, loop, loss_of, log).examiner
+
+
+def train_mask_reader(people: People, folder: Path, loop: LoopConfig = MASK_LOOP, log=print) -> MaskReader:
+    """Trains the mask reader on pictures and their drawn masks."""
+    model = MaskReader()
+
+    def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        index = np.sort(rng.integers(len(people.records), size=loop.batch))
+        target = F.avg_pool2d(torch.from_numpy(np.array(people.masks[index])).float()[:, None] / 255, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(degrade(pixels(people.pictures[index]), rng)).float()
+        wrong = ((logits > 0) != (target > 0.5)).float().mean()
+        return {"loss": F.binary_cross_entropy_with_logits(logits, target), "wrong": wrong}
+
+    return train("mask_reader", folder, model, loop, loss_of, log)

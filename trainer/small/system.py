@@ -3,7 +3,7 @@
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
 ``tokenizer``, ``scheduler``) in half precision, with three more: ``face_encoder`` (a transformers CLIP vision model),
 ``examiner`` (for judging only) and ``adapter.safetensors`` (the trained FeedFace adapter, for the ordinary Load
-Adapter node). """
+Adapter node)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from . import denoiser
-from .identity import CROP, Examiner
+from .identity import CROP, Examiner, MaskReader
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
 ADAPTER = "adapter.safetensors"
@@ -64,23 +64,25 @@ def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:
     (folder / "face_encoder" / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
 
 
-def save_examiner(folder: Path, examiner: Examiner) -> None:
-    """Writes the examiner."""
+def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader) -> None:
+    """Writes the networks that judge."""
     (folder / "examiner").mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.half().contiguous() for k, v in examiner.state_dict().items()}, folder / "examiner" / "model.safetensors"
-    )
+    for name, module in (("identity", examiner), ("masks", masks)):
+        tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
+        save_file(tensors, folder / "examiner" / f"{name}.safetensors")
 
 
-def load_examiner(folder: Path = FOLDER) -> Examiner:
-    """Reads the examiner, in single precision.
+def load_examiner(folder: Path = FOLDER) -> tuple[Examiner, MaskReader]:
+    """Reads the networks that judge, in single precision.
 
     Raises:
-        FileNotFoundError: it has not been trained or fetched.
+        FileNotFoundError: they have not been trained or fetched.
     """
-    path = folder / "examiner" / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"no examiner at {path}; `python -m trainer.small.build` trains the small system")
-    examiner = Examiner()
-    examiner.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return examiner.eval().requires_grad_(False)
+    loaded = []
+    for name, module in (("identity", Examiner()), ("masks", MaskReader())):
+        path = folder / "examiner" / f"{name}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}; `python -m trainer.small.build recogniser` trains it")
+        module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        loaded.append(module.eval().requires_grad_(False))
+    return loaded[0], loaded[1]
