@@ -121,8 +121,7 @@ def select_faces(
         image_size: width and height of the photo in pixels.
         order: one of :data:`ORDERS`; it numbers the faces.
         indexes: numbers of the faces to take; None takes all.
-        min_size: faces whose longer side has fewer pixels are left out and get no number. The whole photo as
-            a face is never too small.
+        min_size: faces whose longer side has fewer pixels are left out and get no number.
         name: what to call the photo in errors.
 
     Raises:
@@ -131,7 +130,7 @@ def select_faces(
         FaceError: if the order is unknown or no index is given.
     """
     ordered = order_faces(faces, order, image_size)
-    usable = tuple(face for face in ordered if face.source == WHOLE_IMAGE or face.size >= min_size)
+    usable = tuple(face for face in ordered if face.size >= min_size)
     too_small = tuple(face for face in ordered if face not in usable)
     if not usable:
         if not too_small:
