@@ -35,9 +35,15 @@ class ModelSettings(Settings):
     """A single-file checkpoint (.safetensors, .ckpt) or diffusers folder; with allow_hub also a hub name."""
     config: str | None = None
     """A diffusers folder that describes a single-file checkpoint, for machines without network."""
+    stable_diffusion: str | None = None
+    """For UniDiffuser: the Stable Diffusion 1.x checkpoint or folder whose autoencoder and text encoder it uses."""
+    caption_decoder: str | None = None
+    """For UniDiffuser: caption_decoder.pth or its conversion; null looks beside the base."""
+    image_encoder: str | None = None
+    """For UniDiffuser: a folder with CLIP ViT-B/32 (CLIPModel) and its projection, which makes the image token."""
     tokenizer: str | None = None
     """A folder with CLIP's vocab.json and merges.txt, for single-file checkpoints (ComfyUI's comfy/sd1_tokenizer)."""
-    family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet"] = "auto"
+    family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"] = "auto"
     """The family of the base; anything but auto is checked against what the file holds."""
     prediction: Literal["auto", "epsilon", "v"] = "auto"
     """What the base predicts; auto reads it from the scheduler's configuration."""

@@ -12,7 +12,7 @@ tokens, which are the last h·w of the sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -79,6 +79,11 @@ class Block(nn.Module):
         return self.norm3(x + self.mlp(x))  # (B, S, C)
 
 
+def run_block(block: Block, x: Tensor, skip: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """``(B, S, C)`` through a block, hooks and wrappers included."""
+    return block(x, skip, transformer_options=options)
+
+
 class PatchEmbed(nn.Module):
     """Picture latent ``(B, 4, H, W)`` → patches ``(B, h·w, C)``."""
 
@@ -138,6 +143,8 @@ class UViT(nn.Module):
         self.clip_img_out = operations.Linear(width, config.clip_width, **factory)
         # Part of the file; a picture does not need it.
         self.text_out = operations.Linear(width, config.text_width, **factory)
+        #: Runs a block as ``(block, x, skip, options)``; training puts gradient checkpointing here.
+        self.run_block: Callable[..., Tensor] = run_block
 
     def positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         """Position embeddings ``(1, S, C)`` for (h, w) patches, bilinear between the trained ones."""
@@ -196,11 +203,11 @@ class UViT(nn.Module):
     def _trunk(self, x: Tensor, options: dict[str, Any]) -> Tensor:
         skips = []
         for block in self.in_blocks:
-            x = block(x, transformer_options=options)  # (B, S, C)
+            x = self.run_block(block, x, None, options)  # (B, S, C)
             skips.append(x)
-        x = self.mid_block(x, transformer_options=options)
+        x = self.run_block(self.mid_block, x, None, options)
         for block in self.out_blocks:
-            x = block(x, skips.pop(), transformer_options=options)  # (B, S, C)
+            x = self.run_block(block, x, skips.pop(), options)  # (B, S, C)
         return self.norm(x)
 
     def _heads(self, x: Tensor, grid: tuple[int, int], height: int, width: int) -> tuple[Tensor, Tensor]:

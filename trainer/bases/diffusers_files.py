@@ -42,7 +42,7 @@ class Components:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without progress bars for each part, and diffusers' warning about a cast that it makes itself."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
@@ -58,7 +58,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-@_quiet()
+@quiet()
 def load_folder(settings: ModelSettings, parts: Sequence[Part]) -> Components:
     """Load a diffusers folder.
 
@@ -116,7 +116,7 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
-@_quiet()
+@quiet()
 def load_single_file(settings: ModelSettings, parts: Sequence[Part]) -> Components:
     """Load a single-file checkpoint, without network.
 

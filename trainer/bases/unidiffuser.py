@@ -1,0 +1,388 @@
+"""UniDiffuser v1 from its released files: the base of the published FeedFace adapter.
+
+Its U-ViT denoises the picture latent and a CLIP image token together. Here the two are one tensor: the token fills
+further rows below the picture, so that noise, losses and samplers treat them alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from feedface_core import released
+from feedface_core.adapter import FaceAdapter
+from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
+from feedface_core.encoder import check_tensors
+from feedface_core.hosts import uvit
+from feedface_core.hosts.attachment import Attachment, attach
+from feedface_core.hosts.uvit_config import UViTConfig
+
+from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
+from .diffusers_files import quiet
+from .stable_diffusion import StableDiffusionBase
+
+if TYPE_CHECKING:
+    from trainer.config import ModelSettings
+
+#: Stands for a log variance of minus infinity: the token has none.
+_NO_VARIANCE = -30.0
+_UVIT_KEY = "in_blocks.0.attn.qkv.weight"
+
+
+def is_unidiffuser(path: Path) -> bool:
+    """Whether a path is a U-ViT's file, told by its keys; never an error."""
+    path = path.expanduser()
+    if not path.is_file():
+        return False
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                return _UVIT_KEY in file.keys()  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return False
+    return path.suffix in (".pth", ".pt")
+
+
+def rows_below(width: int, token_width: int, channels: int = 4) -> int:
+    """Rows that a token takes below a picture latent ``width`` cells wide."""
+    return -(-token_width // (channels * width))
+
+
+def pack(picture: Tensor, token: Tensor) -> Tensor:
+    """``(B, C, h, w)`` and ``(B, 1, D)`` → ``(B, C, h + rows, w)``; at 512 pixels nothing is left over."""
+    channels, width = picture.shape[1], picture.shape[3]
+    rows = rows_below(width, token.shape[-1], channels)
+    flat = functional.pad(token.flatten(1), (0, channels * rows * width - token.shape[-1]))
+    return torch.cat([picture, flat.view(-1, channels, rows, width).to(picture)], dim=2)
+
+
+def unpack(state: Tensor, token_width: int) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`pack`."""
+    rows = rows_below(state.shape[3], token_width, state.shape[1])
+    return state[:, :, :-rows], state[:, :, -rows:].flatten(1)[:, None, :token_width]
+
+
+class UniDiffuserBase:
+    """A frozen UniDiffuser: U-ViT, and the CLIP image encoder, autoencoder and text encoder it was trained with.
+
+    Args:
+        host: the U-ViT, or None when only features are computed.
+        prefix: the linear ``encode_prefix``, or None without text.
+        image_encoder: a ``CLIPVisionModelWithProjection``, or None when everything is cached.
+        parts: Stable Diffusion's autoencoder and text encoder, or None when everything is cached.
+        name: shown in messages.
+        dtype: number format of the frozen weights.
+    """
+
+    family = "unidiffuser"
+
+    def __init__(
+        self,
+        host: uvit.UViT | None,
+        prefix: nn.Linear | None = None,
+        image_encoder: nn.Module | None = None,
+        parts: StableDiffusionBase | None = None,
+        name: str = "UniDiffuser",
+        dtype: torch.dtype = torch.float32,
+        token_width: int = 512,
+    ):
+        self.name, self.dtype, self.device = name, dtype, torch.device("cpu")
+        self._host = None if host is None else freeze(host, dtype)
+        self._prefix = None if prefix is None else freeze(prefix, dtype)
+        self._image_encoder = None if image_encoder is None else freeze(image_encoder, dtype)
+        self._parts = parts
+        self._attachment: Attachment | None = None
+        self._rows: Any = None
+        self._null_text: Text | None = None
+        self.cell = 8 if parts is None else parts.cell
+        self.channels = 4 if host is None else host.config.latent_channels
+        self.token_width = token_width if host is None else host.config.clip_width
+        self.context_width = 0 if host is None else host.config.width
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        self.schedule = NoiseSchedule(torch.cumprod(1.0 - betas, 0).float(), "epsilon")
+
+    @classmethod
+    def load(
+        cls, settings: ModelSettings, device: torch.device | str = "cpu", parts: Sequence[Part] = PARTS
+    ) -> UniDiffuserBase:
+        """Load the released files or their conversions; see :func:`trainer.bases.load_base`."""
+        path = Path(settings.base).expanduser()
+        if not path.is_file():
+            raise BaseError(f"model.base: {path} is not a file; for UniDiffuser give uvit_v1.pth or its conversion")
+        dtype = DTYPES[settings.precision]
+        tensors, config = _read_uvit(path)
+        host = None
+        if "host" in parts:
+            host = uvit.UViT(config, device="meta")
+            own = {key: tensor for key, tensor in tensors.items() if not key.startswith("encode_prefix.")}
+            host.load_state_dict(own, assign=True)
+        shared = [part for part in parts if part in ("autoencoder", "text")]
+        return cls(
+            host,
+            _load_prefix(settings, path, tensors) if "text" in parts else None,
+            _load_image_encoder(settings, config.clip_width) if "autoencoder" in parts else None,
+            _load_stable_diffusion(settings, shared) if shared else None,
+            settings.base,
+            dtype,
+            config.clip_width,
+        ).to(device)
+
+    # --- parts -------------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> nn.Module:
+        """The frozen U-ViT."""
+        return self._part(self._host, "host")
+
+    def _part(self, module: Any, part: Part) -> Any:
+        if module is None:
+            raise BaseError(f"{self.name}: the {part} part was not loaded, or has been released")
+        return module
+
+    def to(self, device: torch.device | str) -> UniDiffuserBase:
+        """Move the base; the encoders follow when they are used."""
+        self.device = torch.device(device)
+        if self._host is not None:
+            self._host.to(self.device)
+        if self._parts is not None:
+            self._parts.to(self.device)
+        return self
+
+    def release(self, *parts: Part) -> None:
+        """Free parts that are no longer needed. The text of the empty caption is kept."""
+        if "text" in parts and self._prefix is not None:
+            self.null_text()
+            self._prefix = None
+        if "autoencoder" in parts:
+            self._image_encoder = None
+        if "host" in parts:
+            self._host = None
+        if self._parts is not None:
+            self._parts.release(*parts)
+
+    def fingerprint(self, parts: Iterable[Part] = PARTS) -> str:
+        """A short hash of the weights and number format of these parts."""
+        digest = hashlib.sha256()
+        for part in parts:
+            own = {"host": self._host, "autoencoder": self._image_encoder, "text": self._prefix}[part]
+            digest.update(weights_fingerprint({part: self._part(own, part)}).encode())
+            if part != "host":
+                digest.update(self._part(self._parts, part).fingerprint([part]).encode())
+        return digest.hexdigest()[:16]
+
+    # --- pictures ----------------------------------------------------------------------------------------
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """``(4, height / 8 + rows, width / 8)``: the picture, and the CLIP image token in the rows below it."""
+        height, width = height // self.cell, width // self.cell
+        return self.channels, height + rows_below(width, self.token_width, self.channels), width
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` in −1…1 → ``(B, 8, h + rows, w)``: mean and log variance, unscaled, the token's zero."""
+        mean, log_variance = self._part(self._parts, "autoencoder").encode_pixels(pixels).chunk(2, dim=1)
+        token = self.image_token(pixels)  # (B, 1, D)
+        return torch.cat([pack(mean, token), pack(log_variance, torch.full_like(token, _NO_VARIANCE))], dim=1)
+
+    @torch.no_grad()
+    def image_token(self, pixels: Tensor) -> Tensor:
+        """CLIP's projected image embedding ``(B, 1, 512)`` of pictures ``(B, 3, H, W)`` in −1…1, as UniDiffuser's."""
+        encoder = self._part(self._image_encoder, "autoencoder").to(self.device)
+        side = encoder.config.image_size
+        pixels = (pixels.to(self.device, torch.float32) + 1.0) / 2.0
+        if pixels.shape[-2:] != (side, side):
+            pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
+        mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        return encoder(((pixels - mean) / std).to(self.dtype)).image_embeds.float().unsqueeze(1)
+
+    def sample_latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents ``(B, 4, h + rows, w)``: the picture as Stable Diffusion's, scaled; the token as it is."""
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        picture, token = unpack(mean, self.token_width)
+        if noise is not None:
+            spread = torch.exp(0.5 * unpack(log_variance, self.token_width)[0].clamp(-30.0, 20.0))
+            picture = picture + spread * unpack(noise, self.token_width)[0]
+        return pack(picture * 0.18215, token)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents → pixels ``(B, 3, H, W)`` in −1…1, float32; the token has no part in it."""
+        return self._part(self._parts, "autoencoder").decode(unpack(latents, self.token_width)[0])
+
+    def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
+        """The mask, and for the token its mean: the token describes the face as far as the picture shows it."""
+        mask = mask.to(latents.device, torch.float32)
+        share = mask.mean(dim=(1, 2, 3), keepdim=False).view(-1, 1, 1).expand(-1, 1, self.token_width)
+        return pack(mask.expand(-1, self.channels, -1, -1), share)
+
+    # --- text --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        """Captions → ``states`` ``(B, 77, 64)``: CLIP-L's last hidden states through ``encode_prefix``."""
+        prefix = self._part(self._prefix, "text").to(self.device)
+        states = self._part(self._parts, "text").encode_text(captions)["states"]
+        return {"states": prefix(states.to(self.device, self.dtype))}
+
+    def null_text(self) -> Text:
+        """The text of the empty caption, computed once."""
+        if self._null_text is None:
+            self._null_text = self.encode_text([""])
+        return self._null_text
+
+    # --- prediction --------------------------------------------------------------------------------------
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
+        """The U-ViT's prediction in float32; see :meth:`trainer.bases.Base.predict`. Data type 1, as when sampling."""
+        picture, token = unpack(noisy, self.token_width)
+        times = timesteps.to(self.device)
+        with self._faces(rows):
+            predicted = self.host(
+                picture.to(self.device, self.dtype),
+                token.to(self.device, self.dtype),
+                text["states"].to(self.device, self.dtype),
+                times.float() + 1.0,  # UniDiffuser counts from 1
+            )
+        out = pack(*(part.float() for part in predicted))
+        left_over = self.channels * rows_below(noisy.shape[3], self.token_width, self.channels) * noisy.shape[3]
+        if left_over == self.token_width:
+            return out
+        # Cells that hold nothing but noise predict it exactly, and so count for nothing in any loss.
+        used = pack(torch.ones_like(picture), torch.ones_like(token)).bool()
+        sigma = (1.0 - self.schedule.alphas_cumprod.to(self.device)[times]).sqrt().view(-1, 1, 1, 1)
+        return torch.where(used.to(self.device), out, noisy.to(self.device).float() / sigma)
+
+    @contextmanager
+    def _faces(self, rows: Any) -> Iterator[None]:
+        if rows is None:
+            yield
+            return
+        if self._attachment is None:
+            raise BaseError("faces were given, but no adapter is attached")
+        previous, self._rows = self._rows, rows
+        try:
+            with self._attachment.faces(rows):
+                yield
+        finally:
+            self._rows = previous
+
+    # --- adapter -----------------------------------------------------------------------------------------
+
+    def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
+        """The sites that a new adapter gets, in order; branches have the published heads of width 24."""
+        branch = uvit.default_sites(self.host)[0]
+        heads = heads or branch.heads
+        if branch.width % heads:
+            raise BaseError(f"adapter.heads: {heads} does not divide the width {branch.width} of the U-ViT's blocks")
+        known = [site.name for site in uvit.list_sites(self.host)]
+        if which == "default":
+            names = [site.name for site in uvit.default_sites(self.host)]
+        else:
+            names = known if which == "all" else list(which)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise BaseError(f"adapter.sites: {self.name} has no site {unknown[0]!r}; it has {', '.join(known)}")
+        return [SiteConfig(name, branch.width, heads, branch.width // heads) for name in names]
+
+    def attach(self, adapter: FaceAdapter) -> None:
+        """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another base."""
+        self.detach()
+        self._attachment = attach(self.host, adapter)
+
+    def detach(self) -> None:
+        """Take the branches away again."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the blocks in the backward pass, with the faces of the forward pass."""
+
+        def recompute(block: nn.Module, x: Tensor, skip: Tensor | None, options: dict) -> Tensor:
+            rows = self._rows
+            if not torch.is_grad_enabled():
+                return uvit.run_block(block, x, skip, options)
+
+            def run(x: Tensor, skip: Tensor | None) -> Tensor:
+                with self._faces(rows):
+                    return uvit.run_block(block, x, skip, options)
+
+            return checkpoint(run, x, skip, use_reentrant=False)
+
+        self.host.run_block = recompute
+
+
+def _read_uvit(path: Path) -> tuple[dict[str, Tensor], UViTConfig]:
+    try:
+        tensors, metadata = released.read_tensors(path)
+        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, metadata))
+        own = {key: tensor for key, tensor in tensors.items() if not key.startswith("encode_prefix.")}
+        expected = {key: tuple(t.shape) for key, t in uvit.UViT(config, device="meta").state_dict().items()}
+        check_tensors(str(path), expected, own)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        raise BaseError(f"model.base: {text if str(path) in text else f'{path}: {text}'}") from error
+    return tensors, config
+
+
+def _load_prefix(settings: ModelSettings, path: Path, tensors: dict[str, Tensor]) -> nn.Linear:
+    prefix = {key: tensor for key, tensor in tensors.items() if key.startswith("encode_prefix.")}
+    if settings.caption_decoder is not None or not prefix:
+        given = settings.caption_decoder
+        beside = sorted(path.parent.glob("caption_decoder*"))
+        if given is None and not beside:
+            raise BaseError(f"model.caption_decoder: no caption_decoder.pth beside {path}; its encode_prefix is needed "
+                            "to read text. Give its path")
+        try:
+            prefix = released.read_prefix(Path(given).expanduser() if given else beside[0])
+        except (ValueError, OSError) as error:
+            raise BaseError(f"model.caption_decoder: {error}") from error
+    linear = uvit.text_prefix(prefix)
+    linear.load_state_dict({key.removeprefix("encode_prefix."): tensor for key, tensor in prefix.items()})
+    return linear
+
+
+@quiet()
+def _load_image_encoder(settings: ModelSettings, width: int) -> nn.Module:
+    from transformers import CLIPVisionModelWithProjection
+
+    if settings.image_encoder is None:
+        raise BaseError("model.image_encoder: UniDiffuser denoises a CLIP image token with the picture; give the "
+                        "folder of CLIP ViT-B/32 (openai/clip-vit-base-patch32)")
+    try:
+        encoder, info = CLIPVisionModelWithProjection.from_pretrained(
+            settings.image_encoder,
+            local_files_only=not settings.allow_hub,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseError(f"model.image_encoder: cannot load {settings.image_encoder}: {error}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise BaseError(f"model.image_encoder: {settings.image_encoder} is no CLIPModel with its projection: "
+                        f"{len(missing)} weights are missing ({', '.join(missing[:3])})")
+    if encoder.config.projection_dim != width:
+        raise BaseError(f"model.image_encoder: {settings.image_encoder} makes tokens {encoder.config.projection_dim} "
+                        f"wide, the U-ViT denoises tokens {width} wide; it was trained with CLIP ViT-B/32")
+    return encoder
+
+
+def _load_stable_diffusion(settings: ModelSettings, parts: Sequence[Part]) -> StableDiffusionBase:
+    if settings.stable_diffusion is None:
+        raise BaseError("model.stable_diffusion: UniDiffuser uses the autoencoder and text encoder of Stable Diffusion "
+                        "1.x; give a checkpoint or a diffusers folder")
+    changes = {"base": settings.stable_diffusion, "family": "auto", "prediction": "auto"}
+    try:
+        return StableDiffusionBase.load(settings.model_copy(update=changes), parts=parts)
+    except BaseError as error:
+        raise BaseError(str(error).replace("model.base", "model.stable_diffusion")) from error
