@@ -26,14 +26,13 @@ def seed_of(*parts: Part) -> int:
     Raises:
         TypeError: for a part that is neither an integer nor a string.
     """
-    digest = hashlib.blake2b(digest_size=8)
+    pieces = []
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, (int, str)):
             raise TypeError(f"randomness is derived from integers and strings, found {part!r}")
         text = part.encode() if isinstance(part, str) else b"%d" % part
-        digest.update(b"%c%d:" % (b"s" if isinstance(part, str) else b"i", len(text)))
-        digest.update(text)
-    return int.from_bytes(digest.digest(), "big") >> 1
+        pieces.append(b"%c%d:%b" % (b"s" if isinstance(part, str) else b"i", len(text), text))
+    return int.from_bytes(hashlib.blake2b(b"".join(pieces), digest_size=8).digest(), "big") >> 1
 
 
 def uniform(*parts: Part) -> float:

@@ -49,6 +49,13 @@ def test_folders_globs_and_caption_files(tmp_path):
         find_photos(str(tmp_path))
 
 
+def test_output_beside_the_photos_is_not_taken_for_photos(tmp_path):
+    for name in ("1.png", "crops/1-abc.png", "masks/1-abc.png", "contact_sheet.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [photo.id for photo in find_photos(str(tmp_path), tmp_path)[0]] == ["1.png"]
+
+
 @pytest.mark.parametrize(
     ("settings", "id_", "given", "expected"),
     [

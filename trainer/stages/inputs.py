@@ -42,19 +42,29 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         if not files:
             raise InputError(f"{source}: no such folder or table, and no file matches it as a glob")
         root = Path(os.path.commonpath([file.parent for file in files]))
-    inside = Path(output).resolve() if output is not None else None
+    made = _made_here(root, output)
     photos = sorted(
         file
         for file in files
         if file.suffix.lower() in SUFFIXES
         and not file.name.startswith(".")
-        and not (inside is not None and inside != root.resolve() and file.resolve().is_relative_to(inside))
+        and not any(file.resolve().is_relative_to(place) for place in made)
     )
     if not photos:
         raise InputError(
             f"{source}: no photos among {len(files)} file(s); looked for {', '.join(SUFFIXES)} with sub-folders"
         )
     return [_with_caption_file(Photo(file.relative_to(root).as_posix(), file)) for file in photos], root
+
+
+def _made_here(root: Path, output: str | Path | None) -> list[Path]:
+    """Where pictures are that an earlier run wrote: the output folder, which may be the one with the photos."""
+    if output is None:
+        return []
+    folder = Path(output).resolve()
+    if folder != root.resolve():
+        return [folder]
+    return [folder / "masks", folder / "crops", folder / "contact_sheet.png"]
 
 
 def _with_caption_file(photo: Photo) -> Photo:
