@@ -21,7 +21,8 @@ from feedface_core.rows import Face, FaceContext, FaceRows
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer import export, train
 from trainer.bases import Base, BaseError, load_base
-from trainer.bases.unidiffuser import is_unidiffuser, pack, rows_below, unpack
+from trainer.bases.unidiffuser import pack, rows_below, unpack
+from trainer.bases.unidiffuser_files import is_unidiffuser
 from trainer.cache import make_cache
 from trainer.config import Config, ModelSettings, load_config
 from trainer.settings import build

@@ -206,7 +206,8 @@ def load_base(settings: ModelSettings, device: torch.device | str = "cpu", parts
             "checkpoint (.safetensors, .ckpt) or of a diffusers folder; names on the Hugging Face hub are only "
             "looked up with model.allow_hub=true"
         )
-    from .unidiffuser import UniDiffuserBase, is_unidiffuser
+    from .unidiffuser import UniDiffuserBase
+    from .unidiffuser_files import is_unidiffuser
 
     if settings.family == "unidiffuser" or (settings.family == "auto" and is_unidiffuser(path)):
         return UniDiffuserBase.load(settings, device, tuple(parts))

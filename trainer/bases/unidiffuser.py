@@ -13,43 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from feedface_core import released
 from feedface_core.adapter import FaceAdapter
 from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
-from feedface_core.encoder import check_tensors
 from feedface_core.hosts import uvit
 from feedface_core.hosts.attachment import Attachment, attach
-from feedface_core.hosts.uvit_config import UViTConfig
 
 from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
-from .diffusers_files import quiet
 from .stable_diffusion import StableDiffusionBase
+from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, read_uvit
 
 if TYPE_CHECKING:
     from trainer.config import ModelSettings
 
 #: Stands for a log variance of minus infinity: the token has none.
 _NO_VARIANCE = -30.0
-_UVIT_KEY = "in_blocks.0.attn.qkv.weight"
-
-
-def is_unidiffuser(path: Path) -> bool:
-    """Whether a path is a U-ViT's file, told by its keys; never an error."""
-    path = path.expanduser()
-    if not path.is_file():
-        return False
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                return _UVIT_KEY in file.keys()  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return False
-    return path.suffix in (".pth", ".pt")
 
 
 def rows_below(width: int, token_width: int, channels: int = 4) -> int:
@@ -119,7 +100,7 @@ class UniDiffuserBase:
         if not path.is_file():
             raise BaseError(f"model.base: {path} is not a file; for UniDiffuser give uvit_v1.pth or its conversion")
         dtype = DTYPES[settings.precision]
-        tensors, config = _read_uvit(path)
+        tensors, config = read_uvit(path)
         host = None
         if "host" in parts:
             host = uvit.UViT(config, device="meta")
@@ -128,9 +109,9 @@ class UniDiffuserBase:
         shared = [part for part in parts if part in ("autoencoder", "text")]
         return cls(
             host,
-            _load_prefix(settings, path, tensors) if "text" in parts else None,
-            _load_image_encoder(settings, config.clip_width) if "autoencoder" in parts else None,
-            _load_stable_diffusion(settings, shared) if shared else None,
+            load_prefix(settings, path, tensors) if "text" in parts else None,
+            load_image_encoder(settings, config.clip_width) if "autoencoder" in parts else None,
+            load_stable_diffusion(settings, shared) if shared else None,
             settings.base,
             dtype,
             config.clip_width,
@@ -319,70 +300,3 @@ class UniDiffuserBase:
             return checkpoint(run, x, skip, use_reentrant=False)
 
         self.host.run_block = recompute
-
-
-def _read_uvit(path: Path) -> tuple[dict[str, Tensor], UViTConfig]:
-    try:
-        tensors, metadata = released.read_tensors(path)
-        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, metadata))
-        own = {key: tensor for key, tensor in tensors.items() if not key.startswith("encode_prefix.")}
-        expected = {key: tuple(t.shape) for key, t in uvit.UViT(config, device="meta").state_dict().items()}
-        check_tensors(str(path), expected, own)
-    except (ValueError, OSError) as error:
-        text = str(error)
-        raise BaseError(f"model.base: {text if str(path) in text else f'{path}: {text}'}") from error
-    return tensors, config
-
-
-def _load_prefix(settings: ModelSettings, path: Path, tensors: dict[str, Tensor]) -> nn.Linear:
-    prefix = {key: tensor for key, tensor in tensors.items() if key.startswith("encode_prefix.")}
-    if settings.caption_decoder is not None or not prefix:
-        given = settings.caption_decoder
-        beside = sorted(path.parent.glob("caption_decoder*"))
-        if given is None and not beside:
-            raise BaseError(f"model.caption_decoder: no caption_decoder.pth beside {path}; its encode_prefix is needed "
-                            "to read text. Give its path")
-        try:
-            prefix = released.read_prefix(Path(given).expanduser() if given else beside[0])
-        except (ValueError, OSError) as error:
-            raise BaseError(f"model.caption_decoder: {error}") from error
-    linear = uvit.text_prefix(prefix)
-    linear.load_state_dict({key.removeprefix("encode_prefix."): tensor for key, tensor in prefix.items()})
-    return linear
-
-
-@quiet()
-def _load_image_encoder(settings: ModelSettings, width: int) -> nn.Module:
-    from transformers import CLIPVisionModelWithProjection
-
-    if settings.image_encoder is None:
-        raise BaseError("model.image_encoder: UniDiffuser denoises a CLIP image token with the picture; give the "
-                        "folder of CLIP ViT-B/32 (openai/clip-vit-base-patch32)")
-    try:
-        encoder, info = CLIPVisionModelWithProjection.from_pretrained(
-            settings.image_encoder,
-            local_files_only=not settings.allow_hub,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BaseError(f"model.image_encoder: cannot load {settings.image_encoder}: {error}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise BaseError(f"model.image_encoder: {settings.image_encoder} is no CLIPModel with its projection: "
-                        f"{len(missing)} weights are missing ({', '.join(missing[:3])})")
-    if encoder.config.projection_dim != width:
-        raise BaseError(f"model.image_encoder: {settings.image_encoder} makes tokens {encoder.config.projection_dim} "
-                        f"wide, the U-ViT denoises tokens {width} wide; it was trained with CLIP ViT-B/32")
-    return encoder
-
-
-def _load_stable_diffusion(settings: ModelSettings, parts: Sequence[Part]) -> StableDiffusionBase:
-    if settings.stable_diffusion is None:
-        raise BaseError("model.stable_diffusion: UniDiffuser uses the autoencoder and text encoder of Stable Diffusion "
-                        "1.x; give a checkpoint or a diffusers folder")
-    changes = {"base": settings.stable_diffusion, "family": "auto", "prediction": "auto"}
-    try:
-        return StableDiffusionBase.load(settings.model_copy(update=changes), parts=parts)
-    except BaseError as error:
-        raise BaseError(str(error).replace("model.base", "model.stable_diffusion")) from error
