@@ -38,6 +38,7 @@ from .dataset import write_dataset
 from .drawing import People
 from .drawing import build as draw_people
 from .people import PeopleConfig
+from .showcase import write_showcase
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
@@ -98,6 +99,7 @@ class Build:
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
 
     def publish(self) -> None:
+        write_showcase(People.load(self.work / "people", "heldout"), self.output)
         shutil.copytree(self.output, self.target, dirs_exist_ok=True)
 
     def variants(self) -> None:

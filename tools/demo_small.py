@@ -1,0 +1,156 @@
+"""Three people × four prompts in a real ComfyUI, without and with the face, as one sheet, with the examiner's scores.
+
+The people are held out: no part of the small system was trained on them. Everything goes through the nodes that any
+model uses; only the first one, FeedFace Small Model, is special.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image, ImageDraw, ImageFont
+
+from tools.comfyui import device_arguments
+from tools.find_comfyui import find_comfyui, version_of
+from tools.server import ComfyServer, ServerError
+from trainer.small import system
+from trainer.small.showcase import Judge, Person, read_people
+
+PROMPTS = (
+    "a portrait of a smiling person wearing a red shirt, plain blue background",
+    "a close-up of a serious person wearing glasses and a black vest, plain orange background",
+    "a portrait of an angry person wearing a headband and a white shirt, striped green background",
+    "a close-up of a surprised person wearing a yellow vest, dotted purple background",
+)
+SIZE, STEPS, CFG = 64, 20, 3.0
+ADAPTER = "feedface_small.safetensors"
+
+
+def workflow(person: Person, names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int = 1) -> dict[str, Any]:
+    """The graph for one person, in API format: each prompt without and with the face, from the same noise.
+
+    Args:
+        names: the uploaded references, in the order of ``person.boxes``.
+    """
+
+    def node(kind: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": kind, "inputs": inputs}
+
+    graph = {
+        "small": node("FeedFaceSmallModel"),
+        "negative": node("CLIPTextEncode", clip=["small", 1], text=""),
+        "latent": node("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1),
+        "adapter": node("FeedFaceLoadAdapter", adapter_name=ADAPTER),
+    }
+    photos = ["photo0", 0]
+    for i, name in enumerate(names):
+        graph[f"photo{i}"] = node("LoadImage", image=name)
+        if i:
+            graph[f"photos{i}"] = node("ImageBatch", image1=photos, image2=[f"photo{i}", 0])
+            photos = [f"photos{i}", 0]
+    graph["crops"] = node(
+        "FeedFaceDetectFaces", image=photos, detector="auto", order="as found", indexes="0", min_size=16,
+        when_none="error", crop_size=48, boxes=json.dumps([[box] for box in person.boxes]),
+    )  # fmt: skip
+    graph["face"] = node("FeedFaceEncodeFaces", adapter=["adapter", 0], crops=["crops", 0])
+    graph["apply"] = node(
+        "FeedFaceApply", model=["small", 0], adapter=["adapter", 0], face=["face", 0], strength=1.0, start=0.0, end=1.0
+    )
+    for i, prompt in enumerate(prompts):
+        graph[f"prompt{i}"] = node("CLIPTextEncode", clip=["small", 1], text=prompt)
+        for kind, model in (("plain", "small"), ("face", "apply")):
+            graph[f"{kind}_latent{i}"] = node(
+                "KSampler", model=[model, 0], positive=[f"prompt{i}", 0], negative=["negative", 0],
+                latent_image=["latent", 0], seed=seed + i, steps=STEPS, cfg=CFG, sampler_name="dpmpp_2m",
+                scheduler="normal", denoise=1.0,
+            )  # fmt: skip
+            graph[f"{kind}_picture{i}"] = node("VAEDecode", samples=[f"{kind}_latent{i}", 0], vae=["small", 2])
+            graph[f"{kind}{i}"] = node("SaveImage", images=[f"{kind}_picture{i}", 0], filename_prefix=f"{kind}{i}")
+    return graph
+
+
+def sheet(rows: list[dict[str, Any]], prompts: tuple[str, ...] = PROMPTS, zoom: int = 3) -> Image.Image:
+    """One row a person: four references, then for each prompt the picture without and with the face and its score."""
+    cell, gap, top, line = SIZE * zoom, 8, 46, 18
+    width = cell + (2 * cell + gap) * len(prompts) + 2 * gap
+    page = Image.new("RGB", (width, top + len(rows) * (cell + line + gap)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    pen.text((gap, 4), "references", "black", font)
+    for i, prompt in enumerate(prompts):
+        x = cell + 2 * gap + i * (2 * cell + gap)
+        who, _, rest = prompt.partition(" wearing ")
+        pen.text((x, 2), who, "black", font)
+        pen.text((x, 16), f"wearing {rest}", "black", font)
+        pen.text((x, 30), "without the face", "gray", font)
+        pen.text((x + cell, 30), "with the face", "gray", font)
+    for r, row in enumerate(rows):
+        y = top + r * (cell + line + gap)
+        for k, reference in enumerate(row["references"]):
+            small = Image.fromarray(reference).resize((cell // 2, cell // 2), Image.LANCZOS)
+            page.paste(small, (gap // 2 + k % 2 * cell // 2, y + k // 2 * cell // 2))
+        for i in range(len(prompts)):
+            x = cell + 2 * gap + i * (2 * cell + gap)
+            for k, kind in enumerate(("plain", "face")):
+                picture = Image.fromarray(row[kind][i]).resize((cell, cell), Image.LANCZOS)
+                page.paste(picture, (x + k * cell, y))
+                score, nearer = row[f"{kind}_scores"][i]
+                told = "this person" if nearer == 0 else f"{nearer + 1}. guess"
+                pen.text((x + k * cell, y + cell + 1), f"{score:+.2f}  {told}", "black", font)
+    return page
+
+
+def run(output: Path, seed: int = 1) -> Path:
+    """Draws the sheet; returns its file.
+
+    Raises:
+        ServerError: no ComfyUI, or the small system is not there.
+    """
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise ServerError("no ComfyUI found: start this with `python run.py demo`, which fetches one")
+    adapter = system.FOLDER / system.ADAPTER
+    if not adapter.is_file():
+        raise ServerError(f"no {adapter}; `python -m trainer.small.build` trains the small system")
+    people, judge, rows, began = read_people(), Judge(), [], time.monotonic()
+    server = ComfyServer(comfyui, arguments=device_arguments())
+    place = server.base / "models" / "feedface"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / ADAPTER).symlink_to(adapter.resolve())
+    with server:
+        print(f"ComfyUI {version_of(comfyui)} with FeedFace after {time.monotonic() - began:.0f} s", flush=True)
+        for person in people:
+            names = [server.upload(path) for path in person.references]
+            result = server.run(workflow(person, names, seed=seed), timeout=600)
+            row: dict[str, Any] = {
+                "references": [numpy.asarray(Image.open(p).convert("RGB")) for p in person.references]
+            }
+            for kind in ("plain", "face"):
+                row[kind] = [server.pictures(result, f"{kind}{i}")[0] for i in range(len(PROMPTS))]
+                row[f"{kind}_scores"] = judge.compare(row[kind], person.index)
+            rows.append(row)
+            told = [sum(nearer == 0 for _, nearer in row[f"{kind}_scores"]) for kind in ("plain", "face")]
+            print(
+                f"person {person.index}: named among {len(judge.gallery)} in {told[1]} of {len(PROMPTS)} pictures with "
+                f"the face, {told[0]} without; {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    page = sheet(rows)
+    page.save(output / "people.png")
+    return output / "people.png"
+
+
+def main() -> None:
+    try:
+        print(f"sheet: {run(Path(sys.argv[1] if len(sys.argv) > 1 else 'demo_output'))}")
+    except (ServerError, FileNotFoundError) as problem:
+        sys.exit(f"FeedFace: {problem}")
+
+
+if __name__ == "__main__":
+    main()
