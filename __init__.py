@@ -7,4 +7,5 @@ an empty one, would switch that off without a word.
 if __package__:  # imported as a package, by ComfyUI; tools that merely walk the tree get an empty module
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    WEB_DIRECTORY = "./web"  # the help pages, and the text that nodes show after a run
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -91,7 +91,8 @@ class SetFace(io.ComfyNode):
                 Adapter.Input("adapter", optional=True,
                               tooltip="With two adapters on one model: the one this is for. Not connected: all."),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[io.Conditioning.Output(display_name="conditioning",
+                                            tooltip="The same prompt with this face.")],
         )
 
     @classmethod

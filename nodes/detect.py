@@ -112,12 +112,13 @@ class DetectFaces(io.ComfyNode):
         preview = torch.stack(
             [draw_faces(photo, found, crop_scale) for photo, found in zip(image, selections, strict=True)]
         )
+        report = _report(detectors[0], selections)
         return io.NodeOutput(
             crops,
             faces_to_json([found.chosen_faces for found in selections]),
             preview,
-            _report(detectors[0], selections),
-            ui=ui.PreviewImage(preview, cls=cls),
+            report,
+            ui={**ui.PreviewImage(preview, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()},
         )
 
 
@@ -181,7 +182,6 @@ def _inputs() -> list[io.Input]:
         io.String.Input(
             "boxes",
             default="",
-            multiline=True,
             optional=True,
             placeholder="boxes of your own, e.g. [[40, 30, 120, 130]]",
             tooltip="Boxes of your own as JSON, x0, y0, x1, y1 in pixels, instead of a detector: [[40, 30,"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 
 import torch
 from comfy_api.latest import io, ui
@@ -51,27 +52,36 @@ class EncodeFaces(io.ComfyNode):
             inputs=[
                 Adapter.Input("adapter", tooltip="Its encoder is used; the face fits every adapter with the same one."),
                 io.Image.Input("crops", tooltip="Square face crops from Detect Faces, all of one person."),
+                *(io.Image.Input(f"crops_{number}", optional=True, tooltip="Crops from one more photo of this person.")
+                  for number in range(2, 6)),
                 io.String.Input("weights", default="", optional=True,
-                                tooltip="A weight for each crop, separated by commas, e.g. 1, 0.5. Empty: all equal. "
-                                        "0 leaves a photo out."),
+                                tooltip="A weight for each crop, in the order of the inputs, separated by commas, e.g. "
+                                        "1, 0.5. Empty: all equal. 0 leaves a photo out."),
                 io.Combo.Input("combination", options=[_DEFAULT, *COMBINATIONS], default=_DEFAULT, optional=True,
                                tooltip=_COMBINATION_TIP),
                 io.Int.Input("max_references", default=5, min=1, max=64, optional=True,
-                             tooltip="Only the first so many crops are used. The published model was trained for 5; more "
-                                     "cost time at every step."),
+                             tooltip="Only the first so many crops are used. The published model was trained for 5; "
+                                     "more cost time at every step."),
             ],
             outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace, Set Face and Save Face.")],
         )
 
     @classmethod
     def execute(cls, adapter: LoadedAdapter, crops: Tensor, weights: str = "", combination: str = _DEFAULT,
-                max_references: int = 5) -> io.NodeOutput:
-        crops = check_crops(crops)
-        given = parse_weights(weights, crops.shape[0], "FeedFace Encode Faces")[:max_references]
+                max_references: int = 5, crops_2: Tensor | None = None, crops_3: Tensor | None = None,
+                crops_4: Tensor | None = None, crops_5: Tensor | None = None) -> io.NodeOutput:
+        batches = [crops, *(more for more in (crops_2, crops_3, crops_4, crops_5) if more is not None)]
+        single = [crop for batch in batches for crop in check_crops(batch).split(1)]
+        given = parse_weights(weights, len(single), "FeedFace Encode Faces")[:max_references]
         combination = adapter.config.combination if combination == _DEFAULT else combination
-        hidden = adapter.encode(crops[:max_references])
-        text = f"{hidden.shape[0]} of {crops.shape[0]} crops encoded, {combination}, weights {list(given)}"
+        hidden = torch.cat([adapter.encode(batch) for batch in same_size(single[:max_references])])
+        text = f"{hidden.shape[0]} of {len(single)} crops encoded, {combination}, weights {list(given)}"
         return io.NodeOutput(Face(hidden, given, combination, adapter.encoder_fingerprint), ui=ui.PreviewText(text))
+
+
+def same_size(crops: list[Tensor]) -> list[Tensor]:
+    """Neighbours of one size joined into batches, in the order given."""
+    return [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape[1:3])]
 
 
 def check_crops(crops: Tensor) -> Tensor:
@@ -97,7 +107,9 @@ class CombineFaces(io.ComfyNode):
             node_id="FeedFaceCombineFaces",
             display_name="FeedFace Combine Faces",
             search_aliases=["merge faces", "mix faces", "blend faces", "face arithmetic", "face average"],
-            description="Puts the references of two faces together: more photos of one person, or a blend of two people.",
+            description=(
+                "Puts the references of two faces together: more photos of one person, or a blend of two people."
+            ),
             inputs=[
                 FaceSocket.Input("face_a", tooltip="The first face."),
                 FaceSocket.Input("face_b", tooltip="The second face, from the same encoder."),
@@ -106,7 +118,7 @@ class CombineFaces(io.ComfyNode):
                 io.Combo.Input("combination", options=list(COMBINATIONS), default="weighted_average",
                                tooltip=_COMBINATION_TIP + " For a blend of two people, weighted_average."),
             ],
-            outputs=[FaceSocket.Output(display_name="face")],
+            outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace, Set Face and Save Face.")],
         )
 
     @classmethod
@@ -134,7 +146,8 @@ class SaveFace(io.ComfyNode):
             description="Saves an encoded face to models/feedface/faces, to be used again without its photos.",
             inputs=[
                 FaceSocket.Input("face", tooltip="From Encode Faces."),
-                io.String.Input("name", default="person", tooltip="File name without extension; sub-folders are allowed."),
+                io.String.Input("name", default="person",
+                                tooltip="File name without extension; sub-folders are allowed."),
                 io.Boolean.Input("overwrite", default=False,
                                  tooltip="Off: a face of that name is kept, and the new one gets a number."),
             ],
@@ -163,7 +176,7 @@ class LoadFace(io.ComfyNode):
             description="Loads a face saved by Save Face from models/feedface/faces.",
             inputs=[io.Combo.Input("face_name", options=folders.face_files(),
                                    tooltip="A face in models/feedface/faces; press R after saving a new one.")],
-            outputs=[FaceSocket.Output(display_name="face")],
+            outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace and Set Face.")],
         )
 
     @classmethod

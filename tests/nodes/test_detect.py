@@ -70,7 +70,7 @@ def test_one_portrait(run, astronaut):
     assert preview.shape == astronaut.shape and not torch.equal(preview, astronaut)
     assert report.splitlines()[0] == "detector: mtcnn [MIT, weights included in facenet-pytorch]"
     assert "image: 1 face(s) found; taken: 0" in report
-    assert len(output.ui.as_dict()["images"]) == 1
+    assert len(output.ui["images"]) == 1
 
 
 def test_the_photo_itself_is_not_changed(run, astronaut):
@@ -207,7 +207,7 @@ from pack.nodes.detect import DetectFaces
 info = DetectFaces.GET_NODE_INFO_V1()
 output = DetectFaces.EXECUTE_NORMALIZED(image=torch.rand(1, 64, 64, 3), boxes="[[8, 8, 56, 56]]", crop_size=32)
 print(json.dumps({"name": info["name"], "inputs": sorted(info["input"]["required"]), "crops": output[0].shape,
-                  "aliases": info.get("search_aliases"), "images": len(output.ui.as_dict()["images"])}))
+                  "aliases": info.get("search_aliases"), "images": len(output.ui["images"])}))
 """
 
 
