@@ -11,6 +11,7 @@ from torch import Tensor
 from ..feedface_core import guidance
 from .compat import make_schema
 from .patches import SETTINGS, USE_FACE
+from .unidiffuser_model import UNCONDITIONAL_KEY
 
 JOINT = "joint"
 TEXT_THEN_FACE = "text, then face"
@@ -19,7 +20,11 @@ THREE_WEIGHTS = "three weights"
 FORMS = (TEXT_THEN_FACE, FACE_THEN_TEXT, THREE_WEIGHTS, JOINT)
 
 #: The guider's names of the four predictions. ComfyUI itself looks for "positive" and "negative".
-CONDITIONINGS = {"dropped": "negative", "text": "positive_without_face", "face": "negative_with_face", "both": "positive"}
+CONDITIONINGS = {"dropped": "negative", "text": "positive_without_face", "face": "negative_with_face",
+                 "both": "positive"}
+
+#: What belongs to the text of a conditioning, beside its states.
+TEXT_VALUES = ("pooled_output", UNCONDITIONAL_KEY)
 
 
 class FeedFaceGuider(comfy.samplers.CFGGuider):
@@ -36,7 +41,8 @@ class FeedFaceGuider(comfy.samplers.CFGGuider):
             "negative_with_face": with_faces_of(negative, positive),
         })
 
-    def predict_noise(self, x: Tensor, timestep: Tensor, model_options={}, seed=None) -> Tensor:
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
+        model_options = model_options or {}
         needed = set(self.weights.needed)
         if model_options.get("disable_cfg1_optimization", False):
             needed |= {"dropped", "both"}
@@ -75,9 +81,8 @@ def with_faces_of(negative, positive):
     text, values = negative[0][0], negative[0][1]
     out = []
     for entry in positive:
-        own = {key: value for key, value in entry[1].items() if key != "pooled_output"}
-        if "pooled_output" in values:
-            own["pooled_output"] = values["pooled_output"]
+        own = {key: value for key, value in entry[1].items() if key not in TEXT_VALUES}
+        own |= {key: values[key] for key in TEXT_VALUES if key in values}
         out.append([text, {**own, USE_FACE: own.get(USE_FACE, True), SETTINGS: own.get(SETTINGS, {})}])
     return out
 
@@ -114,8 +119,8 @@ class Guider(io.ComfyNode):
             display_name="FeedFace Guider",
             search_aliases=["face guidance", "face cfg", "dual cfg", "text and face scale", "guider"],
             description=(
-                "Guides with separate scales for text and face, for SamplerCustomAdvanced. Equal scales in a nested form "
-                "cost two predictions, different scales three, the three weights up to four."
+                "Guides with separate scales for text and face, for SamplerCustomAdvanced. Equal scales in a nested "
+                "form cost two predictions, different scales three, the three weights up to four."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="From Apply FeedFace."),
@@ -127,8 +132,8 @@ class Guider(io.ComfyNode):
                                tooltip="How strongly the face pulls. Not used in the joint form."),
                 io.Combo.Input("form", options=list(FORMS), default=TEXT_THEN_FACE,
                                tooltip="text, then face: the face is added to what the text says. face, then text: the "
-                                       "mirror image. three weights: text alone, face alone and both (Face0). joint: the "
-                                       "published form with one scale."),
+                                       "mirror image. three weights: text alone, face alone and both (Face0). joint: "
+                                       "the published form with one scale."),
                 io.Float.Input("both_scale", default=0.0, min=0.0, max=30.0, step=0.1, optional=True,
                                tooltip="Three weights only: how strongly text and face together pull."),
             ],

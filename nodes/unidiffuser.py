@@ -17,7 +17,8 @@ from .compat import make_schema
 _NAME = "Load UniDiffuser"
 _MODELS, _TEXT = "diffusion_models", "text_encoders"
 _AUTO = "auto"
-_DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,
+           "fp8_e4m3fn": torch.float8_e4m3fn}
 #: Kinds of model folders that hold no models of their own, or every file of others.
 _NOT_SEARCHED = {"custom_nodes", "classifiers"}
 

@@ -132,6 +132,34 @@ def test_guided_by_a_custom_guider(uni, model, prompts):
     assert seen == [(step, (1, 4, 16, 16), (1, 4, 16, 16), 3) for step in range(3)]
 
 
+@pytest.mark.parametrize("form", ["text, then face", "three weights", "joint"])
+def test_feedface_guider(comfy, model, prompts, form):
+    """Without a face every form is a form of classifier-free guidance."""
+    make_guider = comfy.module("nodes.guidance").make_guider
+    guider = make_guider(model, *prompts, *((2.0, 1.0, 0.0) if form == "joint" else (3.0, 3.0, 0.0)), form)
+    assert relative(guided(guider, model), sample(model, *prompts)) < TOLERANCE
+
+
+def test_unconditional_text_keeps_its_time_under_the_guider(comfy, uni, model, adapter, golden, prompts):
+    """ε(∅,f) alone is the picture of the face and a text of noise."""
+    negative = uni.nodes.UnconditionalText.execute(4).args[0]
+    patched = faced(uni, model, adapter, golden, 1)
+    guider = comfy.module("nodes.guidance").make_guider(patched, prompts[0], negative, 0.0, 1.0, 0.0, "face, then text")
+    assert guider.weights.needed == ("face",)
+    alone = sample(patched, negative, negative, cfg=1.0)
+    assert relative(guided(guider, patched), alone) < TOLERANCE
+    assert relative(alone, sample(model, negative, negative, cfg=1.0)) > 0.01
+
+
+def guided(guider, model) -> Tensor:
+    import comfy.samplers
+
+    noise = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(5))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
+    with torch.no_grad():
+        return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, seed=5)
+
+
 def test_adapter_off_is_bit_identical(uni, model, adapter, golden, prompts):
     plain = sample(model, *prompts)
     assert torch.equal(sample(faced(uni, model, adapter, golden, 2, strength=0.0), *prompts), plain)
@@ -251,6 +279,9 @@ def test_weights_that_are_cast_for_each_layer(uni, model, prompts):
     stored = uni.model.load_unidiffuser(GOLDEN / "uvit.pth", GOLDEN / "caption_decoder.pth", torch.bfloat16)
     assert stored.model.manual_cast_dtype == torch.float32  # the CPU computes in single precision
     assert 0 < relative(sample(stored, *prompts), sample(model, *prompts)) < 0.1
+    eighth = uni.model.load_unidiffuser(GOLDEN / "uvit.pth", GOLDEN / "caption_decoder.pth", torch.float8_e4m3fn)
+    assert relative(sample(stored, *prompts), sample(model, *prompts)) < relative(
+        sample(eighth, *prompts), sample(model, *prompts)) < 0.3
 
 
 def test_partly_loaded(model, golden):
