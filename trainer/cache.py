@@ -50,7 +50,6 @@ class CacheSummary:
         computed, found: features by kind, over all processes.
         empty_masks, full_masks: photos whose mask is all zero or all one inside the training square.
         unreadable: photos that cannot be encoded, with the reason.
-        stale: shards that belong to no feature of this run.
     """
 
     computed: dict[str, int]
@@ -58,7 +57,6 @@ class CacheSummary:
     empty_masks: list[str]
     full_masks: list[str]
     unreadable: list[str]
-    stale: list[Path]
 
 
 class _Sources(torch.utils.data.Dataset):
@@ -134,7 +132,7 @@ class CacheMaker:
             hashes.save()
         self.stores = {kind: FeatureStore(self.folder, kind) for kind in KINDS}
         self.missing = {kind: self.stores[kind].missing(self.wanted[kind]) for kind in KINDS}
-        self.summary = CacheSummary({}, {}, [], [], [], [])
+        self.summary = CacheSummary({}, {}, [], [], [])
 
     def run(self, progress: bool = True) -> CacheSummary:
         """Compute and write everything that is missing.
@@ -154,8 +152,11 @@ class CacheMaker:
                 for count in encode([(key, self.wanted[kind][key]) for key in mine]):
                     bar.update(count)
             self.stores[kind].flush(self.keys.about[kind])
-        self.summary.stale = [path for kind in KINDS for path in self.stores[kind].unused(self.wanted[kind])]
         return self.summary
+
+    def stale(self) -> list[Path]:
+        """Shards that hold nothing of this run, read anew: other processes have written since."""
+        return [path for kind in KINDS for path in FeatureStore(self.folder, kind).unused(self.wanted[kind])]
 
     def _loader(self, places: Sequence[Any], read: Callable[[int], Any]) -> DataLoader:
         from torch.utils.data import DataLoader
@@ -216,7 +217,7 @@ class CacheMaker:
             yield len(batch)
 
 
-def report(summary: CacheSummary, folder: Path) -> str:
+def report(summary: CacheSummary, folder: Path, stale: Sequence[Path] = ()) -> str:
     """The summary as lines."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     lines = [f"{kind:<8} {summary.computed[kind]:>8} computed {summary.found[kind]:>8} found" for kind in KINDS]
@@ -224,11 +225,9 @@ def report(summary: CacheSummary, folder: Path) -> str:
     for what, names in (("empty", summary.empty_masks), ("full", summary.full_masks)):
         if names:
             lines.append(f"{len(names)} photo(s) with an {what} mask, trained as without one: {', '.join(names[:3])}")
-    if summary.stale:
-        stale = sum(path.stat().st_size for path in summary.stale)
-        lines.append(
-            f"{len(summary.stale)} shard(s), {stale / 2**20:.1f} MiB, belong to other settings; --prune deletes them"
-        )
+    if stale:
+        unused = sum(path.stat().st_size for path in stale)
+        lines.append(f"{len(stale)} shard(s), {unused / 2**20:.1f} MiB, belong to other settings; --prune deletes them")
     return "\n".join(lines)
 
 
@@ -241,7 +240,8 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     """
     from accelerate import PartialState
 
-    state = PartialState()
+    # Without being told so, accelerate runs several processes on the CPU as if each were alone.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:_SHOWN]:
         logger.warning("left out: %s", line)
@@ -253,12 +253,11 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     state.wait_for_everyone()
     summary = maker.run(progress and state.is_main_process)
     state.wait_for_everyone()
-    if prune and state.is_main_process:
-        for path in summary.stale:
-            path.unlink(missing_ok=True)
-        summary.stale = []
     if state.is_main_process:
-        print(report(summary, maker.folder))
+        stale = maker.stale()
+        while prune and stale:
+            stale.pop().unlink(missing_ok=True)
+        print(report(summary, maker.folder, stale))
     if summary.unreadable:
         raise CacheError(
             f"{len(summary.unreadable)} photo(s) or masks cannot be read; take them out of the manifest:\n  "
