@@ -147,4 +147,4 @@ class AdapterConfig:
             fields["encoder"] = EncoderConfig(**fields["encoder"])
             return cls(**fields)
         except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"adapter config not understood ({error}); was the file made by a newer version?") from error
+            raise ValueError(f"adapter config not understood ({error}); is the file from a newer version?") from error

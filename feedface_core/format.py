@@ -1,8 +1,8 @@
 """Adapter files: safetensors that describe themselves, and the released ``.pt``.
 
-Keys of the tensors: ``projection.weight``, ``branches.{i}.…`` in the order of the sites, ``encoder.vision_model.…`` when
-the encoder is included, ``null_tokens`` or ``null_hidden`` where the config asks for one. The metadata hold the config
-as JSON and the ModelSpec keys (https://github.com/Stability-AI/ModelSpec).
+Keys of the tensors: ``projection.weight``, ``branches.{i}.…`` in the order of the sites, ``encoder.vision_model.…``
+when the encoder is included, ``null_tokens`` or ``null_hidden`` where the config asks for one. The metadata hold the
+config as JSON and the ModelSpec keys (https://github.com/Stability-AI/ModelSpec).
 
 ``python -m feedface_core.format FILE`` prints what a file holds.
 """
@@ -166,7 +166,7 @@ def load_adapter(path: str | os.PathLike) -> AdapterFile:
         raise AdapterFileError(f"{path}: {error}") from error
     if found.config.encoder.included != bool(found.encoder_tensors):
         raise AdapterFileError(f"{path}: the config says the face encoder is "
-                               f"{'included' if found.config.encoder.included else 'left out'}, the file says otherwise")
+                               f"{'included' if found.config.encoder.included else 'left out'}, the file differs")
     return found
 
 
@@ -201,7 +201,7 @@ def _read_pickle(path: Path) -> AdapterFile:
     except Exception as error:  # torch raises many kinds for foreign, truncated and unsafe files
         raise AdapterFileError(
             f"{path} cannot be read as weights only ({type(error).__name__}): it is truncated, of an older pickle "
-            "format, or holds code, which is never run. Expected the released feed-4800000.pt or a .safetensors adapter."
+            "format, or holds code, which is never run. Expected the released feed-4800000.pt or a .safetensors file."
         ) from error
     config, tensors, encoder = released.read_adapter(state, path)
     return AdapterFile(str(path), config, tensors, encoder, {"format": "released FeedFace checkpoint"})
@@ -240,7 +240,8 @@ def describe(found: AdapterFile) -> str:
         f"{config.context_width}",
         f"encoder       {config.encoder.name} ({config.encoder.fingerprint or 'no fingerprint'}), "
         + (f"included, {encoder_count / 1e6:.1f} M parameters" if found.encoder_tensors else "not included"),
-        f"crops         {config.encoder.image_size} px, mean {config.encoder.image_mean}, std {config.encoder.image_std}",
+        f"crops         {config.encoder.image_size} px, mean {config.encoder.image_mean}, "
+        f"std {config.encoder.image_std}",
         f"defaults      strength {config.strength}, {config.combination}, at most {config.max_references} references, "
         f"dropped face: {config.null}",
     ]

@@ -66,7 +66,8 @@ class LoadedAdapter:
             model = build_encoder(self.config.encoder, self._encoder_tensors, dtype=torch.float32)
             self._encoder_tensors = {}
             # ModelPatcher sets an attribute ``device``, which is a read-only property of transformers' models.
-            self._encoder = ModelPatcher(torch.nn.ModuleDict({"model": model}), comfy.model_management.get_torch_device(),
+            self._encoder = ModelPatcher(torch.nn.ModuleDict({"model": model}),
+                                         comfy.model_management.get_torch_device(),
                                          comfy.model_management.text_encoder_offload_device())
         comfy.model_management.load_model_gpu(self._encoder)
         progress = comfy.utils.ProgressBar(crops.shape[0])
@@ -83,8 +84,8 @@ class LoadedAdapter:
         other = face.encoder and face.encoder != self.encoder_fingerprint
         if other or width != self.config.encoder.width:
             raise ValueError(
-                f"FeedFace: the face was encoded by encoder {face.encoder or 'unknown'} ({width} wide), but {self.name} "
-                f"was trained with {self.encoder_fingerprint} ({self.config.encoder.width} wide, "
+                f"FeedFace: the face was encoded by encoder {face.encoder or 'unknown'} ({width} wide), but "
+                f"{self.name} was trained with {self.encoder_fingerprint} ({self.config.encoder.width} wide, "
                 f"{self.config.encoder.name}). Encode the photos again with this adapter (node Encode Faces)."
             )
 
@@ -112,8 +113,8 @@ def read_encoder(file: AdapterFile, encoder_path: str | None) -> dict[str, Tenso
     vision = {plain_name(name): tensor for name, tensor in tensors.items() if name.startswith("vision_model.")}
     tensors = vision or tensors
     if "embeddings.class_embedding" not in tensors:
-        raise AdapterFileError(f"{encoder_path} is not a CLIP vision encoder with Hugging Face names; {file.path} needs "
-                               f"{config.name}")
+        raise AdapterFileError(f"{encoder_path} is not a CLIP vision encoder with Hugging Face names; {file.path} "
+                               f"needs {config.name}")
     found = fingerprint(config, tensors)
     if config.fingerprint and found != config.fingerprint:
         raise AdapterFileError(f"{encoder_path} is encoder {found}, but {file.path} was trained with "

@@ -44,14 +44,14 @@ class ApplyFeedFace(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model the adapter was trained for."),
                 Adapter.Input("adapter", tooltip="From Load Adapter."),
                 FaceSocket.Input("face", optional=True,
-                                 tooltip="From Encode Faces or Load Face. Without one, only prompts with Set Face get a "
-                                         "face."),
+                                 tooltip="From Encode Faces or Load Face. Without one, only prompts with Set Face get "
+                                         "a face."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
                                tooltip="Factor on what the adapter adds. 0 is the model without a face; the released "
                                        "UniDiffuser adapter is meant for 0.8. Adapter Info shows each adapter's own."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the sampling run after which the face begins to act. A later start leaves "
-                                       "the composition to the prompt."),
+                               tooltip="Share of the sampling run after which the face begins to act. A later start "
+                                       "leaves the composition to the prompt."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the sampling run after which the face no longer acts."),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
@@ -79,12 +79,13 @@ class SetFace(io.ComfyNode):
             display_name="FeedFace Set Face on Conditioning",
             search_aliases=["regional face", "two people", "several faces", "face region", "face per prompt"],
             description=(
-                "Gives one prompt a face of its own, or none, whatever Apply FeedFace says. With area or masked prompts "
-                "this puts several people into one picture."
+                "Gives one prompt a face of its own, or none, whatever Apply FeedFace says. With area or masked "
+                "prompts this puts several people into one picture."
             ),
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, positive or negative."),
-                FaceSocket.Input("face", optional=True, tooltip="The prompt's face. Not connected: the prompt has no face."),
+                FaceSocket.Input("face", optional=True,
+                                 tooltip="The prompt's face. Not connected: the prompt has no face."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
                                tooltip="Factor on what the adapter adds for this prompt; 0 is no face."),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),

@@ -61,5 +61,5 @@ def face_path(name: str) -> Path:
     name = name.strip().removesuffix(".safetensors")
     path = (folder / f"{name}.safetensors").resolve()
     if not name or folder not in path.parents:
-        raise ValueError(f"FeedFace Save Face: {name!r} is not a usable file name; use letters, digits and sub-folders.")
+        raise ValueError(f"FeedFace Save Face: {name!r} is not a usable file name; use letters, digits, sub-folders.")
     return path

@@ -2,8 +2,8 @@
 
 * ``extra_conds`` of the model is called once for each conditioning at the start of sampling. There every conditioning
   gets a :class:`FaceCondition` that says which face it carries, or none.
-* ComfyUI joins those of one batch as it joins prompts, so the face stays with its prompt under every guider, area, mask,
-  hook and split of the batch.
+* ComfyUI joins those of one batch as it joins prompts, so the face stays with its prompt under every guider, area,
+  mask, hook and split of the batch.
 * An ``APPLY_MODEL`` wrapper hands the joined list to the blocks, where :func:`feedface_core.rows.add_control` reads it.
 
 Nothing here is changed after it was made: models cloned from one another share these objects.
@@ -191,7 +191,8 @@ class RowsIntoOptions(Shared):
     def __init__(self, patch: FacePatch):
         self.patch = patch
 
-    def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
+                 **kwargs):
         rows = kwargs.pop(self.patch.key, None)
         options = dict(transformer_options or {})
         if rows and self.in_range(executor.class_obj, t):
@@ -242,8 +243,8 @@ def latent_mask(mask: Tensor, noise: Tensor) -> Tensor:
             f"{width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at the picture's size."
         )
     if count not in (1, noise.shape[0]):
-        raise ValueError(f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one mask, or one "
-                         "for each picture.")
+        raise ValueError(f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one mask, or "
+                         "one for each picture.")
     return functional.interpolate(mask.unsqueeze(1).float(), size=(height, width), mode="area").squeeze(1)
 
 

@@ -41,7 +41,8 @@ def load_pack(**modules: str) -> SimpleNamespace:
         from comfy.cli_args import args
 
         args.cpu = not torch.cuda.is_available()
-        spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py",
+                                                      submodule_search_locations=[str(ROOT)])
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACK])
     names = {"adapter": "nodes.adapter", "apply": "nodes.apply", "face": "nodes.face", "config": "feedface_core.config",
@@ -151,7 +152,8 @@ def time_variants(variants: Mapping[str, Any], steps: Steps, rounds: int, say: S
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def time_swap(pack: SimpleNamespace, model, adapter, crop: Tensor, strength: float, rounds: int = 3) -> tuple[float, float]:
+def time_swap(pack: SimpleNamespace, model, adapter, crop: Tensor, strength: float,
+              rounds: int = 3) -> tuple[float, float]:
     """Median seconds of (all that another reference photo costs, encoding it alone).
 
     A swap is the nodes Encode Faces and Apply run again, and keys and values projected for every site.
@@ -172,8 +174,8 @@ def time_swap(pack: SimpleNamespace, model, adapter, crop: Tensor, strength: flo
     return statistics.median(swaps), statistics.median(encodes)
 
 
-def measure(pack: SimpleNamespace, model, adapter, face, crop: Tensor, strength: float, latent: int, rounds: int, say: Say,
-            **more_variants) -> dict[str, float | int]:
+def measure(pack: SimpleNamespace, model, adapter, face, crop: Tensor, strength: float, latent: int, rounds: int,
+            say: Say, **more_variants) -> dict[str, float | int]:
     """The figures of ``bench sampling`` for one host, and ``{name}_s`` for further variants of the patched model."""
     steps = Steps(latent)
     patched = apply(pack, model, adapter, face, strength)

@@ -14,7 +14,8 @@ RELEASED_NAMES = {
     "blocks.0.attn2.to_k.weight", "blocks.0.attn2.to_v.weight", "blocks.0.attn2.to_out.0.weight",
     "blocks.0.attn2.to_out.0.bias", "blocks.0.ff.net.0.proj.weight", "blocks.0.ff.net.0.proj.bias",
     "blocks.0.ff.net.2.weight", "blocks.0.ff.net.2.bias", "blocks.0.norm1.weight", "blocks.0.norm1.bias",
-    "blocks.0.norm2.weight", "blocks.0.norm2.bias", "blocks.0.norm3.weight", "blocks.0.norm3.bias", "zero_linear.weight",
+    "blocks.0.norm2.weight", "blocks.0.norm2.bias", "blocks.0.norm3.weight", "blocks.0.norm3.bias",
+    "zero_linear.weight",
 }
 
 

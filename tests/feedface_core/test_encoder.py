@@ -9,7 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from feedface_core.config import EncoderConfig
 from feedface_core.encoder import build_encoder, encode, fingerprint, preprocess
 
-FIELDS = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 32}
+FIELDS = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+          "patch_size": 32}
 CONFIG = EncoderConfig(config=FIELDS, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
 
 

@@ -107,7 +107,7 @@ def bad_files(path, written):
         "unknown host": (lambda: config(host="flux"), "host is 'flux', expected one of sd1"),
         "unknown tap": (lambda: config(tap="middle"), "tap is 'middle', expected one of input, output"),
         "no sites": (lambda: config(sites=[]), "no sites"),
-        "missing weight": (lambda: without("branches.0.zero_linear.weight"), "1 missing: branches.0.zero_linear.weight"),
+        "missing weight": (lambda: without("projection.weight"), "1 missing: projection.weight"),
         "other width": (lambda: config(context_width=20), "of another shape: .* is .*, expected"),
         "encoder gone": (lambda: save_file({key: value for key, value in tensors.items()
                                             if not key.startswith("encoder.")}, str(path), metadata=metadata),
@@ -115,8 +115,8 @@ def bad_files(path, written):
     }
 
 
-CASES = ("truncated", "empty", "text", "lora", "checkpoint", "newer", "no config", "unknown host", "unknown tap", "no sites",
-         "missing weight", "other width", "encoder gone")
+CASES = ("truncated", "empty", "text", "lora", "checkpoint", "newer", "no config", "unknown host", "unknown tap",
+         "no sites", "missing weight", "other width", "encoder gone")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -119,7 +119,8 @@ def test_keys_and_values_are_kept():
 
 def test_neighbours_with_one_face_run_together():
     context = FaceContext.of(make_adapter(), Face(HIDDEN))
-    merged = merge_rows([FaceRows(1, context), FaceRows(2, context), FaceRows(1, context, 0.5), FaceRows(1), FaceRows(1)])
+    rows = [FaceRows(1, context), FaceRows(2, context), FaceRows(1, context, 0.5), FaceRows(1), FaceRows(1)]
+    merged = merge_rows(rows)
     assert [(entry.count, entry.strength, entry.context is context) for entry in merged] == [
         (3, 1.0, True), (1, 0.5, True), (1, 1.0, False), (1, 1.0, False)]
 

@@ -36,7 +36,8 @@ SDXL = {"block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "at
         "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816}
 
 
 @pytest.mark.parametrize("options, name, count, widths", [
@@ -68,7 +69,7 @@ def test_parameters_of_the_branches_of_stable_diffusion_15():
 
 
 def test_other_models_are_refused_by_what_they_are():
-    with pytest.raises(UnsupportedHost, match="Linear is not a model FeedFace can attach to; it knows Stable Diffusion 1.x"):
+    with pytest.raises(UnsupportedHost, match="Linear is not a model FeedFace can attach to; it knows Stable"):
         list_sites(torch.nn.Linear(2, 2))
 
 
@@ -84,9 +85,9 @@ def adapter_for(model, **fields) -> FaceAdapter:
 
 def test_the_wrong_model_is_named_on_both_sides():
     small, sdxl = unet(), true_size(**SDXL)
-    with pytest.raises(ValueError, match=r"(?s)my.safetensors was made for a U-Net with Stable Diffusion's layout with 16 "
-                                         r"sites of widths \[32, 64\], but this model is Stable Diffusion XL with 70 "
-                                         r"sites of widths \[640, 1280\].*Load the model"):
+    with pytest.raises(ValueError, match=r"(?s)my.safetensors was made for a U-Net with Stable Diffusion's layout with "
+                                         r"16 sites of widths \[32, 64\], but this model is Stable Diffusion XL with "
+                                         r"70 sites of widths \[640, 1280\].*Load the model"):
         match_sites(adapter_for(small).config, sdxl, "my.safetensors")
     wider = unet(block_out_channels=(32, 96, 96, 96))
     with pytest.raises(ValueError, match="is 96 wide, not 64"):

@@ -73,8 +73,9 @@ def test_adapter_that_is_not_there(pack, model_folder):
 def test_adapter_without_its_encoder(pack, model_folder, adapter):
     found = pack.format.load_adapter(adapter.path)
     pack.format.save_adapter(model_folder / "bare.safetensors", found.config, found.tensors)
-    with pytest.raises(ValueError, match=r"bare.safetensors needs the face encoder openai/clip-vit-base-patch32.*Looked for "
-                                         r"a file with 'clip-vit-base-patch32' in its name in .*clip; found no files"):
+    message = (r"bare.safetensors needs the face encoder openai/clip-vit-base-patch32.*Looked for a file with "
+               r"'clip-vit-base-patch32' in its name in .*clip; found no files")
+    with pytest.raises(ValueError, match=message):
         load(pack, "bare.safetensors")
     import folder_paths
 
@@ -107,8 +108,8 @@ def test_adapter_with_a_wrong_encoder(pack, model_folder, adapter):
 
 def test_adapter_of_another_family(pack, adapter, face):
     wide = build_model(context_dim=768, model_channels=64)
-    with pytest.raises(ValueError, match=r"adapter-1.*was made for a U-Net with Stable Diffusion's layout with 7 sites of "
-                                         r"widths \[32, 64\], but this model is .* of widths \[64, 128\]"):
+    with pytest.raises(ValueError, match=r"adapter-1.*was made for a U-Net with Stable Diffusion's layout with 7 sites "
+                                         r"of widths \[32, 64\], but this model is .* of widths \[64, 128\]"):
         apply(pack, wide, adapter, face)
 
 
@@ -132,7 +133,8 @@ def test_model_of_an_unsupported_family(pack, model, adapter, face):
     (torch.rand(1, 64, 64, 3), {"boxes": "[[1, 2"}, "JSON"),
     (torch.rand(1, 64, 64, 3), {"boxes": "[[10, 10, 15, 15]]"}, "largest has 5 pixels"),
     (torch.rand(1, 64, 64, 3), {"mask": torch.ones(1, 32, 48)}, "48"),
-], ids=["NaN", "five channels", "empty batch", "five pixels", "index", "index word", "broken boxes", "tiny box", "mask size"])
+], ids=["NaN", "five channels", "empty batch", "five pixels", "index", "index word", "broken boxes", "tiny box",
+        "mask size"])
 def test_photos(comfy, image, options, message):
     with pytest.raises(ValueError, match=f"(?i)FeedFace Detect Faces.*({message})"):
         detect(comfy, image, **options)
