@@ -1,0 +1,87 @@
+"""Loading adapters, encoding and keeping faces, and the folders they live in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def folder_lists(comfy, monkeypatch, tmp_path):
+    """ComfyUI's table of folders, to be changed at will."""
+    import folder_paths
+
+    table = {name: (list(paths), set(extensions))
+             for name, (paths, extensions) in folder_paths.folder_names_and_paths.items()}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    folder_paths.filename_list_cache.clear()
+    yield table
+    folder_paths.filename_list_cache.clear()
+
+
+def test_folders_of_extra_model_paths_come_in(pack, folder_lists, tmp_path):
+    """ComfyUI enters the paths of extra_model_paths.yaml before it loads packs, without extensions."""
+    extra = tmp_path / "shared disk" / "feedface"
+    for file in ("a.safetensors", "notes.txt", "faces/ann.safetensors"):
+        (extra / file).parent.mkdir(parents=True, exist_ok=True)
+        (extra / file).write_bytes(b"")
+    folder_lists["feedface"] = ([str(extra)], set())
+    folder_lists.pop("feedface_faces")
+    pack.folders.register()
+    assert folder_lists["feedface"][0] == [str(extra), str(tmp_path / "models" / "feedface")]
+    assert pack.folders.adapter_files() == ["a.safetensors"]
+    assert pack.folders.face_files() == ["ann.safetensors"]
+    assert pack.folders.find("feedface", "a.safetensors") == str(extra / "a.safetensors")
+    assert pack.folders.face_path("people/bob") == (extra / "faces" / "people" / "bob.safetensors").resolve()
+    assert not (tmp_path / "models").exists()  # nothing is created at import
+
+
+def test_adapter_info_shows_what_the_file_says(pack, adapter):
+    shown = pack.loaders.AdapterInfo.execute(adapter)
+    text = shown.args[0]
+    assert "sd_unet" in text and "7 of widths 32, 64" in text and "included" in text
+    assert "strength 1.0, concat, at most 5 references" in text
+
+
+def test_a_replaced_file_is_loaded_again(pack, folder_lists, make_adapter, tmp_path):
+    import os
+
+    path = tmp_path / "models" / "feedface" / "a.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(open(make_adapter().path, "rb").read())
+    folder_lists["feedface"] = ([str(path.parent)], {".safetensors"})
+    before = pack.loaders.LoadAdapter.fingerprint_inputs("a.safetensors")
+    assert before == pack.loaders.LoadAdapter.fingerprint_inputs("a.safetensors")
+    os.utime(path, (1, 1))
+    assert before != pack.loaders.LoadAdapter.fingerprint_inputs("a.safetensors")
+
+
+def test_only_the_first_references_are_used(pack, adapter, crops):
+    encode = pack.face.EncodeFaces.execute
+    face = encode(adapter, crops, weights="1, 2, 3", max_references=2).args[0]
+    assert face.hidden.shape == (2, 17, 48) and face.weights == (1.0, 2.0)
+    assert torch.equal(face.hidden, encode(adapter, crops[:2]).args[0].hidden)
+
+
+def test_encoding_is_the_encoder_on_the_crops(pack, adapter, crops):
+    file = pack.format.load_adapter(adapter.path)
+    encoder = pack.encoder.build_encoder(file.config.encoder, file.encoder_tensors)
+    expected = pack.encoder.encode(encoder, file.config.encoder, crops)
+    assert torch.equal(pack.face.EncodeFaces.execute(adapter, crops).args[0].hidden, expected)
+
+
+def test_a_blend_of_two_faces(pack, face, other_face):
+    blend = pack.face.CombineFaces.execute(face, other_face, 0.25, "weighted_average").args[0]
+    tokens, _ = blend.combined()
+    torch.testing.assert_close(tokens[0], 0.75 * face.hidden[0] + 0.25 * other_face.hidden[0])
+    alone = pack.face.CombineFaces.execute(face, other_face, 0.0, "concat").args[0]
+    assert torch.equal(alone.combined()[0], face.combined()[0])
+
+
+def test_faces_of_adapters_with_one_encoder_are_interchangeable(pack, adapter, face, tmp_path):
+    """The same adapter in half precision has the same encoder as far as faces are concerned."""
+    file = pack.format.load_adapter(adapter.path)
+    path = pack.format.save_adapter(tmp_path / "half.safetensors", file.config, file.tensors, file.encoder_tensors,
+                                    dtype=torch.float16)
+    pack.adapter.LoadedAdapter(str(path)).check_face(face)
