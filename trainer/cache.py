@@ -49,14 +49,14 @@ class CacheSummary:
     Args:
         computed, found: features by kind, over all processes.
         empty_masks, full_masks: photos whose mask is all zero or all one inside the training square.
-        unreadable: photos that cannot be encoded, with the reason.
+        unreadable: photos that cannot be encoded, by id, with the reason.
     """
 
     computed: dict[str, int]
     found: dict[str, int]
     empty_masks: list[str]
     full_masks: list[str]
-    unreadable: list[str]
+    unreadable: dict[str, str]
 
 
 class _Sources(torch.utils.data.Dataset):
@@ -132,7 +132,7 @@ class CacheMaker:
             hashes.save()
         self.stores = {kind: FeatureStore(self.folder, kind) for kind in KINDS}
         self.missing = {kind: self.stores[kind].missing(self.wanted[kind]) for kind in KINDS}
-        self.summary = CacheSummary({}, {}, [], [], [])
+        self.summary = CacheSummary({}, {}, [], [], {})
 
     def run(self, progress: bool = True) -> CacheSummary:
         """Compute and write everything that is missing.
@@ -169,7 +169,7 @@ class CacheMaker:
     def _readable(self, batch: Sequence[Any]) -> list[Any]:
         for _, index, flip, content in batch:
             if isinstance(content, str) and not flip:
-                self.summary.unreadable.append(f"{self.records[index].id}: {content}")
+                self.summary.unreadable[self.records[index].id] = content
         return [entry for entry in batch if not isinstance(entry[3], str)]
 
     def _pictures(self, places: Sequence[Any]) -> Iterator[int]:
@@ -261,7 +261,7 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     if summary.unreadable:
         raise CacheError(
             f"{len(summary.unreadable)} photo(s) or masks cannot be read; take them out of the manifest:\n  "
-            + "\n  ".join(summary.unreadable[:_SHOWN])
+            + "\n  ".join(f"{name}: {reason}" for name, reason in list(summary.unreadable.items())[:_SHOWN])
         )
     return summary
 

@@ -216,8 +216,7 @@ class FaceDataset(torch.utils.data.Dataset):
             sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
         except (pictures.PictureError, FaceError, OSError) as error:
             raise DataError(f"sample {record.id}: {error}") from error
-        # Inside an empty mask there is nothing to learn from, and a loss normalised by its area would be 0 /
-        # 0.
+        # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:
             self._warned.add(record.id)
@@ -330,6 +329,7 @@ def make_loader(dataset: FaceDataset, order: GlobalBatches, workers: int = 0, pi
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_one_thread if workers else None,
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global state
     )
 
 

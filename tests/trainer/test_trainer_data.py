@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,8 +13,8 @@ from PIL import Image
 from support.small_training import make_config, make_photos
 
 from trainer import pictures, randomness
-from trainer.data import Batch, DataError, FaceDataset, TensorShapes, make_loader, read_crop
-from trainer.manifest import ManifestError, Record, read_manifest, write_rows
+from trainer.data import Batch, FaceDataset, TensorShapes, make_loader, read_crop
+from trainer.manifest import Record, read_manifest
 from trainer.order import GlobalBatches
 from trainer.retrieval import References
 
@@ -117,6 +116,13 @@ def test_batches_are_the_same_at_any_number_of_workers(manifest):
             assert_same(first, second)
     assert runs[0][0].pixels.shape == (4, 3, 64, 64) and runs[0][0].masks.shape == (4, 1, 8, 8)
     assert runs[0][0].noise.shape == (4, 4, 8, 8) and runs[0][0].timesteps.dtype == torch.int64
+
+
+def test_global_random_state_is_left_alone(manifest):
+    dataset = make_dataset(manifest)
+    before = torch.get_rng_state()
+    next(iter(make_loader(dataset, GlobalBatches(len(dataset), 4, 3, steps=1))))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_two_processes_see_together_what_one_sees(manifest):
@@ -301,96 +307,3 @@ def test_crop_made_in_advance_equals_the_one_cut_anew(tmp_path, manifest):
     assert (again - crop).abs().max() <= 0.5 / 255 + 1e-6
     other = read_crop(replace(record, crop=tmp_path / "crop.png"), 32)  # of another size: cut from the photo
     assert torch.equal(other, read_crop(record, 32))
-
-
-# --- bad input -------------------------------------------------------------------------------------------
-
-
-def change_row(manifest, target, **changes):
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    rows[1].update(changes)
-    target.write_text("\n".join(json.dumps(row) for row in rows))
-    return target
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"path": "gone.png"}, "gone.png: no such file"),
-        ({"path": None}, "path is None, expected the name of a photo"),
-        ({"mask_path": "gone-mask.png"}, "mask_path"),
-        ({"bbox": None}, "bbox is None, expected x0, y0, x1, y1"),
-        ({"bbox": [5, 5, 4, 9]}, "bbox is [5, 5, 4, 9]"),
-        ({"bbox": [5, 5, float("nan"), 9]}, "bbox is [5, 5, nan, 9]"),
-        ({"caption": 3}, "caption is 3, expected text"),
-        ({"photo_hash": "xyz"}, "photo_hash is 'xyz'"),
-    ],
-)
-def test_rows_that_cannot_be_used_are_named_or_left_out(manifest, changes, expected):
-    changed = change_row(manifest, manifest.parent / "changed.jsonl", **changes)
-    with pytest.raises(ManifestError) as error:
-        read_manifest(changed)
-    assert "1 of 12 manifest rows cannot be used" in str(error.value) and "row 2" in str(error.value)
-    assert expected in str(error.value)
-    records, dropped = read_manifest(changed, drop_missing=True)
-    assert len(records) == 11 and len(dropped) == 1 and expected in dropped[0]
-
-
-def test_manifests_that_cannot_be_used(tmp_path):
-    for name, content, expected in (
-        ("none.jsonl", None, "no such file; python -m trainer.prepare makes one"),
-        ("empty.jsonl", "\n", "holds no rows"),
-        ("broken.jsonl", '{"path": "a.jpg"\n', "line 1: not JSON"),
-        ("list.jsonl", "[1]\n", "line 1: expected an object"),
-        ("table.xlsx", "x", "expected .jsonl or .parquet, found .xlsx"),
-        ("broken.parquet", "x", "not a Parquet file"),
-    ):
-        if content is not None:
-            (tmp_path / name).write_text(content)
-        with pytest.raises(ManifestError, match=expected.replace("(", r"\(")):
-            read_manifest(tmp_path / name)
-
-
-def test_released_rows_parquet_and_captions_of_any_script(manifest, tmp_path):
-    row = json.loads(manifest.read_text().splitlines()[0])
-    folder = manifest.parent
-    released = {name: row[name] for name in ("width", "height", "bbox", "square_bbox")}
-    released |= {"path": str(folder / row["path"]), "mask_path": str(folder / row["mask_path"])}
-    rows = [released | {"caption": text} for text in ("", "  人物の写真 ", "صورة شخص 🙂", None)]
-    for name in ("m.jsonl", "m.parquet"):
-        write_rows(tmp_path / name, rows)
-        records, _ = read_manifest(tmp_path / name)
-        assert [record.caption for record in records] == ["", "人物の写真", "صورة شخص 🙂", ""]
-        assert len({record.id for record in records}) == 4  # the same photo four times
-        assert records[0].identity is None and records[0].mask.is_file()
-
-
-def test_square_that_is_not_square_is_made_so(manifest):
-    changed = change_row(manifest, manifest.parent / "flat.jsonl", square_bbox=[10, 10, 50, 30])
-    assert read_manifest(changed)[0][1].square == (10.0, 0.0, 50.0, 40.0)
-
-
-def test_empty_mask_falls_back_to_the_standard_loss(manifest, caplog):
-    Image.new("L", (96, 80), 0).save(manifest.parent / "nothing.png")
-    Image.new("L", (96, 80), 255).save(manifest.parent / "everything.png")
-    changed = change_row(manifest, manifest.parent / "empty.jsonl", mask_path="nothing.png")
-    dataset = make_dataset(changed, loss__standard_probability=0.0)
-    assert dataset[1, 0]["draws"].standard_loss and "the mask is empty" in caplog.text
-    assert not dataset[0, 0]["draws"].standard_loss
-    full = make_dataset(change_row(manifest, changed, mask_path="everything.png"), loss__standard_probability=0.0)
-    assert full[1, 0]["mask"].eq(1).all() and not full[1, 0]["draws"].standard_loss
-
-
-@pytest.mark.parametrize("broken", ["photo", "mask", "shape"])
-def test_files_that_cannot_be_read_name_the_sample(manifest, broken):
-    folder = manifest.parent
-    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:200])
-    Image.new("L", (50, 80), 255).save(folder / "narrow.png")
-    changes, expected = {
-        "photo": ({"path": "broken.png"}, "sample broken.png: .*not a readable picture"),
-        "mask": ({"mask_path": "broken.png"}, "sample 1.png: .*not a readable mask"),
-        "shape": ({"mask_path": "narrow.png"}, "mask is 50 × 80, which is not the shape of its photo, 96 × 80"),
-    }[broken]
-    dataset = make_dataset(change_row(manifest, folder / f"{broken}.jsonl", **changes))
-    with pytest.raises(DataError, match=expected):
-        dataset[1, 0]
