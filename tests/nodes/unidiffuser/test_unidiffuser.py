@@ -300,6 +300,21 @@ def test_partly_loaded(model, golden):
         assert torch.equal(network(state, golden["in.t_img"], context), whole)
 
 
+def test_memory_estimate_covers_what_is_used(model, golden):
+    """The most that a prediction of two rows holds at once, by torch's own account."""
+    from torch.profiler import ProfilerActivity, profile
+
+    state, text = torch.randn(2, 5, 64, 64), torch.zeros(2, 77, 64)
+    with torch.no_grad(), profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiled:
+        model.model.diffusion_model(state, golden["in.t_img"], text)
+    held = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert 2**20 < most < model.memory_required([2, 4, 64, 64])
+
+
 def test_memory_estimate_grows_with_the_picture(model):
     small = model.memory_required([1, 4, 64, 64])
     assert model.memory_required([2, 4, 64, 64]) == pytest.approx(2 * small)
