@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from feedface_core import released
+from feedface_core import convert, released
+from feedface_core.encoder import build_encoder
 from feedface_core.format import AdapterFileError, load_adapter
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
@@ -64,12 +65,16 @@ def test_published_sizes():
 
 def test_encoder_weights_with_and_without_their_prefix(tmp_path):
     state = torch.load(GOLDEN / "feed.pt", weights_only=True)
-    torch.save({key.replace("clip_model.", "clip_model.vision_model."): t for key, t in state.items()},
-               tmp_path / "feed.pt")
+    prefixed = {key.replace("clip_model.", "clip_model.vision_model."): tensor for key, tensor in state.items()}
+    # A buffer that older versions of transformers put into files.
+    prefixed["preprocess_module.clip_model.vision_model.embeddings.position_ids"] = torch.arange(50).unsqueeze(0)
+    torch.save(prefixed, tmp_path / "feed.pt")
     shutil.copy(GOLDEN / "config.json", tmp_path)
     ours, theirs = load_adapter(tmp_path / "feed.pt"), load_adapter(GOLDEN / "feed.pt")
     assert ours.config == theirs.config and ours.config.encoder.fingerprint
-    assert all(torch.equal(tensor, theirs.encoder_tensors[key]) for key, tensor in ours.encoder_tensors.items())
+    assert all(torch.equal(tensor, ours.encoder_tensors[key]) for key, tensor in theirs.encoder_tensors.items())
+    build_encoder(ours.config.encoder, ours.encoder_tensors)
+    assert convert.plan(tmp_path / "feed.pt").tensors.keys() == convert.plan(GOLDEN / "feed.pt").tensors.keys()
 
 
 def test_code_in_a_file_is_never_run(tmp_path, capsys):
