@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tools.find_comfyui import COMFYUI_OLDEST, find_comfyui, find_oldest, version_of
+from tools.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "feedface_pack"  # the name our pack is imported under; ComfyUI itself uses the folder's absolute path
@@ -105,6 +106,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "checkpoints/tiny_sd1.safetensors")
     write_adapter(folder / "feedface/tiny_sd1.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(any_comfyui: Installation, tiny_models: Path) -> Iterator[ComfyServer]:
+    """A running server, one for each ComfyUI, with this pack and the tiny models; shared by all tests that need one."""
+    with ComfyServer(any_comfyui.path, any_comfyui.python, model_folders=tiny_models) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

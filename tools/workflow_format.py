@@ -2,8 +2,8 @@
 
     python -m tools.workflow_format http://127.0.0.1:8188 workflows/*.json
 
-writes ``<name>_api.json`` beside every ``<name>.json``, as "Export (API)" in the frontend does, and prints what is wrong
-with either. The server says which inputs a node has (``/object_info``); nothing is queued.
+writes ``<name>_api.json`` beside every ``<name>.json``, as "Export (API)" in the frontend does, and says what a server
+would refuse. The server says which inputs a node has (``/object_info``); nothing is queued.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -46,12 +45,6 @@ def plain(**sampler: object) -> dict:
     return prompt
 
 
-@pytest.fixture(scope="module")
-def server(any_comfyui, tiny_models: Path) -> Iterator[ComfyServer]:
-    with ComfyServer(any_comfyui.path, any_comfyui.python, model_folders=tiny_models) as running:
-        yield running
-
-
 def test_every_node_of_the_pack_is_there(server: ComfyServer) -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").glob("*.py"))
     written = set(re.findall(r'node_id="(\w+)"', source))
@@ -60,13 +53,14 @@ def test_every_node_of_the_pack_is_there(server: ComfyServer) -> None:
 
 
 def test_starts_without_a_traceback(server: ComfyServer) -> None:
-    assert "Traceback" not in server.log, server.tail()
-    assert "IMPORT FAILED" not in server.log, server.tail()
+    start = server.log.split("got prompt")[0]  # other tests make it fail on purpose later
+    assert "Traceback" not in start, server.tail()
+    assert "IMPORT FAILED" not in start, server.tail()
 
 
 def test_picture_of_core_nodes(server: ComfyServer) -> None:
     run = server.run(plain())
-    assert set(run.executed) == set(PLAIN)
+    assert set(run.executed) >= set(PLAIN) - {"1"}  # another test's run may have left the checkpoint
     assert run.progress[-1] == ("5", 3, 3)
     (picture,) = server.pictures(run)
     assert picture.shape == (64, 64, 3)
