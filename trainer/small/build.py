@@ -18,6 +18,7 @@ With names of stages only those run. Everything between the stages lives in ``--
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ from . import autoencoder, denoiser, identity, system, text
 from .dataset import write_dataset
 from .drawing import People
 from .drawing import build as draw_people
+from .loop import LoopConfig
 from .people import PeopleConfig
 from .showcase import write_showcase
 
@@ -44,12 +46,24 @@ WORK = Path.home() / ".cache" / "feedface" / "small"
 PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
 CONFIG = Path(__file__).parents[1] / "configs" / "small.yaml"
 
+QUICK_PEOPLE = PeopleConfig(train_identities=12, heldout_identities=32)
+QUICK_TRAINING = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
+
 
 class Build:
     """The stages, with what they hand to each other."""
 
-    def __init__(self, work: Path, target: Path = system.FOLDER, log: Callable[[str], None] = print):
+    def __init__(
+        self, work: Path, target: Path = system.FOLDER, quick: bool = False, log: Callable[[str], None] = print
+    ):
         self.work, self.output, self.target, self.log = work.resolve(), work.resolve() / "output", target, log
+        self.people_config = QUICK_PEOPLE if quick else PeopleConfig()
+        self.overrides = QUICK_TRAINING if quick else ()
+        self.quick = quick
+
+    def loop(self, config: LoopConfig) -> LoopConfig:
+        """The length of a stage, a few steps when it is only to see that it works."""
+        return dataclasses.replace(config, steps=6, batch=4, warmup=2) if self.quick else config
 
     def run(self, name: str) -> None:
         """One stage, and a line in ``stages.jsonl`` with the time it took."""
@@ -59,13 +73,16 @@ class Build:
             file.write(json.dumps({"stage": name, "seconds": round(time.monotonic() - began, 1)}) + "\n")
 
     def people(self) -> None:
-        draw_people(self.work / "people", PeopleConfig(), log=self.log)
+        draw_people(self.work / "people", self.people_config, log=self.log)
 
     def autoencoder(self) -> None:
         people = People.load(self.work / "people", "train")
         done = self.work / "autoencoder" / "result"
         if not done.is_dir():
-            autoencoder.train_autoencoder(people, self.work / "autoencoder", log=self.log).save_pretrained(done)
+            model = autoencoder.train_autoencoder(
+                people, self.work / "autoencoder", self.loop(autoencoder.LOOP), log=self.log
+            )
+            model.save_pretrained(done)
         model = AutoencoderKL.from_pretrained(done).eval()
         autoencoder.encode_all(model, people.first(PICTURES), self.work / "autoencoder" / "latents.npy", log=self.log)
 
@@ -79,18 +96,23 @@ class Build:
             AutoencoderKL.from_pretrained(self.work / "autoencoder" / "result").eval(), people,
             self.work / "autoencoder" / "latents.npy", log=self.log,
         )  # fmt: skip
-        model = denoiser.train_denoiser(people, latents, tokenizer, self.work / "denoiser", log=self.log)
+        model = denoiser.train_denoiser(
+            people, latents, tokenizer, self.work / "denoiser", self.loop(denoiser.LOOP), log=self.log
+        )
         vae = AutoencoderKL.from_pretrained(self.work / "autoencoder" / "result")
         system.save_pipeline(self.output, vae, model.unet, model.text_encoder, tokenizer)
 
     def encoder(self) -> None:
         people = People.load(self.work / "people", "train")
-        system.save_encoder(self.output, identity.train_encoder(people, self.work / "encoder", log=self.log))
+        loop = self.loop(identity.ENCODER_LOOP)
+        system.save_encoder(self.output, identity.train_encoder(people, self.work / "encoder", loop, log=self.log))
 
     def recogniser(self) -> None:
         people = People.load(self.work / "people", "train")
-        masks = identity.train_mask_reader(people, self.work / "examiner", log=self.log)
-        system.save_examiner(self.output, identity.train_examiner(people, self.work / "examiner", log=self.log), masks)
+        folder = self.work / "examiner"
+        masks = identity.train_mask_reader(people, folder, self.loop(identity.MASK_LOOP), log=self.log)
+        examiner = identity.train_examiner(people, folder, self.loop(identity.EXAMINER_LOOP), log=self.log)
+        system.save_examiner(self.output, examiner, masks)
 
     def adapter(self) -> None:
         people = People.load(self.work / "people", "train").first(PICTURES)
@@ -100,7 +122,8 @@ class Build:
 
     def publish(self) -> None:
         write_showcase(People.load(self.work / "people", "heldout"), self.output)
-        shutil.copytree(self.output, self.target, dirs_exist_ok=True)
+        # the adapter carries the face encoder, so a second copy would only be weight
+        shutil.copytree(self.output, self.target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("face_encoder"))
 
     def variants(self) -> None:
         for name in VARIANTS:
@@ -114,6 +137,7 @@ class Build:
         settings = [
             "model.base=output", "adapter.encoder.path=output/face_encoder", "data.manifest=dataset/manifest.jsonl",
             "data.cache=dataset/cache", f"train.output=adapters/{name}", *VARIANTS.get(name, ()),
+            *self.overrides,
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
         for command in ("trainer.cache", "trainer.train"):
@@ -156,14 +180,19 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished parts")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few people and steps, to see that it works; needs a --work of its own"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     unknown = [s for s in options.stages if s not in STAGES + EXTRA]
     if unknown:
         parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES + EXTRA)}")
+    if options.quick and options.work == WORK:
+        parser.error("--quick needs a --work of its own, such as --work small-quick")
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    build = Build(options.work, options.output, lambda line: print(line, flush=True))
+    build = Build(options.work, options.output, options.quick, lambda line: print(line, flush=True))
     for stage in options.stages or STAGES:
         build.run(stage)
 

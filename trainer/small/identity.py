@@ -74,11 +74,11 @@ def degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def create_encoder() -> CLIPVisionModel:
-    """An untrained CLIP vision transformer: 48 × 48 pixels, patches of 8, 37 tokens of width 192."""
+    """An untrained CLIP vision transformer: 48 × 48 pixels, patches of 8, 37 tokens of width 160."""
     torch.manual_seed(2)
     return CLIPVisionModel(CLIPVisionConfig(
-        hidden_size=192, intermediate_size=448, num_hidden_layers=4, num_attention_heads=4, image_size=CROP,
-        patch_size=8, projection_dim=192, hidden_act="gelu",
+        hidden_size=160, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4, image_size=CROP,
+        patch_size=8, projection_dim=160, hidden_act="gelu",
     ))  # fmt: skip
 
 
@@ -89,6 +89,7 @@ class _EncoderWithHead(nn.Module):
     def __init__(self, identities: int):
         super().__init__()
         self.encoder = create_encoder()
+        self.encoder.set_attn_implementation("eager")  # faster to train than fused attention on a CPU
         width = self.encoder.config.hidden_size
         self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.head = CosineHead(width, identities)
@@ -129,7 +130,7 @@ def train_encoder(people: People, folder: Path, loop: LoopConfig = ENCODER_LOOP,
 class Examiner(nn.Module):
     """Pictures ``(N, 3, 64, 64)`` in -1…1 → an identity embedding ``(N, 128)`` and logits for each attribute."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 160), embedding: int = 128):
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128), embedding: int = 128):
         super().__init__()
         torch.manual_seed(102)
         self.stem = nn.Conv2d(3, widths[0], 5, 2, 2)  # (N, 32, 32, 32)
@@ -137,13 +138,14 @@ class Examiner(nn.Module):
         self.stages = nn.Sequential(*(_Residual(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(pairs)))
         last = widths[-1]
         self.norm = nn.GroupNorm(8, last)
+        self.narrow = nn.Conv2d(last, 64, 1)
         # who: what is where matters, so the last grid is kept; attributes: the same
-        self.identity = nn.Linear(last * 16, embedding)
-        self.attributes = nn.ModuleDict({a: nn.Linear(last * 16, len(v)) for a, v in ATTRIBUTES.items()})
+        self.identity = nn.Linear(64 * 16, embedding)
+        self.attributes = nn.ModuleDict({a: nn.Linear(64 * 16, len(v)) for a, v in ATTRIBUTES.items()})
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        h = F.silu(self.norm(self.stages(self.stem(x))))  # (N, 160, 4, 4)
-        h = h.flatten(1)
+        h = F.silu(self.norm(self.stages(self.stem(x))))  # (N, 128, 4, 4)
+        h = self.narrow(h).flatten(1)  # (N, 1024)
         return self.identity(h), {a: head(h) for a, head in self.attributes.items()}
 
 
@@ -151,10 +153,10 @@ class MaskReader(nn.Module):
     """Pictures ``(N, 3, 64, 64)`` in -1…1 → logits ``(N, 1, 32, 32)`` of head and hair, for measuring what is
     around."""
 
-    def __init__(self, width: int = 24):
+    def __init__(self, width: int = 16):
         super().__init__()
         torch.manual_seed(103)
-        self.fine = nn.Conv2d(3, width, 5, 2, 2)  # (N, 24, 32, 32)
+        self.fine = nn.Conv2d(3, width, 5, 2, 2)  # (N, 16, 32, 32)
         self.down = nn.Sequential(_Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2))
         self.deep = nn.Sequential(_Residual(4 * width, 4 * width, 1), _Residual(4 * width, 4 * width, 1))
         self.up = nn.Conv2d(4 * width, width, 1)
@@ -162,7 +164,7 @@ class MaskReader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(x)
-        coarse = self.up(self.deep(self.down(fine)))  # (N, 24, 8, 8)
+        coarse = self.up(self.deep(self.down(fine)))  # (N, 16, 8, 8)
         coarse = F.interpolate(coarse, scale_factor=4, mode="bilinear")
         return self.head(torch.cat([fine, coarse], 1))
 

@@ -38,12 +38,13 @@ class Person:
 
 def write_showcase(people: People, folder: Path) -> None:
     """Writes ``people/`` with the references and boxes, and the gallery of the examiner."""
-    examination = Examination(people, GALLERY, folder)
+    identities = len({r["identity"] for r in people.records})
+    examination = Examination(people, min(GALLERY, identities), folder)
     save_file(
-        {"centre": examination.centre.half(), "gallery": examination.gallery.half()},
+        {"centre": examination.centre.half().contiguous(), "gallery": examination.gallery.half().contiguous()},
         folder / "examiner" / "gallery.safetensors",
     )
-    each = len(people.records) // len({r["identity"] for r in people.records})
+    each = len(people.records) // identities
     (folder / "people").mkdir(exist_ok=True)
     described = []
     for person in SHOWN:

@@ -1,9 +1,10 @@
 """Where the parts of the small system live, and how they are written and read.
 
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
-``tokenizer``, ``scheduler``) in half precision, with three more: ``face_encoder`` (a transformers CLIP vision model),
-``examiner`` (for judging only) and ``adapter.safetensors`` (the trained FeedFace adapter, for the ordinary Load
-Adapter node)."""
+``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter.safetensors`` (the trained FeedFace adapter
+with its face encoder, for the ordinary Load Adapter node), ``examiner`` (for judging only) and ``people`` (references
+of held-out people, for the demo).
+"""
 
 from __future__ import annotations
 
