@@ -41,9 +41,11 @@ from .drawing import build as draw_people
 from .loop import LoopConfig
 from .people import PeopleConfig
 from .showcase import write_showcase
+from .summary import write_readme
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
-PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
+PICTURES = 18_000  # of 3,000 people: what the U-Net is trained on
+ADAPTER_PICTURES = 9_000  # of 1,500 people: what the adapter is trained on; the other networks see all
 CONFIG = Path(__file__).parents[1] / "configs" / "small.yaml"
 
 QUICK_PEOPLE = PeopleConfig(train_identities=12, heldout_identities=32)
@@ -115,13 +117,14 @@ class Build:
         system.save_examiner(self.output, examiner, masks)
 
     def adapter(self) -> None:
-        people = People.load(self.work / "people", "train").first(PICTURES)
+        people = People.load(self.work / "people", "train").first(ADAPTER_PICTURES)
         write_dataset(people, self.work / "dataset", log=self.log)
         self.train_adapter("full")
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
 
     def publish(self) -> None:
         write_showcase(People.load(self.work / "people", "heldout"), self.output)
+        write_readme(self.work, self.output)
         # the adapter carries the face encoder, so a second copy would only be weight
         shutil.copytree(self.output, self.target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("face_encoder"))
 
