@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import released
+from .config import AdapterConfig
 from .encoder import check_tensors
 from .format import adapter_metadata, expected_shapes, load_adapter
 from .hosts.uvit import UViT
@@ -45,24 +46,35 @@ class Conversion:
     """What goes into one output file.
 
     Args:
+        path: of the source.
         kind: a key of what :func:`feedface_core.released.kind` tells apart.
         tensors: by the keys of the output.
         metadata: of the output.
         left_out: keys of the source that the output does not carry.
+        config: of an adapter.
     """
 
+    path: Path
     kind: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    config: AdapterConfig | None = None
+
+    def size(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes of the tensors, with the floating-point ones in ``dtype``."""
+        return sum(_bytes(tensor, dtype) for tensor in self.tensors.values())
 
 
-def plan(path: Path, dtype: torch.dtype | None = None, caption_decoder: Path | None = None) -> Conversion:
-    """Reads a released file and decides what its conversion holds.
+def _bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
+    return tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
+
+
+def plan(path: Path, caption_decoder: Path | None = None) -> Conversion:
+    """Reads a released file and decides what its conversion holds; weights are not touched yet.
 
     Args:
         path: any of the released files.
-        dtype: of the floating-point tensors; that of the file when None.
         caption_decoder: for a U-ViT, where to take ``encode_prefix`` from.
 
     Raises:
@@ -78,24 +90,19 @@ def plan(path: Path, dtype: torch.dtype | None = None, caption_decoder: Path | N
         raise ValueError(f"--caption-decoder goes with the U-ViT, but {path} is "
                          f"{'the FeedFace adapter' if kind == 'adapter' else 'the caption decoder itself'}")
     if kind == "adapter":
-        conversion = _plan_adapter(tensors, path, dtype)
-    elif kind == "uvit":
-        conversion = _plan_uvit(tensors, metadata, path, caption_decoder)
-    else:
-        kept = {key: tensor for key, tensor in tensors.items() if key.startswith(("encode_prefix.", "decode_prefix."))}
-        conversion = Conversion(kind, kept, {"format": "unidiffuser-caption-decoder"},
-                                tuple(sorted(tensors.keys() - kept.keys())))
-    return replace(conversion, tensors={key: _cast(tensor, dtype, key, path)
-                                        for key, tensor in conversion.tensors.items()})
+        return _plan_adapter(tensors, path)
+    if kind == "uvit":
+        return _plan_uvit(tensors, metadata, path, caption_decoder)
+    kept = {key: tensor for key, tensor in tensors.items() if key.startswith(("encode_prefix.", "decode_prefix."))}
+    left_out = tuple(sorted(tensors.keys() - kept.keys()))
+    return Conversion(path, kind, kept, {"format": "unidiffuser-caption-decoder"}, left_out)
 
 
-def _plan_adapter(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> Conversion:
+def _plan_adapter(tensors: dict[str, Tensor], path: Path) -> Conversion:
     config, adapter, encoder = released.read_adapter(tensors, path)
     check_tensors(str(path), expected_shapes(config), adapter)
-    stored = {**adapter, **{_ENCODER + key: tensor for key, tensor in encoder.items()}}
-    stored = {key: _cast(tensor, dtype, key, path) for key, tensor in stored.items()
-              if not key.endswith("position_ids")}
-    return Conversion("adapter", stored, adapter_metadata(config, stored))
+    encoder = {_ENCODER + key: tensor for key, tensor in encoder.items() if not key.endswith("position_ids")}
+    return Conversion(path, "adapter", {**adapter, **encoder}, config=config)
 
 
 def _plan_uvit(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path,
@@ -109,7 +116,7 @@ def _plan_uvit(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Pa
         raise ValueError(f"{path}: {error}") from error
     if caption_decoder is not None:
         tensors = {**tensors, **released.read_prefix(caption_decoder)}
-    return Conversion("uvit", tensors, {
+    return Conversion(path, "uvit", tensors, {
         "format": "unidiffuser-uvit",
         released.METADATA_KEY: json.dumps(config.settings()),
         "modelspec.sai_model_spec": "1.0.1",
@@ -119,17 +126,32 @@ def _plan_uvit(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Pa
     })
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None, key: str, path: Path) -> Tensor:
+def cast(conversion: Conversion, dtype: torch.dtype | None, progress: Progress = lambda count: None) -> Conversion:
+    """The conversion with its floating-point tensors in ``dtype`` (unchanged when None), and final metadata.
+
+    Args:
+        progress: called with the bytes done since the last call.
+
+    Raises:
+        ValueError: for weights that ``dtype`` cannot hold.
+    """
+    tensors = {}
+    for key, tensor in conversion.tensors.items():
+        tensors[key] = _cast(tensor, dtype, f"{conversion.path}: {key}")
+        progress(_bytes(tensors[key]))
+    metadata = conversion.metadata
+    if conversion.config is not None:
+        metadata = {**metadata, **adapter_metadata(conversion.config, tensors)}
+    return replace(conversion, tensors=tensors, metadata=metadata)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
     if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor.detach().contiguous()
     cast = tensor.detach().to(dtype).contiguous()
-    if torch.isfinite(tensor).all() and not torch.isfinite(cast).all():
-        raise ValueError(f"{path}: {key} reaches {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; use bf16")
+    if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
+        raise ValueError(f"{name} reaches {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; use bf16")
     return cast
-
-
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def write(conversion: Conversion, target: Path, progress: Progress = lambda count: None) -> Path:
@@ -142,7 +164,7 @@ def write(conversion: Conversion, target: Path, progress: Progress = lambda coun
         OSError: not enough room on the disk, before anything is written.
         ValueError: the file that was written is not what was to be written.
     """
-    size = size_of(conversion.tensors)
+    size = conversion.size()
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < size + (1 << 20):
@@ -205,7 +227,7 @@ def verify(conversion: Conversion, path: Path, progress: Progress = lambda count
             written = file.get_tensor(key)
             if written.dtype != tensor.dtype or not torch.equal(written, tensor):
                 raise ValueError(f"{path}: {key} reads back differently: the disk or the memory is faulty")
-            progress(tensor.numel() * tensor.element_size())
+            progress(_bytes(tensor))
 
 
 def target_for(source: Path, dtype: str | None, folder: Path | None) -> Path:
@@ -218,9 +240,10 @@ def convert(source: Path, target: Path, dtype: str | None, caption_decoder: Path
     """One file, with a progress bar on stderr and a line on stdout."""
     from tqdm import tqdm
 
-    conversion = plan(source, DTYPES[dtype] if dtype else None, caption_decoder)
-    size = size_of(conversion.tensors)
-    with tqdm(total=2 * size, desc=source.name, unit="B", unit_scale=True) as bar:
+    conversion = plan(source, caption_decoder)
+    chosen = DTYPES[dtype] if dtype else None
+    with tqdm(total=3 * conversion.size(chosen), desc=source.name, unit="B", unit_scale=True) as bar:
+        conversion = cast(conversion, chosen, bar.update)
         write(conversion, target, bar.update)
     left_out = f", {len(conversion.left_out)} not needed left out" if conversion.left_out else ""
     print(f"{target}: {len(conversion.tensors)} tensors{left_out}, {target.stat().st_size / 1e6:.1f} MB "

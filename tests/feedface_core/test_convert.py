@@ -68,9 +68,11 @@ def test_caption_decoder_leaves_its_language_model_out(folder):
 
 
 def test_progress_counts_writing_and_checking(folder):
-    conversion, counts = convert.plan(folder / "uvit.pth"), []
+    planned, counts = convert.plan(folder / "uvit.pth"), []
+    conversion = convert.cast(planned, torch.float16, counts.append)
+    assert sum(counts) == conversion.size() == planned.size(torch.float16) == planned.size() / 2
     convert.write(conversion, folder / "out.safetensors", counts.append)
-    assert sum(counts) == 2 * convert.size_of(conversion.tensors) and min(counts) > 0
+    assert sum(counts) == 3 * conversion.size() and min(counts) > 0
     assert (folder / "out.safetensors").stat().st_mode & 0o077 == 0o666 & ~convert._umask() & 0o077
 
 
@@ -91,8 +93,9 @@ def test_values_beyond_half_precision(folder):
     state["norm.weight"][0] = 1e5
     torch.save(state, folder / "uvit.pth")
     with pytest.raises(ValueError, match=r"norm\.weight reaches 1e\+05, which torch\.float16 cannot hold; use bf16"):
-        convert.plan(folder / "uvit.pth", torch.float16)
-    assert convert.plan(folder / "uvit.pth", torch.bfloat16).tensors["norm.weight"].dtype == torch.bfloat16
+        convert.cast(convert.plan(folder / "uvit.pth"), torch.float16)
+    held = convert.cast(convert.plan(folder / "uvit.pth"), torch.bfloat16)
+    assert held.tensors["norm.weight"].dtype == torch.bfloat16
 
 
 def test_errors_come_before_any_work(folder, capsys):
