@@ -180,6 +180,14 @@ class LoadFace(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, face_name: str) -> bool | str:
+        try:
+            folders.find(folders.FACES, face_name)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, face_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_face(folders.find(folders.FACES, face_name)))
 

@@ -35,6 +35,17 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, adapter_name: str, face_encoder: str = _AUTO) -> bool | str:
+        """Before the graph runs: a missing file, with the folders that were searched in the message."""
+        try:
+            folders.find(folders.ADAPTERS, adapter_name)
+            if face_encoder != _AUTO:
+                folders.find("clip_vision", face_encoder)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, adapter_name: str, face_encoder: str = _AUTO) -> io.NodeOutput:
         encoder = None if face_encoder == _AUTO else folders.find("clip_vision", face_encoder)
         return io.NodeOutput(LoadedAdapter(folders.find(folders.ADAPTERS, adapter_name), encoder))

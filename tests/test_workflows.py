@@ -287,3 +287,17 @@ def test_photographs_of_people(server: ComfyServer, shared_faces: Path) -> None:
         reports = [run.outputs[key]["text"][0] for key, node in prompt.items()
                    if node["class_type"] == "FeedFaceDetectFaces"]
         assert len(reports) == len(files) and all("taken: 0 (" in report for report in reports)
+
+
+def test_missing_adapter_or_face_is_refused_with_the_folders(server: ComfyServer, photos: list[str]) -> None:
+    def refused(prompt: dict[str, Any], kind: str) -> str:
+        """What the server says about a node; it still runs the outputs that do not need it."""
+        answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client})
+        return " ".join(error["details"] for error in answer["node_errors"][node_of(prompt, kind)]["errors"])
+
+    prompt = scaled_down(FOLDER / "feedface_portrait.json", photos)
+    said = refused(changed(prompt, "FeedFaceLoadAdapter", adapter_name="absent.safetensors"), "FeedFaceLoadAdapter")
+    assert "no file 'absent.safetensors'; looked in " in said and "feedface" in said
+    prompt["face"] = {"class_type": "FeedFaceLoadFace", "inputs": {"face_name": "absent.safetensors"}}
+    said = refused(changed(prompt, "FeedFaceApply", face=["face", 0]), "FeedFaceLoadFace")
+    assert "no file 'absent.safetensors'; looked in " in said and "faces" in said
