@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -64,7 +66,9 @@ class ApplyFeedFace(io.ComfyNode):
                 face: Face | None = None, mask: Tensor | None = None) -> io.NodeOutput:
         if start > end:
             raise ValueError(f"Apply FeedFace: start {start} lies after end {end}; the face would never act")
-        if face is not None:
+        if face is None:
+            logging.warning("[FeedFace] Apply FeedFace: no face is connected, so only prompts with Set Face get one.")
+        else:
             adapter.check_face(face)
         settings = FaceSettings(face, strength, check_mask(mask, "Apply FeedFace"))
         patch = FacePatch(adapter, adapter.patcher(model_dtype(model)), settings, start, end)
@@ -87,7 +91,7 @@ class SetFace(io.ComfyNode):
                 FaceSocket.Input("face", optional=True,
                                  tooltip="The prompt's face. Not connected: the prompt has no face."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
-                               tooltip="Factor on what the adapter adds for this prompt; 0 is no face."),
+                               tooltip="Factor on what the adapter adds for this prompt, in place of Apply's; 0 is no face."),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
                 Adapter.Input("adapter", optional=True,
                               tooltip="With two adapters on one model: the one this is for. Not connected: all."),
