@@ -33,8 +33,10 @@ class TinySize:
         blocks: residual blocks in each level.
         context: width of the text states (all encoders together).
         autoencoder: width of each level of the autoencoder.
+        autoencoder_blocks: residual blocks in each level of the autoencoder.
         text_layers: layers of a text encoder.
         image_size: nominal side of the pictures.
+        heads: attention heads of ``sd1``; 8 in the real ones.
         depths: transformer blocks in each attention of a level, for ``sdxl``; None is one, and two in the last level.
     """
 
@@ -42,8 +44,10 @@ class TinySize:
     blocks: int = 1
     context: int = 32
     autoencoder: Sequence[int] = (32, 32, 32, 32)
+    autoencoder_blocks: int = 1
     text_layers: int = 3
     image_size: int = 64
+    heads: int = 8
     depths: Sequence[int] | None = None
 
 
@@ -76,7 +80,7 @@ def make_base(
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": pooled + 6 * 256,
         }
-    heads = 8 if family == "sd1" else [max(width // 64, 1) for width in size.channels]
+    heads = size.heads if family == "sd1" else [max(width // 64, 1) for width in size.channels]
     unet = UNet2DConditionModel(
         sample_size=size.image_size // 8,
         block_out_channels=tuple(size.channels),
@@ -92,7 +96,7 @@ def make_base(
     unet.save_pretrained(folder / "unet")
     AutoencoderKL(
         block_out_channels=tuple(size.autoencoder),
-        layers_per_block=1,
+        layers_per_block=size.autoencoder_blocks,
         latent_channels=4,
         sample_size=size.image_size,
         down_block_types=("DownEncoderBlock2D",) * len(size.autoencoder),
@@ -171,7 +175,7 @@ def make_encoder(
             hidden_size=width,
             intermediate_size=2 * width,
             num_hidden_layers=layers,
-            num_attention_heads=2,
+            num_attention_heads=max(width // 64, 1),
             image_size=image_size,
             patch_size=patch_size,
             projection_dim=width,

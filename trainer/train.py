@@ -102,6 +102,7 @@ def be_deterministic(config: Config) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
 
 
 def make_batches(config: Config, accelerator: Accelerator, parts: Parts) -> tuple[FaceDataset, Callable]:

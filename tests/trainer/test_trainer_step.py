@@ -183,3 +183,13 @@ def test_padded_references_do_not_count():
     assert face_tokens(hidden, [3])[1] is None
     averaged, none = face_tokens(hidden, [1, 2], "average")
     assert averaged[..., 0].tolist() == [[0, 1], [3, 4]] and none is None
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same(files):
+    plain, compiled = Case(files), Case(files, model__compile=True)
+    loss, _, gradients = plain.gradients()
+    other_loss, _, other = compiled.gradients()
+    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
