@@ -161,3 +161,38 @@ def test_autoencoder_is_standardised_without_changing_what_it_does():
     # mean and spread grew by the same factor
     factor = after.std.mean() / spread.std.mean()
     assert factor.item() == pytest.approx((after.mean.std() / spread.mean.std()).item(), rel=0.3)
+
+
+@pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
+@pytest.mark.slow
+def test_the_prepare_step_finds_the_same_faces(tmp_path):
+    pytest.importorskip("facenet_pytorch")
+    from trainer.manifest import read_rows
+    from trainer.prepare import main as prepare
+    from trainer.small.dataset import write_dataset
+
+    config = people.PeopleConfig(train_identities=20, heldout_identities=1, pictures=3, heldout_pictures=1)
+    drawing.build(tmp_path / "people", config, log=lambda line: None)
+    ours = drawing.People.load(tmp_path / "people", "train")
+    drawn = read_rows(write_dataset(ours, tmp_path / "drawn"))
+    prepare([
+        str(tmp_path / "drawn" / "pictures"), str(tmp_path / "prepared"), "detect.detector=mtcnn",
+        "filter.minimum_face=16", "filter.minimum_sharpness=0", "mask.parser=ellipse",
+        r"identity.pattern=^(train-\d+)-",
+    ])  # fmt: skip
+    found = {Path(row["path"]).stem: row for row in read_rows(tmp_path / "prepared" / "manifest.jsonl")}
+    assert len(found) >= 0.8 * len(drawn)  # MTCNN was made for photographs
+    overlaps = []
+    for row, record in zip(drawn, ours.records, strict=True):
+        if row["id"] in found:
+            overlaps.append(_overlap(people.detector_box(record["box"]), found[row["id"]]["bbox"]))
+            assert found[row["id"]]["identity"] == row["identity"]
+    assert np.mean(overlaps) > 0.8 and min(overlaps) > 0.5
+
+
+def _overlap(a: list[float], b: list[float]) -> float:
+    """Intersection over union of two boxes."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)

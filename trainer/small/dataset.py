@@ -10,7 +10,7 @@ from feedface_core.faces.crops import square_box
 from trainer.manifest import write_rows
 
 from .drawing import People
-from .people import SIZE
+from .people import SIZE, detector_box
 
 
 def write_dataset(people: People, folder: Path, log=print) -> Path:
@@ -27,9 +27,11 @@ def write_dataset(people: People, folder: Path, log=print) -> Path:
         for path, array in ((picture, people.pictures[i]), (mask, people.masks[i])):
             if not (folder / path).is_file():
                 Image.fromarray(array).save(folder / path, compress_level=1)
+        # every second box is like a detector's, so that the adapter learns both kinds of crops
+        box = [round(v, 2) for v in detector_box(record["box"])] if i % 2 else record["box"]
         rows.append({
-            "path": picture, "caption": record["caption"], "width": SIZE, "height": SIZE, "bbox": record["box"],
-            "square_bbox": [round(v, 3) for v in square_box(tuple(record["box"]))], "mask_path": mask,
+            "path": picture, "caption": record["caption"], "width": SIZE, "height": SIZE, "bbox": box,
+            "square_bbox": [round(v, 3) for v in square_box(tuple(box))], "mask_path": mask,
             "identity": record["identity"], "id": record["id"],
         })  # fmt: skip
         if (i + 1) % 5000 == 0:

@@ -18,7 +18,7 @@ from feedface_core.faces.crops import CROP_SCALE
 
 from .drawing import People
 from .loop import LoopConfig, pixels, train
-from .people import ATTRIBUTES
+from .people import ATTRIBUTES, detector_box
 
 CROP = 48  # pixels of a face crop's side
 ENCODER_LOOP = LoopConfig(steps=1800, batch=64, rate=1.5e-3, weight_decay=0.05, average=0.995)
@@ -103,12 +103,13 @@ class _EncoderWithHead(nn.Module):
 def train_encoder(people: People, folder: Path, loop: LoopConfig = ENCODER_LOOP, log=print) -> CLIPVisionModel:
     """Trains the face encoder to tell the people of ``people`` apart on jittered face crops."""
     names = people.identities()
-    boxes = np.array([r["box"] for r in people.records], np.float32)
+    # half of the crops are of the whole head, half of what a detector would find
+    boxes = np.array([[r["box"], detector_box(r["box"])] for r in people.records], np.float32)  # (N, 2, 4)
     model = _EncoderWithHead(int(names.max()) + 1)
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         index = np.sort(rng.integers(len(names), size=loop.batch))
-        box = boxes[index]
+        box = boxes[index, rng.integers(2, size=loop.batch)]
         side = (box[:, 3] - box[:, 1])[:, None]
         # a detector's box differs from ours by place and size
         box = box + np.tile(rng.uniform(-0.06, 0.06, (loop.batch, 2)) * side, 2)
