@@ -8,7 +8,7 @@ from . import folders
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, detect, face, guidance, loaders, unidiffuser  # noqa: E402
+from . import apply, detect, face, guidance, loaders, small_model, unidiffuser  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,
@@ -17,6 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     *apply.NODES,
     *guidance.NODES,
     *unidiffuser.NODES,
+    *(small_model.NODES if small_model.is_trained() else []),
 ]
 
 

@@ -2,7 +2,8 @@
 
 ``models/feedface_small`` is a diffusers folder: a U-Net with Stable Diffusion's layout, a two-layer CLIP text encoder
 and a KL autoencoder with 16 channels. ComfyUI's own classes are built for these sizes; the U-Net is the ordinary
-``UNetModel``. """
+``UNetModel``.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +28,14 @@ from .compat import make_schema
 
 NAME = "feedface_small"
 PACK_FOLDER = Path(__file__).resolve().parents[1] / "models" / NAME
+
+
+def is_trained() -> bool:
+    """Whether there is a small system to load; ``python -m trainer.small.build`` makes one."""
+    try:
+        return bool(find_folder())
+    except FileNotFoundError:
+        return False
 
 
 def find_folder() -> Path:
