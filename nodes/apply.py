@@ -91,7 +91,8 @@ class SetFace(io.ComfyNode):
                 FaceSocket.Input("face", optional=True,
                                  tooltip="The prompt's face. Not connected: the prompt has no face."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
-                               tooltip="Factor on what the adapter adds for this prompt, in place of Apply's; 0 is no face."),
+                               tooltip="Factor on what the adapter adds for this prompt, in place of Apply's; 0 is no "
+                                       "face."),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
                 Adapter.Input("adapter", optional=True,
                               tooltip="With two adapters on one model: the one this is for. Not connected: all."),

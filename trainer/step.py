@@ -205,8 +205,7 @@ class TrainingStep(nn.Module):
             dtype = kind if torch.is_autocast_enabled(self.base.device.type) else self.base.dtype
             like = torch.empty(0, device=self.base.device, dtype=dtype)
             for entry in rows:
-                for index in range(len(self.adapter.branches)):
-                    entry.context.face_kv(index, like)
+                entry.context.prepare(like)
         return rows
 
     def _unused(self, plan: Plan) -> list[nn.Parameter]:

@@ -24,7 +24,8 @@ def test_a_face_in_stable_diffusion_15(newest_comfyui, tmp_path: Path) -> None:
     assert len(sites(SD15)) == 16
     with ComfyServer(newest_comfyui.path, newest_comfyui.python, model_folders=tmp_path / "models") as server:
         name = server.upload(photo)
-        run = server.run(portrait("sd15.safetensors", "sd15.safetensors", name, "a person", size=256, steps=2), timeout=900)
+        graph = portrait("sd15.safetensors", "sd15.safetensors", name, "a person", size=256, steps=2)
+        run = server.run(graph, timeout=900)
         (plain,), (face,) = server.pictures(run, PLAIN), server.pictures(run, FACE)
         assert "Traceback" not in server.log, server.tail()
     assert plain.shape == face.shape == (256, 256, 3)
