@@ -88,6 +88,8 @@ def load_face_encoder(
     """
     from transformers import CLIPVisionModel
 
+    from .bases.diffusers_files import quiet
+
     path = Path(settings.path).expanduser()
     described = path / "config.json"
     if not allow_hub and not described.is_file():
@@ -101,12 +103,13 @@ def load_face_encoder(
             f"adapter.encoder.path: {settings.path} is a model of type {kind}, expected a CLIP vision model"
         )
     try:
-        module, info = CLIPVisionModel.from_pretrained(
-            str(path) if path.exists() else settings.path,
-            local_files_only=not allow_hub,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
+        with quiet():
+            module, info = CLIPVisionModel.from_pretrained(
+                str(path) if path.exists() else settings.path,
+                local_files_only=not allow_hub,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise EncoderError(f"adapter.encoder.path: cannot load {settings.path}: {error}") from error
     if info["missing_keys"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,30 @@ def test_weights_that_are_no_numbers_are_not_saved(files, tmp_path, monkeypatch)
     monkeypatch.setattr(loop.Trainer, "_forward_backward", poison)
     with pytest.raises(TrainingDiverged, match="weights after step 1 are not numbers. Last good checkpoint: none"):
         train.train(make_config(*files, tmp_path, train__checkpoint_every=1))
+
+
+def test_full_disk_stops_with_the_last_good_checkpoint(files, tmp_path, monkeypatch, capsys):
+    from trainer import checkpoint
+
+    config = make_config(*files, tmp_path)
+    save, usage = checkpoint.save_checkpoint, shutil.disk_usage(tmp_path)
+
+    def fill(output, tensors, state, keep):
+        if state["step"] == 4:
+            monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        return save(output, tensors, state, keep)
+
+    monkeypatch.setattr(loop, "save_checkpoint", fill)
+    monkeypatch.setattr(train, "parse", lambda _: config)
+    assert train.main() == 1
+    told = capsys.readouterr().err
+    assert "checkpoint-00000004: the disk is full" in told and "Last good checkpoint: checkpoint-00000002" in told
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000002"]
+
+
+def test_without_clipping_the_norm_is_still_told(files, tmp_path):
+    train.train(make_config(*files, tmp_path, train__steps=2, optimiser__clip=None))
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["gradient norm"] > 0
 
 
 def test_two_runs_in_one_folder(files, tmp_path):
