@@ -302,6 +302,22 @@ def test_command_line(files, tmp_path, capsys):
     assert (tmp_path / "run" / "checkpoint-00000001").is_dir()
 
 
+@pytest.mark.parametrize("family, prediction", [("sd2", "v"), ("sdxl", "epsilon")])
+def test_other_families_with_and_without_a_cache(files, tmp_path, family, prediction):
+    from trainer.cache import make_cache
+
+    models = make_models(tmp_path / "models", family)
+    changes = {"train__steps": 2, "optimiser__warmup_steps": 0, "data__flip": False}
+    cached = make_config(models, files[1], tmp_path / "cached", data__cache=str(tmp_path / "cache"), **changes)
+    make_cache(cached, progress=False)
+    assert train.train(cached) and train.train(make_config(models, files[1], tmp_path / "plain", **changes))
+    one, other = weights(tmp_path / "cached", 2), weights(tmp_path / "plain", 2)
+    assert one["branches.0.zero_linear.weight"].abs().max() > 1e-3
+    assert largest_difference(one, other) < 1e-4
+    state = json.loads((tmp_path / "cached" / "checkpoint-00000002" / "state.json").read_text())
+    assert json.loads(state["adapter"])["prediction"] == prediction
+
+
 def test_learning_rate_counts_optimiser_steps(files, tmp_path):
     settings = make_config(*files, tmp_path, optimiser__warmup_steps=4, optimiser__schedule="cosine").optimiser
     rates = [learning_rate(step, 12, settings) for step in range(13)]
