@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import sys
 import threading
@@ -26,12 +25,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import released
 from .config import AdapterConfig
 from .encoder import check_tensors
+from .files import replacing, save_readable
 from .format import adapter_metadata, expected_shapes, load_adapter
 from .hosts.uvit import UViT
 from .hosts.uvit_config import UViTConfig
@@ -169,24 +168,13 @@ def write(conversion: Conversion, target: Path, progress: Progress = lambda coun
     free = shutil.disk_usage(target.parent).free
     if free < size + (1 << 20):
         raise OSError(f"{target}: needs {size / 1e9:.2f} GB, but {target.parent} has {free / 1e9:.2f} GB free")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         with _watched(temporary, size, progress):
-            save_file(conversion.tensors, str(temporary), metadata=conversion.metadata)
-        os.chmod(temporary, 0o666 & ~_umask())  # the library writes files that only their owner can read
+            save_readable(conversion.tensors, temporary, conversion.metadata)
         verify(conversion, temporary, progress)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     if conversion.kind == "adapter":
         load_adapter(target)
     return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

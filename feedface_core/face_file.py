@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from .files import write_safetensors
 from .rows import Face
 
 FORMAT = "feedface-face"
@@ -20,9 +20,6 @@ class FaceFileError(ValueError):
 
 def save_face(path: str | os.PathLike, face: Face) -> Path:
     """Writes a face, under a temporary name first. Hidden states are stored as they are."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = {
         "format": FORMAT,
         "format_version": "1",
@@ -30,12 +27,7 @@ def save_face(path: str | os.PathLike, face: Face) -> Path:
         "combination": face.combination,
         "weights": json.dumps(face.weights),
     }
-    try:
-        save_file({"face.hidden": face.hidden.detach().cpu().contiguous()}, str(temporary), metadata=metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_safetensors(Path(path), {"face.hidden": face.hidden.detach().cpu().contiguous()}, metadata)
 
 
 def load_face(path: str | os.PathLike) -> Face:

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .adapter import FaceAdapter
 from .config import HOSTS, AdapterConfig
 from .encoder import check_tensors, fingerprint, plain_name
+from .files import write_safetensors
 
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
@@ -108,14 +108,7 @@ def save_adapter(path: str | os.PathLike, config: AdapterConfig, tensors: Mappin
         if not name.endswith("position_ids"):
             stored[_ENCODER + plain_name(name)] = _stored(tensor, dtype)
     described = {**adapter_metadata(config, stored), **(metadata or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(stored, str(temporary), metadata=described)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_safetensors(path, stored, described)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

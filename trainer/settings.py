@@ -42,6 +42,26 @@ class Settings(BaseModel):
         return build(cls, json.loads(text), "JSON")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it in settings: ``off`` and ``no`` are words, and a key is text even if it is ``null``."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values of a YAML text. Raises ``yaml.YAMLError``."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 — derived from SafeLoader
+
+
 def load(
     kind: type[AnySettings],
     path: str | Path | None,
@@ -63,7 +83,7 @@ def load(
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            values = read_yaml(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -174,7 +194,7 @@ def _apply_override(kind: type[Settings], values: dict[str, Any], override: str)
     if not equals or not path:
         raise ConfigError(f"override {override!r}: expected name=value, such as train.steps=100")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
     nested: Any = value

@@ -41,6 +41,8 @@ def test_what_was_written_is_read(written):
     assert all(torch.equal(tensor, rebuilt.state_dict()[name]) for name, tensor in adapter.state_dict().items())
     assert found.encoder_tensors and len(found.config.encoder.fingerprint) == 12
     assert not [leftover for leftover in path.parent.iterdir() if leftover != path]
+    (path.parent / "plain").touch()
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode  # safetensors writes for the owner alone
 
 
 def test_half_precision_halves_the_file(written, tmp_path):

@@ -25,6 +25,17 @@ def pack(comfy) -> SimpleNamespace:
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 
 
+@pytest.fixture(autouse=True)
+def plenty_of_memory(comfy, monkeypatch):
+    """ComfyUI splits batches by the memory that is free just then, which changes the last digits of a picture."""
+    import comfy.model_management
+
+    def free(device=None, torch_free_too=False):  # the sampler asks for one number, attention for two
+        return (10**12, 10**12) if torch_free_too else 10**12
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", free)
+
+
 @pytest.fixture
 def model(comfy):
     return build_model()

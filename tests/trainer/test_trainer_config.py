@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import Config, load_config
-from trainer.settings import ConfigError, describe, load, setting_names
+from trainer.settings import ConfigError, describe, load, read_yaml, setting_names
 from trainer.stages.settings import PrepareSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "trainer/configs"
@@ -112,3 +112,9 @@ def test_prepare_settings_use_the_same_machinery():
     assert (settings.filter.minimum_face, settings.output) == (96, "b: c")
     with pytest.raises(ConfigError, match=r"did you mean filter.minimum_face\?"):
         load(PrepareSettings, None, ["filter.min_face=96"], {"photos": "a", "output": "b"})
+
+
+def test_words_that_yaml_would_turn_into_something_else(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("off: no\nnull: null\nyes: [on, true, 3]\n")
+    assert read_yaml(path.read_text()) == {"off": "no", "null": None, "yes": ["on", True, 3]}
