@@ -1,7 +1,9 @@
 """What the trainer saves: a training step with and without the cache, against a straightforward one.
 
-    python run.py bench train
+    python run.py bench train                       this trainer in bf16 where the processor has it, plain in fp32
     python run.py bench train --rounds 9 --batch 8 --threads 8
+    python run.py bench train --mixed               plain, too, computes its U-Net in bf16
+    python run.py bench train --precision fp32      all in fp32
 
 The model has Stable Diffusion 1.5's layout (four levels, two blocks each, 16 sites with control branches, a KL
 autoencoder, a CLIP text encoder of 12 layers, a ViT with 32-pixel patches over 224-pixel crops) at a fifth of its
@@ -96,7 +98,7 @@ def paced(batches: Iterable[T], steps: int, idle: float) -> Iterator[T]:
     os._exit(0)  # no final checkpoint
 
 
-def run_variant(name: str, path: Path, steps: int, idle: float) -> None:
+def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> None:
     """Train until told to stop."""
     import torch
 
@@ -108,7 +110,7 @@ def run_variant(name: str, path: Path, steps: int, idle: float) -> None:
     config = Config.from_json(path.read_text())
     torch.manual_seed(0)
     if name == "plain":
-        return run_plain(config, steps, idle)
+        return run_plain(config, mixed, steps, idle)
     if name == "uncached":
         config = config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})
     output = path.parent / f"run-{name}"
@@ -141,7 +143,7 @@ def run_bare(trainer, batches, steps: int, idle: float) -> None:
         trainer._plain_optimiser.zero_grad()
 
 
-def run_plain(config, steps: int, idle: float) -> None:
+def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
     """The published training step as one would write it down."""
     import torch
 
@@ -168,10 +170,11 @@ def run_plain(config, steps: int, idle: float) -> None:
             crops = torch.zeros_like(batch.crops) if number % 10 == 9 else batch.crops
             hidden = encoder.encode(crops)  # (B, T, E), one reference each
         noisy = base.schedule.add_noise(latents, batch.noise, batch.timesteps)
-        with torch.no_grad():
-            original = base.predict(noisy, batch.timesteps, text)
         rows = [FaceRows(len(batch), FaceContext(adapter, hidden))]
-        prediction = base.predict(noisy, batch.timesteps, text, rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            with torch.no_grad():
+                original = base.predict(noisy, batch.timesteps, text)
+            prediction = base.predict(noisy, batch.timesteps, text, rows)
         inside, outside = (batch.noise - prediction).square(), (original - prediction).square()
         value = inside.mean()
         if number % 10 != 4:
@@ -241,10 +244,10 @@ def make_photos(folder: Path, count: int) -> Path:
     return path
 
 
-def measure(path: Path, rounds: int, steps: int, threads: int) -> dict[str, list[dict[str, float]]]:
+def measure(path: Path, rounds: int, steps: int, threads: int, mixed: bool) -> dict[str, list[dict[str, float]]]:
     """Let the variants take turns; the first round warms up and is left out."""
     command = [sys.executable, "-m", "tools.bench_train", "--config", str(path), "--steps", str(steps)]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), *(["--mixed"] if mixed else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     children = {
         name: subprocess.Popen(
@@ -313,6 +316,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="of this trainer's variants; plain is always fp32")  # fmt: skip
+    parser.add_argument("--mixed", action="store_true", help="plain computes its U-Net under bf16 autocast")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -321,14 +325,17 @@ def main() -> None:
 
         import_libraries()
         torch.set_num_threads(options.threads)
-        return run_variant(options.variant, options.config, options.steps, memory("VmRSS"))
+        return run_variant(options.variant, options.config, options.mixed, options.steps, memory("VmRSS"))
     precision = best_precision() if options.precision == "auto" else options.precision
     with tempfile.TemporaryDirectory(prefix="feedface-bench-") as folder:
         path = make_inputs(Path(folder), options.batch, precision, options.workers)
-        results = measure(path, options.rounds, options.steps, options.threads)
+        results = measure(path, options.rounds, options.steps, options.threads, options.mixed)
     figures = summary(results, options.batch * options.steps)
-    print(f"\nStable Diffusion 1.5's layout at a fifth of its width, {RESOLUTION} pixels, batch {options.batch}, "
-          f"{precision} (plain: fp32), {options.threads} thread(s); medians of {options.rounds} rounds")  # fmt: skip
+    plain = "bf16 autocast" if options.mixed else "fp32"
+    print(
+        f"\nStable Diffusion 1.5's layout at a fifth of its width, {RESOLUTION} pixels, batch {options.batch}, {precision}"
+    )
+    print(f"(plain: {plain}), {options.threads} thread(s); medians of {options.rounds} rounds")
     print(f"{'':<10}{'samples/s':>12}{'slowest':>10}{'fastest':>10}{'peak MB':>10}")
     for name, found in results.items():
         speeds = [options.batch * options.steps / one["seconds"] for one in found]
