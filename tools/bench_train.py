@@ -332,10 +332,8 @@ def main() -> None:
         results = measure(path, options.rounds, options.steps, options.threads, options.mixed)
     figures = summary(results, options.batch * options.steps)
     plain = "bf16 autocast" if options.mixed else "fp32"
-    print(
-        f"\nStable Diffusion 1.5's layout at a fifth of its width, {RESOLUTION} pixels, batch {options.batch}, {precision}"
-    )
-    print(f"(plain: {plain}), {options.threads} thread(s); medians of {options.rounds} rounds")
+    print(f"\nStable Diffusion 1.5's layout at a fifth of its width, {RESOLUTION} pixels, batch {options.batch},")
+    print(f"{precision} (plain: {plain}), {options.threads} thread(s); medians of {options.rounds} rounds")
     print(f"{'':<10}{'samples/s':>12}{'slowest':>10}{'fastest':>10}{'peak MB':>10}")
     for name, found in results.items():
         speeds = [options.batch * options.steps / one["seconds"] for one in found]
