@@ -24,7 +24,7 @@ GROUPS = 8
 own and so lose the colour of every flat picture."""
 CHANNELS = 16  # of the latent; Stable Diffusion has four, which lose the eyes of a face that is 40 pixels wide
 BOOTSTRAP = 300  # steps during which the latent is also drawn towards the colours of its place
-LOOP = LoopConfig(steps=1020, batch=8, rate=2e-3, warmup=50, weight_decay=1e-4, average=0.995)
+LOOP = LoopConfig(steps=4000, batch=8, rate=2e-3, warmup=50, weight_decay=1e-4, average=0.995)
 
 
 def create() -> AutoencoderKL:

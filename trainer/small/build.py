@@ -44,8 +44,7 @@ from .showcase import write_showcase
 from .summary import write_readme
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
-PICTURES = 18_000  # of 3,000 people: what the U-Net is trained on
-ADAPTER_PICTURES = 9_000  # of 1,500 people: what the adapter is trained on; the other networks see all
+PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
 CONFIG = Path(__file__).parents[1] / "configs" / "small.yaml"
 
 QUICK_PEOPLE = PeopleConfig(train_identities=12, heldout_identities=32)
@@ -117,7 +116,7 @@ class Build:
         system.save_examiner(self.output, examiner, masks)
 
     def adapter(self) -> None:
-        people = People.load(self.work / "people", "train").first(ADAPTER_PICTURES)
+        people = People.load(self.work / "people", "train").first(PICTURES)
         write_dataset(people, self.work / "dataset", log=self.log)
         self.train_adapter("full")
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)

@@ -22,7 +22,7 @@ from .drawing import People
 from .loop import LoopConfig, train
 from .people import SIZE
 
-LOOP = LoopConfig(steps=1500, batch=32, rate=1.5e-3, warmup=100, weight_decay=0.02, average=0.995, seed=7)
+LOOP = LoopConfig(steps=4000, batch=32, rate=1.5e-3, warmup=100, weight_decay=0.02, average=0.995, seed=7)
 EMPTY = 0.1  # share of empty captions, for guidance
 
 
