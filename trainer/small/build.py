@@ -185,7 +185,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a few people and steps, to see that it works; needs a --work of its own"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="for models this small one is fastest; run other stages beside it instead",
+    )
     options = parser.parse_args(arguments)
     unknown = [s for s in options.stages if s not in STAGES + EXTRA]
     if unknown:
