@@ -17,6 +17,9 @@ import torch
 from tools.find_comfyui import COMFYUI_OLDEST, find_comfyui, find_oldest, version_of
 from tools.server import ComfyServer
 
+# The models of the tests are tiny: more threads would only wait for one another, and for the servers beside them.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "feedface_pack"  # the name our pack is imported under; ComfyUI itself uses the folder's absolute path
 ABSENT = "needs ComfyUI"  # starts the reason of every test skipped for want of one
