@@ -51,7 +51,8 @@ class Run:
 
     Attributes:
         outputs: of every output node, by node id, as in ComfyUI's history.
-        executed: ids of the nodes that ran, in order; those answered from the cache are not among them.
+        executed: ids of the nodes that ran, in order.
+        cached: ids of the nodes answered from the server's cache.
         progress: each report as (node id, value, maximum).
         interrupted: it was stopped before its end.
         seconds: from queueing to the end.
@@ -60,6 +61,7 @@ class Run:
     prompt_id: str
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
     interrupted: bool = False
     seconds: float = 0.0
@@ -284,6 +286,8 @@ class ComfyServer:
                     run.progress.append((data["node"], data["value"], data["max"]))
                 elif kind == "executing" and data["node"]:
                     run.executed.append(data["node"])
+                elif kind == "execution_cached":
+                    run.cached += data["nodes"]
                 elif kind == "execution_interrupted":
                     run.interrupted = True
                 elif kind == "execution_error":

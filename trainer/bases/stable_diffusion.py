@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from feedface_core.adapter import FaceAdapter
 from feedface_core.config import HOSTS, SiteConfig
 from feedface_core.hosts import sd_unet
-from feedface_core.hosts.attachment import Attachment, attach
 
 from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
+from .attached import Attached
 
 if TYPE_CHECKING:
     from trainer.config import ModelSettings
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
-class StableDiffusionBase:
+class StableDiffusionBase(Attached):
     """A frozen Stable Diffusion: U-Net, autoencoder and one or two CLIP text encoders.
 
     Args:
@@ -59,8 +57,6 @@ class StableDiffusionBase:
         self._autoencoder = None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
         self._text_encoders = [freeze(encoder, dtype) for encoder in text_encoders]
         self._tokenizers = list(tokenizers)
-        self._attachment: Attachment | None = None
-        self._rows: Any = None
         self._null_text: Text | None = None
         self.cell = 2 ** (len(described["block_out_channels"]) - 1)
         self.scaling = float(described["scaling_factor"])
@@ -237,20 +233,6 @@ class StableDiffusionBase:
             )
         return out[0].float()
 
-    @contextmanager
-    def _faces(self, rows: Any) -> Iterator[None]:
-        if rows is None:
-            yield
-            return
-        if self._attachment is None:
-            raise BaseError("faces were given, but no adapter is attached")
-        previous, self._rows = self._rows, rows
-        try:
-            with self._attachment.faces(rows):
-                yield
-        finally:
-            self._rows = previous
-
     # --- adapter -----------------------------------------------------------------------------------------
 
     def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
@@ -271,19 +253,6 @@ class StableDiffusionBase:
         if odd:
             raise BaseError(f"adapter.heads: {heads} does not divide the width {odd[0].width} of {odd[0].name}")
         return [SiteConfig(site.name, site.width, heads, site.width // heads) for site in chosen]
-
-    def attach(self, adapter: FaceAdapter) -> None:
-        """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another
-        base.
-        """
-        self.detach()
-        self._attachment = attach(self.host, adapter)
-
-    def detach(self) -> None:
-        """Take the branches away again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the U-Net's activations in the backward pass, with the faces of the forward pass.

@@ -7,8 +7,7 @@ further rows below the picture, so that noise, losses and samplers treat them al
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from feedface_core.adapter import FaceAdapter
 from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
 from feedface_core.hosts import uvit
-from feedface_core.hosts.attachment import Attachment, attach
 
 from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
+from .attached import Attached
 from .stable_diffusion import StableDiffusionBase
 from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, read_uvit
 
@@ -52,7 +50,7 @@ def unpack(state: Tensor, token_width: int) -> tuple[Tensor, Tensor]:
     return state[:, :, :-rows], state[:, :, -rows:].flatten(1)[:, None, :token_width]
 
 
-class UniDiffuserBase:
+class UniDiffuserBase(Attached):
     """A frozen UniDiffuser: U-ViT, and the CLIP image encoder, autoencoder and text encoder it was trained with.
 
     Args:
@@ -81,8 +79,6 @@ class UniDiffuserBase:
         self._prefix = None if prefix is None else freeze(prefix, dtype)
         self._image_encoder = None if image_encoder is None else freeze(image_encoder, dtype)
         self._parts = parts
-        self._attachment: Attachment | None = None
-        self._rows: Any = None
         self._null_text: Text | None = None
         self.cell = 8 if parts is None else parts.cell
         self.channels = 4 if host is None else host.config.latent_channels
@@ -242,20 +238,6 @@ class UniDiffuserBase:
         sigma = (1.0 - self.schedule.alphas_cumprod.to(self.device)[times]).sqrt().view(-1, 1, 1, 1)
         return torch.where(used.to(self.device), out, noisy.to(self.device).float() / sigma)
 
-    @contextmanager
-    def _faces(self, rows: Any) -> Iterator[None]:
-        if rows is None:
-            yield
-            return
-        if self._attachment is None:
-            raise BaseError("faces were given, but no adapter is attached")
-        previous, self._rows = self._rows, rows
-        try:
-            with self._attachment.faces(rows):
-                yield
-        finally:
-            self._rows = previous
-
     # --- adapter -----------------------------------------------------------------------------------------
 
     def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
@@ -273,17 +255,6 @@ class UniDiffuserBase:
         if unknown:
             raise BaseError(f"adapter.sites: {self.name} has no site {unknown[0]!r}; it has {', '.join(known)}")
         return [SiteConfig(name, branch.width, heads, branch.width // heads) for name in names]
-
-    def attach(self, adapter: FaceAdapter) -> None:
-        """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another base."""
-        self.detach()
-        self._attachment = attach(self.host, adapter)
-
-    def detach(self) -> None:
-        """Take the branches away again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks in the backward pass, with the faces of the forward pass."""

@@ -1,0 +1,47 @@
+"""What every base has in common: an adapter's branches beside the blocks of its host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from feedface_core.adapter import FaceAdapter
+from feedface_core.hosts.attachment import Attachment, attach
+
+from . import BaseError
+
+
+class Attached:
+    """Attaches an adapter to ``self.host``, and gives it the faces of each forward pass."""
+
+    host: nn.Module
+    _attachment: Attachment | None = None
+    _rows: Any = None
+
+    def attach(self, adapter: FaceAdapter) -> None:
+        """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another base."""
+        self.detach()
+        self._attachment = attach(self.host, adapter)
+
+    def detach(self) -> None:
+        """Take the branches away again."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+    @contextmanager
+    def _faces(self, rows: Any) -> Iterator[None]:
+        if rows is None:
+            yield
+            return
+        if self._attachment is None:
+            raise BaseError("faces were given, but no adapter is attached")
+        previous, self._rows = self._rows, rows
+        try:
+            with self._attachment.faces(rows):
+                yield
+        finally:
+            self._rows = previous
