@@ -12,6 +12,7 @@ import folder_paths
 
 ADAPTERS = "feedface"
 FACES = "feedface_faces"
+OWN_ADAPTERS = Path(__file__).resolve().parents[1] / "models/feedface_small/adapter"  # comes with the pack
 EXTENSIONS = {".safetensors", ".pt", ".pth"}
 
 
@@ -20,6 +21,8 @@ def register() -> None:
     folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
     for path in folder_paths.get_folder_paths(ADAPTERS):
         folder_paths.add_model_folder_path(FACES, os.path.join(path, "faces"))
+    if OWN_ADAPTERS.is_dir():
+        folder_paths.add_model_folder_path(ADAPTERS, str(OWN_ADAPTERS))
     _set_extensions(ADAPTERS, EXTENSIONS)
     _set_extensions(FACES, {".safetensors"})
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from tools.find_comfyui import ROOT, find_comfyui
 from tools.server import HOST, ComfyServer, ServerError
@@ -27,17 +29,20 @@ def main(arguments: list[str]) -> int:
     if comfyui is None:
         print("no ComfyUI found: start this with `python run.py comfyui`, which fetches one")
         return 1
+    base = ROOT / ".comfyui"
+    lay_out_people(base / "input")
     given = set(arguments)
     chosen = arguments + ([] if given & {"--cpu", "--directml", "--cuda-device"} else device_arguments())
     with ComfyServer(
         comfyui,
-        base=ROOT / ".comfyui",
+        base=base,
         arguments=chosen,
         model_folders=comfyui / "models",
         port=None if port_taken(USUAL_PORT) else USUAL_PORT,
     ) as server:
         print(
-            f"ComfyUI with FeedFace is at {server.address}  (its folders: {server.base}; Ctrl-C ends it)",
+            f"ComfyUI with FeedFace is at {server.address}  (its folders: {server.base}; Ctrl-C ends it)\n"
+            "To see it work at once: Templates, ComfyUI-FeedFace, feedface_small; then Run.",
             flush=True,
         )
         with server.log_file.open(encoding="utf-8", errors="replace") as log:
@@ -46,6 +51,13 @@ def main(arguments: list[str]) -> int:
                 time.sleep(0.3)
             print(log.read(), end="", flush=True)
         return server.process.returncode
+
+
+def lay_out_people(folder: Path) -> None:
+    """The small model's reference pictures where Load Image finds them, for the template ``feedface_small``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in sorted((ROOT / "models/feedface_small/people").glob("*.png")):
+        shutil.copyfile(picture, folder / picture.name)
 
 
 def port_taken(port: int) -> bool:

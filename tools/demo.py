@@ -1,7 +1,7 @@
-"""A photograph, a real ComfyUI server, a picture with that face: ``python run.py demo``.
+"""The face at work in a real ComfyUI server: ``python run.py demo``.
 
-Without ``--checkpoint`` and ``--adapter`` it makes small ones with random weights. Their pictures are noise: they show
-that every step works, and what the face changes, on a machine without a download.
+As it is, with the small model that comes with the pack: people it has never seen, each prompt without and with the
+face, on one sheet. With ``--checkpoint`` and ``--adapter``: your model, and a photograph.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy
 from PIL import Image
 
 from tools.comfyui import device_arguments
+from tools.demo_small import run as draw_people
 from tools.find_comfyui import find_comfyui, version_of
 from tools.server import ComfyServer, Run, ServerError
-from tools.tiny_adapter import write_adapter
-from tools.tiny_checkpoint import write_checkpoint
 
 PLAIN, FACE, REPORT = "plain", "face", "report"  # ids of the output nodes
 
@@ -124,49 +123,38 @@ def default_photo(folder: Path) -> Path:
     return path
 
 
-def run(options: argparse.Namespace) -> None:
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise ServerError("no ComfyUI found: start this with `python run.py demo`, which fetches one")
-    if (options.checkpoint is None) != (options.adapter is None):
-        raise ServerError("--checkpoint and --adapter belong together: give both, or neither for random ones")
+def run_portrait(options: argparse.Namespace) -> None:
+    """One photograph, a checkpoint and an adapter of the user's: the same prompt and seed without and with the face.
+
+    Raises:
+        ServerError: a file is missing, there is no ComfyUI, or the graph failed.
+    """
+    if options.checkpoint is None or options.adapter is None:
+        raise ServerError("a photograph needs a model: give --checkpoint and --adapter, or nothing for the small model")
     for file in filter(None, (options.photo, options.checkpoint, options.adapter)):
         if not file.is_file():
             raise ServerError(f"there is no file {file}")
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise ServerError("no ComfyUI found: start this with `python run.py demo`, which fetches one")
+    options.output.mkdir(parents=True, exist_ok=True)
     steps = Steps()
-    photo = options.photo or default_photo(output)
-    steps.done(f"photograph {photo}")
-
-    size, count = (512, 25) if options.checkpoint else (128, 8)
+    photo = options.photo or default_photo(options.output)
     server = ComfyServer(comfyui, arguments=device_arguments())
-    models = server.base / "models"
-    if options.checkpoint:
-        checkpoint = place(options.checkpoint, models / "checkpoints")
-        adapter = place(options.adapter, models / "feedface")
-        steps.done(f"checkpoint {checkpoint}, adapter {adapter}")
-    else:
-        checkpoint = write_checkpoint(models / "checkpoints/random_sd1.safetensors").name
-        adapter = write_adapter(models / "feedface/random.safetensors").name
-        steps.done("made a small Stable Diffusion checkpoint and an adapter, random weights: expect noise")
-
+    checkpoint = place(options.checkpoint, server.base / "models/checkpoints")
+    adapter = place(options.adapter, server.base / "models/feedface")
+    steps.done(f"photograph {photo}, checkpoint {checkpoint}, adapter {adapter}")
     with server:
         steps.done(f"ComfyUI {version_of(comfyui)} with FeedFace runs at {server.address}")
+        name = server.upload(photo)
         workflow = portrait(
-            checkpoint,
-            adapter,
-            server.upload(photo),
-            options.prompt,
-            options.size or size,
-            options.steps or count,
-            options.seed,
-        )
+            checkpoint, adapter, name, options.prompt, options.size, options.steps, options.seed
+        )  # fmt: skip
         result = server.run(workflow, timeout=3600)
         report = "; ".join("".join(result.outputs[REPORT]["text"]).split("\n"))
         steps.done(f"one workflow, two pictures. {report}")
-        save(server, result, output)
-    steps.done(f"pictures in {output}: plain.png, face.png, difference.png")
+        save(server, result, options.output)
+    steps.done(f"pictures in {options.output}: plain.png, face.png, difference.png")
 
 
 def save(server: ComfyServer, result: Run, output: Path) -> None:
@@ -181,18 +169,25 @@ def save(server: ComfyServer, result: Run, output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="run.py demo", description=__doc__)
-    parser.add_argument("--photo", type=Path, help="a photograph of a person (default: a public-domain portrait)")
-    parser.add_argument("--checkpoint", type=Path, help="a Stable Diffusion checkpoint")
-    parser.add_argument("--adapter", type=Path, help="a FeedFace adapter for it")
-    parser.add_argument("--prompt", default="a portrait of a person on a beach, golden hour")
-    parser.add_argument("--size", type=int, help="side of the pictures in pixels (default: 512; random weights 128)")
-    parser.add_argument("--steps", type=int, help="of the sampler (default: 25; random weights 8)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        prog="run.py demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the pictures")
+    parser.add_argument("--seed", type=int, default=1)
+    own = parser.add_argument_group("with models of your own")
+    own.add_argument("--checkpoint", type=Path, help="a Stable Diffusion checkpoint")
+    own.add_argument("--adapter", type=Path, help="a FeedFace adapter for it")
+    own.add_argument("--photo", type=Path, help="a photograph of a person (default: a public-domain portrait)")
+    own.add_argument("--prompt", default="a portrait of a person on a beach, golden hour")
+    own.add_argument("--size", type=int, default=512, help="side of the pictures in pixels (default 512)")
+    own.add_argument("--steps", type=int, default=25, help="of the sampler (default 25)")
+    options = parser.parse_args()
     try:
-        run(parser.parse_args())
-    except ServerError as problem:
+        if options.checkpoint or options.adapter or options.photo:
+            run_portrait(options)
+        else:
+            print(f"the sheet: {draw_people(options.output, options.seed)}")
+    except (ServerError, FileNotFoundError) as problem:
         sys.exit(f"FeedFace: {problem}")
 
 

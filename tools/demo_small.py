@@ -1,4 +1,4 @@
-"""Three people × four prompts in a real ComfyUI, without and with the face, as one sheet, with the examiner's scores.
+"""Three people × four prompts in a real ComfyUI, without and with the face, as one sheet with the examiner's scores.
 
 The people are held out: no part of the small system was trained on them. Everything goes through the nodes that any
 model uses; only the first one, FeedFace Small Model, is special.
@@ -7,7 +7,6 @@ model uses; only the first one, FeedFace Small Model, is special.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ PROMPTS = (
     "a close-up of a surprised person wearing a yellow vest, dotted purple background",
 )
 SIZE, STEPS, CFG = 64, 20, 3.0
-ADAPTER = "feedface_small.safetensors"
+ADAPTER = Path(system.ADAPTER).name
 
 
 def workflow(person: Person, names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int = 1) -> dict[str, Any]:
@@ -108,20 +107,14 @@ def run(output: Path, seed: int = 1) -> Path:
     """Draws the sheet; returns its file.
 
     Raises:
-        ServerError: no ComfyUI, or the small system is not there.
+        ServerError: no ComfyUI, or a graph failed.
+        FileNotFoundError: the small system is not there.
     """
     comfyui = find_comfyui()
     if comfyui is None:
         raise ServerError("no ComfyUI found: start this with `python run.py demo`, which fetches one")
-    adapter = system.FOLDER / system.ADAPTER
-    if not adapter.is_file():
-        raise ServerError(f"no {adapter}; `python -m trainer.small.build` trains the small system")
     people, judge, rows, began = read_people(), Judge(), [], time.monotonic()
-    server = ComfyServer(comfyui, arguments=device_arguments())
-    place = server.base / "models" / "feedface"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / ADAPTER).symlink_to(adapter.resolve())
-    with server:
+    with ComfyServer(comfyui, arguments=device_arguments()) as server:
         print(f"ComfyUI {version_of(comfyui)} with FeedFace after {time.monotonic() - began:.0f} s", flush=True)
         for person in people:
             names = [server.upload(path) for path in person.references]
@@ -144,13 +137,3 @@ def run(output: Path, seed: int = 1) -> Path:
     page.save(output / "people.png")
     return output / "people.png"
 
-
-def main() -> None:
-    try:
-        print(f"sheet: {run(Path(sys.argv[1] if len(sys.argv) > 1 else 'demo_output'))}")
-    except (ServerError, FileNotFoundError) as problem:
-        sys.exit(f"FeedFace: {problem}")
-
-
-if __name__ == "__main__":
-    main()

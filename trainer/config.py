@@ -53,6 +53,9 @@ class ModelSettings(Settings):
     """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
     compile: bool = False
     """Compile the U-Net with torch.compile."""
+    attention: Literal["fused", "plain"] = "fused"
+    """Attention in training: torch's fused kernels, or plain matrix products, which need memory for every logit but
+    on a CPU, with sequences of a few hundred tokens, are faster in the backward pass."""
     allow_hub: bool = False
     """Allow model names that have to be downloaded from the Hugging Face hub."""
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .build import Parts, SetupError, build_parts
 from .checkpoint import CheckpointError, RunLock, RunLocked
@@ -178,6 +179,8 @@ def train(config: Config) -> bool:
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(RunLock(Path(config.train.output)))
+        if config.model.attention == "plain":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         accelerator.wait_for_everyone()
         parts = build_parts(config, accelerator.device)
         dataset, batches = make_batches(config, accelerator, parts)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from feedface_core.config import SiteConfig
-from tools.bench_identity import all_rows, branch_gflop, tokens_at
+from feedface_core.guidance import Guidance, joint, text_then_face
+from tools.bench_identity import all_rows, branch_gflop, tokens_at, without_face
 from tools.identity_report import verdicts, write_report
 from trainer.small.evaluate import bootstrap, requests
 
@@ -76,6 +77,11 @@ def test_intervals_draw_people_and_not_pictures():
     assert high == pytest.approx(0.4 + 1.96 * 0.069, abs=0.02)
 
 
+def test_guidance_without_a_face_computes_nothing_twice():
+    assert without_face(joint(2.0)) == without_face(text_then_face(3.0, 7.0)) == Guidance(-2.0, 3.0, 0.0, 0.0)
+    assert without_face(text_then_face(1.0, 5.0)).needed == ("text",)
+
+
 def test_requests_do_not_depend_on_how_many_people_take_part():
     assert requests(3, 2) == requests(9, 2)[:6]
     assert len({request.seed for request in requests(100, 4)}) == 400
@@ -104,10 +110,10 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
     rows += [_row(f"text {t}, face {f}", "scales", (t, f)) for t in (1, 2) for f in (1, 2)]
     result = {
         "chance": 0.01, "identities": 100, "prompts": 4, "steps": 16, "seconds": 9, "absent": ["mask loss"],
-        "rows": rows,
+        "rows": rows, "ceiling": {"drawn": 0.75, "decoded": 0.5},
     }  # fmt: skip
     text = write_report(result, tmp_path).read_text()
     assert all(f"| {row['name']} |" in text for row in rows)
-    assert "mask loss" in text
+    assert "mask loss" in text and "names 0.750, and 0.500 once" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"identity_references.png", "identity_scales.png"}
     assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))

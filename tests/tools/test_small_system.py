@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tools.demo_small import PROMPTS, sheet, workflow
+from trainer.small import system
 from trainer.small.showcase import Person
 from trainer.small.text import vocabulary
 
@@ -24,7 +25,7 @@ def test_the_whole_build_gives_a_system_that_the_benchmark_measures(tmp_path, ca
     build(["--quick", "--work", str(work), "--output", str(published), "--threads", "1"])
     size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
     assert 25e6 < size < 30e6
-    found = load_adapter(published / "adapter.safetensors")
+    found = load_adapter(published / system.ADAPTER)
     assert found.config.prediction == "v" and len(found.config.sites) == 7
     assert str(tmp_path) not in json.dumps(found.metadata)  # nobody's folders go into a published file
     assert "face_encoder" not in {path.name for path in published.iterdir()}

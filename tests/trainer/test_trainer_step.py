@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from support.small_training import make_config, make_models, make_photos
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from feedface_core.rows import Face, FaceContext, FaceRows
 from trainer.build import build_parts
@@ -183,6 +184,16 @@ def test_padded_references_do_not_count():
     assert face_tokens(hidden, [3])[1] is None
     averaged, none = face_tokens(hidden, [1, 2], "average")
     assert averaged[..., 0].tolist() == [[0, 1], [3, 4]] and none is None
+
+
+def test_plain_attention_gives_the_same(files):
+    case = Case(files)
+    loss, _, gradients = case.gradients()
+    with sdpa_kernel(SDPBackend.MATH):
+        other_loss, _, other = Case(files).gradients()
+    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -55,12 +55,13 @@ class Build:
     """The stages, with what they hand to each other."""
 
     def __init__(
-        self, work: Path, target: Path = system.FOLDER, quick: bool = False, log: Callable[[str], None] = print
-    ):
+        self, work: Path, target: Path = system.FOLDER, quick: bool = False, log: Callable[[str], None] = print,
+        only: Sequence[str] = (),
+    ):  # fmt: skip
         self.work, self.output, self.target, self.log = work.resolve(), work.resolve() / "output", target, log
         self.people_config = QUICK_PEOPLE if quick else PeopleConfig()
         self.overrides = QUICK_TRAINING if quick else ()
-        self.quick = quick
+        self.quick, self.only = quick, only
 
     def loop(self, config: LoopConfig) -> LoopConfig:
         """The length of a stage, a few steps when it is only to see that it works."""
@@ -119,6 +120,7 @@ class Build:
         people = People.load(self.work / "people", "train").first(PICTURES)
         write_dataset(people, self.work / "dataset", log=self.log)
         self.train_adapter("full")
+        (self.output / system.ADAPTER).parent.mkdir(exist_ok=True)
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
 
     def publish(self) -> None:
@@ -128,7 +130,7 @@ class Build:
         shutil.copytree(self.output, self.target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("face_encoder"))
 
     def variants(self) -> None:
-        for name in VARIANTS:
+        for name in self.only or VARIANTS:
             self.train_adapter(name)
 
     def train_adapter(self, name: str) -> None:
@@ -182,6 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished parts")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", choices=list(VARIANTS),
+                        help=f"of the variants just these: {', '.join(VARIANTS)}")  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="a few people and steps, to see that it works; needs a --work of its own"
     )
@@ -199,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--quick needs a --work of its own, such as --work small-quick")
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    build = Build(options.work, options.output, options.quick, lambda line: print(line, flush=True))
+    build = Build(options.work, options.output, options.quick, lambda line: print(line, flush=True), options.only)
     for stage in options.stages or STAGES:
         build.run(stage)
 

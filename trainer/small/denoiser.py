@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -59,8 +59,6 @@ def train_denoiser(
     """Trains on ``latents`` ``(N, 32, 8, 8)``, means then standard deviations, with captions drawn anew at each
     step."""
     model = TextToImage(tokenizer)
-    # plain matrix products: on a CPU the backward pass of the fused attention takes longer than all the rest
-    model.unet.set_attn_processor(AttnProcessor())
     alphas = scheduler().alphas_cumprod
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -73,7 +71,8 @@ def train_denoiser(
         t = torch.from_numpy((np.arange(loop.batch) + rng.random(loop.batch)) / loop.batch * 1000).long()
         t = t[torch.from_numpy(rng.permutation(loop.batch))]
         alpha, sigma = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        # plain matrix products: on a CPU the backward pass of the fused attention takes longer than all the rest
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
             states = model.text_encoder(text.tokenize(tokenizer, captions)).last_hidden_state
             v = model.unet(alpha * x + sigma * noise, t, states).sample
         return {"loss": F.mse_loss(v.float(), alpha * noise - sigma * x)}

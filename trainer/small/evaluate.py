@@ -86,6 +86,11 @@ class SmallSystem:
         return FaceContext(self.adapter, torch.cat(tokens))
 
     @torch.no_grad()
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """Pictures ``(N, 3, 64, 64)`` in -1…1 through the autoencoder: the most that any drawing can show."""
+        return self.base.decode(self.base.sample_latents(self.base.encode_pixels(pictures)))
+
+    @torch.no_grad()
     def draw(
         self, asked: Sequence[Request], form: Guidance, references: int = 0, combination: str = "concat",
         strength: float = 1.0, steps: int = 20, batch: int = 32,

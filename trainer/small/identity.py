@@ -21,9 +21,9 @@ from .loop import LoopConfig, pixels, train
 from .people import ATTRIBUTES, detector_box
 
 CROP = 48  # pixels of a face crop's side
-ENCODER_LOOP = LoopConfig(steps=1800, batch=64, rate=1.5e-3, weight_decay=0.05, average=0.995)
+ENCODER_LOOP = LoopConfig(steps=4500, batch=64, rate=1.5e-3, weight_decay=0.05, average=0.995)
 MASK_LOOP = LoopConfig(steps=600, batch=32, rate=2e-3, seed=103)
-EXAMINER_LOOP = LoopConfig(steps=1800, batch=48, rate=2e-3, weight_decay=0.05, average=0.995, seed=101)
+EXAMINER_LOOP = LoopConfig(steps=4000, batch=48, rate=2e-3, weight_decay=0.05, average=0.995, seed=101)
 
 
 class CosineHead(nn.Module):

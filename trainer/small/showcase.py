@@ -17,7 +17,7 @@ from .drawing import People
 from .evaluate import REFERENCES, Examination
 from .loop import pixels
 
-SHOWN = (4, 7, 31)  # held-out people of the demo
+SHOWN = (4, 7, 31)  # held-out people of the demo, who look different from one another
 GALLERY = 100  # held-out people that the demo's score is among
 
 
@@ -47,10 +47,10 @@ def write_showcase(people: People, folder: Path) -> None:
     each = len(people.records) // identities
     (folder / "people").mkdir(exist_ok=True)
     described = []
-    for person in SHOWN:
+    for number, person in enumerate(SHOWN, 1):
         names = []
         for r in range(REFERENCES):
-            name = f"person{person}_{r + 1}.png"
+            name = f"feedface_person{number}_{r + 1}.png"
             Image.fromarray(people.pictures[person * each + r]).save(folder / "people" / name, optimize=True)
             names.append({"picture": name, "box": people.records[person * each + r]["box"]})
         described.append({"index": person, "references": names})

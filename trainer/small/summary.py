@@ -28,8 +28,8 @@ nor any other held-out one, was seen in training.
 
 Captions name the scene and never the person, so the model alone cannot know who to draw; that is what the adapter adds.
 
-In ComfyUI: *FeedFace Small Model* gives MODEL, CLIP and VAE; `adapter.safetensors` goes to `models/feedface` for the
-ordinary *Load Adapter*; the picture size is 64 × 64. The folder is a diffusers folder too.
+In ComfyUI: *FeedFace Small Model* gives MODEL, CLIP and VAE; the ordinary *Load Adapter* lists `feedface_small`; the
+picture size is 64 × 64. `workflows/feedface_small.json` is the graph. The folder is a diffusers folder too.
 
 ## Words
 
@@ -55,7 +55,7 @@ MEANING = {
     "unet": "text-to-image U-Net in Stable Diffusion's layout, predicts v",
     "vae": "KL autoencoder, 64 × 64 × 3 to 8 × 8 × 16",
     "text_encoder": "two-layer CLIP text transformer",
-    "adapter.safetensors": "FeedFace adapter, with its face encoder (CLIP vision, 48 × 48)",
+    "adapter/feedface_small.safetensors": "FeedFace adapter, with its face encoder (CLIP vision, 48 × 48)",
     "examiner/identity.safetensors": "judges who it is and reads attributes; never conditions anything",
     "examiner/masks.safetensors": "finds head and hair, to measure what is around them",
     "examiner/gallery.safetensors": "what the examiner knows of the held-out people",
