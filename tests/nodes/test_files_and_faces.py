@@ -20,8 +20,9 @@ def folder_lists(comfy, monkeypatch, tmp_path):
     folder_paths.filename_list_cache.clear()
 
 
-def test_folders_of_extra_model_paths_come_in(pack, folder_lists, tmp_path):
+def test_folders_of_extra_model_paths_come_in(pack, folder_lists, tmp_path, monkeypatch):
     """ComfyUI enters the paths of extra_model_paths.yaml before it loads packs, without extensions."""
+    monkeypatch.setattr(pack.folders, "OWN_ADAPTERS", tmp_path / "absent")
     extra = tmp_path / "shared disk" / "feedface"
     for file in ("a.safetensors", "notes.txt", "faces/ann.safetensors"):
         (extra / file).parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +36,21 @@ def test_folders_of_extra_model_paths_come_in(pack, folder_lists, tmp_path):
     assert pack.folders.find("feedface", "a.safetensors") == str(extra / "a.safetensors")
     assert pack.folders.face_path("people/bob") == (extra / "faces" / "people" / "bob.safetensors").resolve()
     assert not (tmp_path / "models").exists()  # nothing is created at import
+
+
+def test_the_adapter_that_comes_with_the_pack_is_listed_last(pack, folder_lists, tmp_path, monkeypatch):
+    own = tmp_path / "pack" / "adapter"
+    for file in (own / "feedface_small.safetensors", tmp_path / "models" / "feedface" / "mine.safetensors"):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"")
+    monkeypatch.setattr(pack.folders, "OWN_ADAPTERS", own)
+    for name in ("feedface", "feedface_faces"):
+        folder_lists.pop(name)
+    pack.folders.register()
+    assert folder_lists["feedface"][0] == [str(tmp_path / "models" / "feedface"), str(own)]
+    assert set(pack.folders.adapter_files()) == {"feedface_small.safetensors", "mine.safetensors"}
+    # faces are saved among the user's models, never inside the pack
+    assert folder_lists["feedface_faces"][0] == [str(tmp_path / "models" / "feedface" / "faces")]
 
 
 def test_adapter_info_shows_what_the_file_says(pack, adapter):

@@ -354,3 +354,18 @@ def test_optimiser_state_by_name(files, tmp_path):
     assert all(torch.equal(value, tensors[name]) for name, value in optimiser_tensors(other, named).items())
     with pytest.raises(ValueError, match="does not fit the trained parameters: bias"):
         load_optimiser_tensors(other, named, {"step.weight": torch.tensor(1.0)})
+
+
+def test_plain_attention_is_on_during_training_and_not_after(files, tmp_path, monkeypatch):
+    used = []
+    forward = loop.TrainingStep.forward
+
+    def watched(self, *inputs):
+        used.append(torch.backends.cuda.flash_sdp_enabled())
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(loop.TrainingStep, "forward", watched)
+    for attention in ("fused", "plain"):
+        config = make_config(*files, tmp_path / attention, model__attention=attention, train__steps=1)
+        train.train(config)
+    assert used == [True, False] and torch.backends.cuda.flash_sdp_enabled()

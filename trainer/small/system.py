@@ -1,9 +1,9 @@
 """Where the parts of the small system live, and how they are written and read.
 
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
-``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter`` (the trained FeedFace adapter with its face
-encoder; the ordinary Load Adapter node lists it), ``examiner`` (for judging only) and ``people`` (references of held-out
-people, for the demo).
+``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter`` (the trained FeedFace adapter with its
+face encoder; the ordinary Load Adapter node lists it), ``examiner`` (for judging only) and ``people`` (references of
+held-out people, for the demo).
 """
 
 from __future__ import annotations
