@@ -83,7 +83,31 @@ def verdicts(result: dict) -> list[str]:
         least = min(drift, key=drift.get) == "regularised"
         named = ", ".join(f"{name} {value:.4f}" for name, value in drift.items())
         say(least, f"the regularised loss keeps the background best: {named}")
-    return said
+    return said + findings(result["rows"])
+
+
+def findings(rows: list[dict]) -> list[str]:
+    """What the comparisons found that have no expected outcome; only what this run measured."""
+    found, named = [], {row["name"]: row for row in rows}
+    told, own = named.get("retrieval"), named.get("no retrieval")
+    if told and own:
+        found.append(
+            f"- retrieval (the reference is another photo of the person) against the target's own face: top-1 "
+            f"{told['top1']:.3f} against {own['top1']:.3f}, prompt {told['prompt']:.3f} against {own['prompt']:.3f}"
+        )
+    branches = [row for row in rows if row["group"] == "branches"]
+    full = named.get("full branches")
+    if full and len(branches) > 1:
+        equal = [row for row in branches if row["top1"] >= full["top1_ci"][0]]
+        cheapest = min(equal, key=lambda row: row["gflop"])
+        share = cheapest["gflop"] / full["gflop"]
+        what = "none is cheaper than full branches" if cheapest is full else (
+            f"{cheapest['name']}, {share:.0%} of the operations and "
+            f"{cheapest['parameters'] / full['parameters']:.0%} of the parameters, top-1 {cheapest['top1']:.3f} "
+            f"against {full['top1']:.3f}"
+        )  # fmt: skip
+        found.append(f"- the cheapest branch whose top-1 lies within the full branches' interval: {what}")
+    return found
 
 
 def plot_line(rows: list[dict], group: str, folder: Path) -> str:

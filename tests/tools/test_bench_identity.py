@@ -11,7 +11,7 @@ import torch
 from feedface_core.config import SiteConfig
 from feedface_core.guidance import Guidance, joint, text_then_face
 from tools.bench_identity import all_rows, branch_gflop, tokens_at, without_face
-from tools.identity_report import verdicts, write_report
+from tools.identity_report import findings, verdicts, write_report
 from trainer.small.evaluate import bootstrap, requests
 
 
@@ -103,6 +103,19 @@ def test_verdicts_say_what_did_not_come_out():
     ]  # fmt: skip
     said = verdicts({"chance": 0.01, "rows": rows})
     assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- yes"]
+
+
+def test_findings_name_the_cheapest_branch_that_is_as_good():
+    rows = [
+        _row("retrieval", top1=0.7), _row("no retrieval", top1=0.6), _row("full branches", "branches", top1=0.70),
+        {**_row("no self-attention", "branches", top1=0.66), "gflop": 0.4},
+        {**_row("one a resolution", "branches", top1=0.5), "gflop": 0.1, "parameters": 100_000},
+    ]  # fmt: skip
+    retrieval, cheapest = findings(rows)
+    assert "0.700 against 0.600" in retrieval
+    assert "no self-attention, 80% of the operations and 100% of the parameters" in cheapest
+    rows[3]["top1"] = 0.6
+    assert "none is cheaper" in findings(rows)[1]
 
 
 def test_the_report_holds_every_row_and_its_plots(tmp_path):

@@ -150,9 +150,8 @@ class Build:
             )
         steps = load_config(CONFIG, settings).train.steps
         for part in (25, 50, 100):
-            checkpoint = next((self.work / "adapters" / name).glob(f"checkpoint-*{steps * part // 100}"))
             export(
-                checkpoint,
+                self.work / "adapters" / name / f"checkpoint-{steps * part // 100:08d}",
                 self.work / "adapters" / f"{name}-{part}.safetensors",
                 encoder_path=str(self.output / "face_encoder"),
             )
