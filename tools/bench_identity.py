@@ -47,7 +47,7 @@ class Row:
         name: shown.
         group: rows of one comparison.
         adapter: name of the adapter's file without suffix, or None for the frozen model alone.
-        references, combination, strength: how the face is given.
+        references, combination, cut: how the face is given.
         form: how the predictions are combined.
         point: where the row lies in a plot of its group.
     """
@@ -57,7 +57,7 @@ class Row:
     adapter: str | None = "full-100"
     references: int = 4
     combination: str = "concat"
-    strength: float = 1.0
+    cut: str = "head"
     form: Guidance = joint(SCALE)
     point: tuple[float, ...] = ()
 
@@ -73,6 +73,8 @@ def all_rows(quick: bool) -> Iterator[Row]:
         yield Row(
             f"{count} references, averaged", "references", references=count, combination="average", point=(count,)
         )
+    yield Row("4 references, the whole head", "crops")
+    yield Row("4 references, a detector's box", "crops", cut="detector")
     losses = (("regularised", "full"), ("standard", "standard-loss"), ("mask", "mask-loss"))
     for name, adapter in losses:
         yield Row(f"{name} loss", "losses", f"{adapter}-100")
@@ -118,7 +120,7 @@ class Bench:
 
     def run(self, row: Row) -> dict:
         """One row of the result."""
-        key = (row.adapter, row.references, row.combination, row.strength, row.form)
+        key = (row.adapter, row.references, row.combination, row.cut, row.form)
         if key in self._done:  # the same pictures under another heading
             return self._done[key] | {"name": row.name, "group": row.group, "point": list(row.point)}
         cost = {}
@@ -131,7 +133,7 @@ class Bench:
         pictures = self.plain(row.form)
         if row.references:
             pictures = self.system.draw(
-                self.asked, row.form, row.references, row.combination, row.strength, steps=self.steps
+                self.asked, row.form, row.references, row.combination, row.cut, steps=self.steps
             )
         scores = self.examination.scores(pictures, self.asked, self.plain(row.form))
         persons = np.array([r.person for r in self.asked])

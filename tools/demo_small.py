@@ -6,7 +6,6 @@ model uses; only the first one, FeedFace Small Model, is special.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tools.comfyui import device_arguments
 from tools.find_comfyui import find_comfyui, version_of
 from tools.server import ComfyServer, ServerError
 from trainer.small import system
-from trainer.small.showcase import Judge, Person, read_people
+from trainer.small.showcase import Judge, read_people
 
 PROMPTS = (
     "a portrait of a smiling person wearing a red shirt, plain blue background",
@@ -30,11 +29,11 @@ SIZE, STEPS, CFG = 64, 20, 3.0
 ADAPTER = Path(system.ADAPTER).name
 
 
-def workflow(person: Person, names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int = 1) -> dict[str, Any]:
+def workflow(names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int = 1) -> dict[str, Any]:
     """The graph for one person, in API format: each prompt without and with the face, from the same noise.
 
     Args:
-        names: the uploaded references, in the order of ``person.boxes``.
+        names: the uploaded references.
     """
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -53,8 +52,8 @@ def workflow(person: Person, names: list[str], prompts: tuple[str, ...] = PROMPT
             graph[f"photos{i}"] = node("ImageBatch", image1=photos, image2=[f"photo{i}", 0])
             photos = [f"photos{i}", 0]
     graph["crops"] = node(
-        "FeedFaceDetectFaces", image=photos, detector="auto", order="as found", indexes="0", min_size=16,
-        when_none="error", crop_size=48, boxes=json.dumps([[box] for box in person.boxes]),
+        "FeedFaceDetectFaces", image=photos, detector="mtcnn", order="confidence", indexes="0", min_size=16,
+        when_none="error", crop_size=48,
     )  # fmt: skip
     graph["face"] = node("FeedFaceEncodeFaces", adapter=["adapter", 0], crops=["crops", 0])
     graph["apply"] = node(
@@ -118,7 +117,7 @@ def run(output: Path, seed: int = 1) -> Path:
         print(f"ComfyUI {version_of(comfyui)} with FeedFace after {time.monotonic() - began:.0f} s", flush=True)
         for person in people:
             names = [server.upload(path) for path in person.references]
-            result = server.run(workflow(person, names, seed=seed), timeout=600)
+            result = server.run(workflow(names, seed=seed), timeout=600)
             row: dict[str, Any] = {
                 "references": [numpy.asarray(Image.open(p).convert("RGB")) for p in person.references]
             }

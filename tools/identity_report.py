@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 TITLES = {
-    "main": "Without a face", "references": "References", "losses": "Losses", "retrieval": "Retrieval",
-    "branches": "Cheaper branches", "training": "Along the training", "scales": "Text and face scales",
+    "main": "Without a face", "references": "References", "crops": "What is cut out", "losses": "Losses",
+    "retrieval": "Retrieval", "branches": "Cheaper branches", "training": "Along the training",
+    "scales": "Text and face scales",
 }  # fmt: skip
 
 

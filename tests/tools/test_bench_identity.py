@@ -91,7 +91,7 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
     rows = list(all_rows(quick=False))
     assert len({row.name for row in rows}) == len(rows)
     assert {row.group for row in rows} == {
-        "main", "references", "losses", "retrieval", "branches", "training", "scales"
+        "main", "references", "crops", "losses", "retrieval", "branches", "training", "scales"
     }  # fmt: skip
     assert [row.name for row in all_rows(quick=True)] == ["no face", "1 reference", "2 references", "4 references"]
 

@@ -28,7 +28,7 @@ from .denoiser import scheduler
 from .drawing import People
 from .identity import crops
 from .loop import pixels
-from .people import ATTRIBUTES, Scene, scene_of
+from .people import ATTRIBUTES, Scene, detector_box, scene_of
 
 REFERENCES = 4  # the first pictures of a person are references, the others the gallery that the examiner knows
 
@@ -65,7 +65,7 @@ class SmallSystem:
         self.people, self.identities = people, identities
         self.per_person = len(people.records) // len({r["identity"] for r in people.records})
         self.adapter: FaceAdapter | None = None
-        self._hidden: Tensor | None = None
+        self._hidden: dict[str, Tensor] = {}
 
     def use(self, path: Path) -> None:
         """Attaches the adapter of a file and encodes the references of everybody with its encoder."""
@@ -75,14 +75,16 @@ class SmallSystem:
         settings = found.config.encoder
         encoder = build_encoder(settings, found.encoder_tensors)
         index = [i * self.per_person + r for i in range(self.identities) for r in range(REFERENCES)]
-        boxes = torch.tensor([self.people.records[i]["box"] for i in index])
-        faces = crops(pixels(self.people.pictures[index]), boxes, settings.image_size)  # (N, 3, S, S) in -1…1
-        hidden = encode(encoder, settings, (faces.movedim(1, -1) + 1) / 2)
-        self._hidden = hidden.unflatten(0, (self.identities, REFERENCES))  # (people, references, T, E)
+        heads = [self.people.records[i]["box"] for i in index]
+        for cut, boxes in (("head", heads), ("detector", [detector_box(box) for box in heads])):
+            faces = crops(pixels(self.people.pictures[index]), torch.tensor(boxes), settings.image_size)
+            hidden = encode(encoder, settings, (faces.movedim(1, -1) + 1) / 2)
+            self._hidden[cut] = hidden.unflatten(0, (self.identities, REFERENCES))  # (people, references, T, E)
 
-    def faces(self, persons: Sequence[int], references: int, combination: str) -> FaceContext:
+    def faces(self, persons: Sequence[int], references: int, combination: str, cut: str = "head") -> FaceContext:
         """The faces of several people, a row for each."""
-        tokens = [Face(self._hidden[i, :references], combination=combination).combined()[0] for i in persons]
+        hidden = self._hidden[cut]
+        tokens = [Face(hidden[i, :references], combination=combination).combined()[0] for i in persons]
         return FaceContext(self.adapter, torch.cat(tokens))
 
     @torch.no_grad()
@@ -93,18 +95,21 @@ class SmallSystem:
     @torch.no_grad()
     def draw(
         self, asked: Sequence[Request], form: Guidance, references: int = 0, combination: str = "concat",
-        strength: float = 1.0, steps: int = 20, batch: int = 32,
+        cut: str = "head", steps: int = 20, batch: int = 32,
     ) -> Tensor:  # fmt: skip
-        """Pictures ``(N, 3, 64, 64)`` in -1…1; with ``references`` 0 without a face, under the same guidance."""
+        """Pictures ``(N, 3, 64, 64)`` in -1…1; with ``references`` 0 without a face, under the same guidance.
+
+        ``cut`` is how the references are cropped: the whole ``head``, or the smaller box of a face ``detector``.
+        """
         done = []
         for at in range(0, len(asked), batch):
             part = asked[at : at + batch]
-            context = self.faces([r.person for r in part], references, combination) if references else None
+            context = self.faces([r.person for r in part], references, combination, cut) if references else None
             text = self.base.encode_text([r.scene.caption() for r in part])["states"]
             null = self.base.null_text()["states"].expand_as(text)
             names = form.needed
             states = {"states": torch.cat([text if n in ("text", "both") else null for n in names])}
-            rows = [FaceRows(len(part), context if n in ("face", "both") else None, strength) for n in names]
+            rows = [FaceRows(len(part), context if n in ("face", "both") else None) for n in names]
             shape = self.base.latent_shape(64, 64)
             x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in part])
             schedule = scheduler()

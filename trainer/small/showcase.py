@@ -1,4 +1,4 @@
-"""What the demo needs of the held-out people, so that it runs without drawing them: references, boxes, the gallery."""
+"""What the demo needs of the held-out people, so that it runs without drawing them: references and the gallery."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .drawing import People
 from .evaluate import REFERENCES, Examination
 from .loop import pixels
 
-SHOWN = (4, 7, 31)  # held-out people of the demo, who look different from one another
+SHOWN = (7, 20, 31)  # held-out people of the demo: a detector finds them, and they look different from one another
 GALLERY = 100  # held-out people that the demo's score is among
 
 
@@ -28,16 +28,14 @@ class Person:
     Args:
         index: number in the gallery.
         references: pictures of the person.
-        boxes: the head in each, ``[x0, y0, x1, y1]`` in pixels.
     """
 
     index: int
     references: tuple[Path, ...]
-    boxes: tuple[list[float], ...]
 
 
 def write_showcase(people: People, folder: Path) -> None:
-    """Writes ``people/`` with the references and boxes, and the gallery of the examiner."""
+    """Writes ``people/`` with the references, and the gallery of the examiner."""
     identities = len({r["identity"] for r in people.records})
     examination = Examination(people, min(GALLERY, identities), folder)
     save_file(
@@ -52,7 +50,7 @@ def write_showcase(people: People, folder: Path) -> None:
         for r in range(REFERENCES):
             name = f"feedface_person{number}_{r + 1}.png"
             Image.fromarray(people.pictures[person * each + r]).save(folder / "people" / name, optimize=True)
-            names.append({"picture": name, "box": people.records[person * each + r]["box"]})
+            names.append(name)
         described.append({"index": person, "references": names})
     (folder / "people" / "people.json").write_text(json.dumps(described, indent=1) + "\n")
 
@@ -67,11 +65,7 @@ def read_people(folder: Path = system.FOLDER) -> list[Person]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; `python -m trainer.small.build` makes the small system")
     return [
-        Person(
-            entry["index"],
-            tuple(folder / "people" / r["picture"] for r in entry["references"]),
-            tuple(r["box"] for r in entry["references"]),
-        )
+        Person(entry["index"], tuple(folder / "people" / name for name in entry["references"]))
         for entry in json.loads(path.read_text())
     ]
 
