@@ -20,7 +20,7 @@ def parts(comfy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     tokenizer = text.write_tokenizer(folder / "words")
     model = denoiser.TextToImage(tokenizer)
-    system.save_pipeline(folder, autoencoder.create(), model.unet, model.text_encoder, tokenizer)
+    system.save_pipeline(folder, autoencoder.create(), model.unet, model.text_encoder)
     return {
         "folder": folder,
         "node": comfy.module("nodes.small_model"),

@@ -102,7 +102,7 @@ class Build:
             people, latents, tokenizer, self.work / "denoiser", self.loop(denoiser.LOOP), log=self.log
         )
         vae = AutoencoderKL.from_pretrained(self.work / "autoencoder" / "result")
-        system.save_pipeline(self.output, vae, model.unet, model.text_encoder, tokenizer)
+        system.save_pipeline(self.output, vae, model.unet, model.text_encoder)
 
     def encoder(self) -> None:
         people = People.load(self.work / "people", "train")

@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from transformers import CLIPTextModel, CLIPVisionModel
 
-from . import denoiser
+from . import denoiser, text
 from .identity import CROP, Examiner, MaskReader
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
@@ -41,13 +41,12 @@ def save_pipeline(
     autoencoder: AutoencoderKL,
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
 ) -> None:
     """Writes the frozen text-to-image system as a diffusers folder."""
     half(autoencoder).save_pretrained(folder / "vae")
     half(unet).save_pretrained(folder / "unet")
     half(text_encoder).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
+    text.write_tokenizer(folder / "tokenizer")  # in the form that every version of transformers reads
     denoiser.scheduler().save_pretrained(folder / "scheduler")
     names = {
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
