@@ -2,7 +2,7 @@
 
     python run.py test [pytest arguments]       the tests, those against a real ComfyUI included
     python run.py test --oldest [...]           the same inside the oldest ComfyUI we support
-    python run.py demo [arguments]              a photograph, a real ComfyUI server, a picture with that face
+    python run.py demo [arguments]              people drawn by the small model in a real ComfyUI; or your photo
     python run.py comfyui [ComfyUI arguments]   start ComfyUI with this pack loaded, and print its address
     python run.py bench NAME [arguments]        a benchmark: tools/bench_NAME.py
 
