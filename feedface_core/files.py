@@ -1,4 +1,4 @@
-"""Writing safetensors so that a file is either whole or not there."""
+"""Files of adapters: the error when one cannot be used, and writing so that a file is either whole or not there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+class AdapterFileError(ValueError):
+    """The file is not an adapter this version can use; the message says what it is instead."""
 
 
 @contextmanager

@@ -23,19 +23,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import released
 from .adapter import FaceAdapter
 from .config import HOSTS, AdapterConfig
 from .encoder import check_tensors, fingerprint, plain_name
-from .files import write_safetensors
+from .files import AdapterFileError, write_safetensors
 
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
 _ENCODER = "encoder.vision_model."
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-
-
-class AdapterFileError(ValueError):
-    """The file is not an adapter this version can use; the message says what it is instead."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +184,6 @@ def _read_safetensors(path: Path) -> AdapterFile:
 
 
 def _read_pickle(path: Path) -> AdapterFile:
-    from . import released
-
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for foreign, truncated and unsafe files

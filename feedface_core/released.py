@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .config import AdapterConfig, EncoderConfig, SiteConfig
 from .encoder import fingerprint
-from .format import AdapterFileError
+from .files import AdapterFileError
 
 #: Key of the safetensors metadata that holds the settings as JSON.
 METADATA_KEY = "unidiffuser"
