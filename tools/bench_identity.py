@@ -9,7 +9,8 @@ Draws held-out people with the small system and lets its examiner, which never c
 
 Rows whose adapter has not been trained (``python -m trainer.small.build variants``) are left out and named. The last
 line is one JSON object with ``chance`` and ``rows``; each row has ``name``, ``top1``, ``top1_ci``, ``similarity``,
-``prompt`` and ``background`` with intervals ``…_ci`` (95 %, bootstrap over people). The report goes to ``--report``.
+``prompt`` and ``background`` with intervals ``…_ci`` (95 %, bootstrap over people). ``differences`` has the same for
+pairs of rows: they draw the same pictures but for what the row changes. The report goes to ``--report``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ from trainer.small.loop import pixels
 MEASURES = ("top1", "similarity", "prompt", "background")
 SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
 GRID = (1.0, 2.0, 3.0, 5.0)
+PAIRS = (
+    ("4 references", "1 reference"), ("4 references, averaged", "4 references"),
+    ("4 references, a detector's box", "4 references, the whole head"), ("regularised loss", "standard loss"),
+    ("regularised loss", "mask loss"), ("retrieval", "no retrieval"), ("no self-attention", "full branches"),
+    ("every second site", "full branches"), ("one a resolution", "full branches"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,8 @@ class Bench:
         self._attached: str | None = None
         self._plain: dict[Guidance, torch.Tensor] = {}
         self._done: dict[tuple, dict] = {}
+        self._scores: dict[str, dict[str, np.ndarray]] = {}  # of each row, a value for each picture
+        self._persons = np.array([request.person for request in self.asked])
 
     def file_of(self, name: str) -> Path:
         """The adapter's file: the published one, or one of the working folder."""
@@ -122,7 +131,9 @@ class Bench:
         """One row of the result."""
         key = (row.adapter, row.references, row.combination, row.cut, row.form)
         if key in self._done:  # the same pictures under another heading
-            return self._done[key] | {"name": row.name, "group": row.group, "point": list(row.point)}
+            done = self._done[key]
+            self._scores[row.name] = self._scores[done["name"]]
+            return done | {"name": row.name, "group": row.group, "point": list(row.point)}
         cost = {}
         if row.adapter and row.adapter != self._attached:
             self.system.use(self.file_of(row.adapter))
@@ -135,14 +146,27 @@ class Bench:
             pictures = self.system.draw(
                 self.asked, row.form, row.references, row.combination, row.cut, steps=self.steps
             )
-        scores = self.examination.scores(pictures, self.asked, self.plain(row.form))
-        persons = np.array([r.person for r in self.asked])
-        result: dict = {"name": row.name, "group": row.group, "point": list(row.point), **cost}
-        for measure in MEASURES:
-            result[measure] = round(float(scores[measure].mean()), 4)
-            result[f"{measure}_ci"] = [round(v, 4) for v in bootstrap(scores[measure], persons)]
+        scores = self._scores[row.name] = self.examination.scores(pictures, self.asked, self.plain(row.form))
+        result = {"name": row.name, "group": row.group, "point": list(row.point), **cost, **self.summary(scores)}
         self._done[key] = result
         return result
+
+    def summary(self, scores: dict[str, np.ndarray]) -> dict:
+        """Means and intervals of every measure."""
+        result: dict = {}
+        for measure in MEASURES:
+            result[measure] = round(float(scores[measure].mean()), 4)
+            result[f"{measure}_ci"] = [round(v, 4) for v in bootstrap(scores[measure], self._persons)]
+        return result
+
+    def differences(self) -> list[dict]:
+        """Paired differences of the rows of :data:`PAIRS` that were measured."""
+        found = []
+        for one, other in PAIRS:
+            if one in self._scores and other in self._scores:
+                apart = {m: self._scores[one][m] - self._scores[other][m] for m in MEASURES}
+                found.append({"name": f"{one} − {other}", **self.summary(apart)})
+        return found
 
 
     def ceiling(self) -> dict[str, float]:
@@ -222,7 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"{time.monotonic() - began:6.0f} s  {row.name}: top-1 {rows[-1]['top1']:.3f}")
     result = {
         "chance": 1 / identities, "identities": identities, "prompts": prompts, "steps": options.steps,
-        "ceiling": bench.ceiling(), "seconds": round(time.monotonic() - began), "absent": absent, "rows": rows,
+        "ceiling": bench.ceiling(), "differences": bench.differences(), "absent": absent, "rows": rows,
+        "seconds": round(time.monotonic() - began),
     }  # fmt: skip
     print(table(rows, result["chance"]))
     if absent:

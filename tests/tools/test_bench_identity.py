@@ -123,10 +123,11 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
     rows += [_row(f"text {t}, face {f}", "scales", (t, f)) for t in (1, 2) for f in (1, 2)]
     result = {
         "chance": 0.01, "identities": 100, "prompts": 4, "steps": 16, "seconds": 9, "absent": ["mask loss"],
-        "rows": rows, "ceiling": {"drawn": 0.75, "decoded": 0.5},
+        "rows": rows, "differences": [_row("4 references − 1 reference")], "ceiling": {"drawn": 0.75, "decoded": 0.5},
     }  # fmt: skip
     text = write_report(result, tmp_path).read_text()
     assert all(f"| {row['name']} |" in text for row in rows)
     assert "mask loss" in text and "names 0.750, and 0.500 once" in text
+    assert "| 4 references − 1 reference | +0.500 [+0.450, +0.550] |" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"identity_references.png", "identity_scales.png"}
     assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
