@@ -41,7 +41,7 @@ from .drawing import build as draw_people
 from .loop import LoopConfig
 from .people import PeopleConfig
 from .showcase import write_showcase
-from .summary import write_readme
+from .summary import LOGS, write_readme
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
@@ -126,6 +126,9 @@ class Build:
     def publish(self) -> None:
         write_showcase(People.load(self.work / "people", "heldout"), self.output)
         write_readme(self.work, self.output)
+        (self.output / "training").mkdir(exist_ok=True)
+        for stage, (folder, name) in (LOGS | {"mask_reader": ("examiner", "mask_reader")}).items():
+            shutil.copyfile(self.work / folder / f"{name}.jsonl", self.output / "training" / f"{stage}.jsonl")
         # the adapter carries the face encoder, so a second copy would only be weight
         shutil.copytree(self.output, self.target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("face_encoder"))
 

@@ -15,6 +15,7 @@ LOGS = {
     "unet": ("denoiser", "denoiser"),
     "encoder": ("encoder", "encoder"),
     "recogniser": ("examiner", "examiner"),
+    "adapter": ("adapters/full", "log"),
 }  # stage → folder and name of its log
 TEXT = """# The small system
 
@@ -45,7 +46,7 @@ picture size is 64 × 64. `workflows/feedface_small.json` is the graph. The fold
 
 ## Training
 
-Times are on two CPU cores, shared with whatever else ran there.
+Times are of one thread on two CPU cores, shared with whatever else ran there; `training` has the logs.
 
 | stage | steps | minutes | at the end |
 | --- | ---: | ---: | --- |
@@ -104,12 +105,14 @@ def _stages(work: Path) -> list[str]:
             seconds[record["stage"]] = seconds.get(record["stage"], 0) + record["seconds"]
     lines = []
     for stage, spent in seconds.items():
+        if stage in ("text", "publish"):  # moments
+            continue
         steps, end = "", ""
         if stage in LOGS:
             folder, name = LOGS[stage]
             last = json.loads((work / folder / f"{name}.jsonl").read_text().splitlines()[-1])
             steps = last.pop("step")
-            last.pop("seconds")
-            end = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
+            told = {key: value for key, value in last.items() if key not in ("seconds", "learning rate")}
+            end = ", ".join(f"{key} {value:.4g}" for key, value in told.items() if "timestep" not in key)
         lines.append(f"| {stage} | {steps} | {spent / 60:.1f} | {end} |")
     return lines
