@@ -74,23 +74,25 @@ def workflow(names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int = 1
 
 def sheet(rows: list[dict[str, Any]], prompts: tuple[str, ...] = PROMPTS, zoom: int = 3) -> Image.Image:
     """One row a person: four references, then for each prompt the picture without and with the face and its score."""
-    cell, gap, top, line = SIZE * zoom, 8, 46, 18
+    cell, gap, top, line = SIZE * zoom, 12, 62, 20
     width = cell + (2 * cell + gap) * len(prompts) + 2 * gap
     page = Image.new("RGB", (width, top + len(rows) * (cell + line + gap)), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    pen.text((gap, 4), "references", "black", font)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    pen.text((gap // 2, 44), "references", "gray", font)
     for i, prompt in enumerate(prompts):
         x = cell + 2 * gap + i * (2 * cell + gap)
-        who, _, rest = prompt.partition(" wearing ")
-        pen.text((x, 2), who, "black", font)
-        pen.text((x, 16), f"wearing {rest}", "black", font)
-        pen.text((x, 30), "without the face", "gray", font)
-        pen.text((x + cell, 30), "with the face", "gray", font)
+        scene, _, background = prompt.partition(", ")
+        who, _, worn = scene.partition(" wearing ")
+        pen.text((x, 4), f"{who}, {background}", "black", font)
+        pen.text((x, 22), f"wearing {worn}", "black", font)
+        pen.text((x, 44), "without the face", "gray", font)
+        pen.text((x + cell, 44), "with the face", "gray", font)
     for r, row in enumerate(rows):
         y = top + r * (cell + line + gap)
         for k, reference in enumerate(row["references"]):
             small = Image.fromarray(reference).resize((cell // 2, cell // 2), Image.LANCZOS)
             page.paste(small, (gap // 2 + k % 2 * cell // 2, y + k // 2 * cell // 2))
+        pen.text((gap // 2, y + cell + 1), f"person {r + 1}", "black", font)
         for i in range(len(prompts)):
             x = cell + 2 * gap + i * (2 * cell + gap)
             for k, kind in enumerate(("plain", "face")):
@@ -98,7 +100,8 @@ def sheet(rows: list[dict[str, Any]], prompts: tuple[str, ...] = PROMPTS, zoom: 
                 page.paste(picture, (x + k * cell, y))
                 score, nearer = row[f"{kind}_scores"][i]
                 told = "this person" if nearer == 0 else f"{nearer + 1}. guess"
-                pen.text((x + k * cell, y + cell + 1), f"{score:+.2f}  {told}", "black", font)
+                colour = "#0a7a2f" if nearer == 0 else "gray"
+                pen.text((x + k * cell, y + cell + 1), f"{score:+.2f}  {told}", colour, font)
     return page
 
 
