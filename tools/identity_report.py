@@ -95,30 +95,34 @@ def verdicts(result: dict) -> list[str]:
         named = ", ".join(f"{name} {value:.4f}" for name, value in drift.items())
         told = ", ".join(f"{name} {row['top1']:.3f}" for name, row in losses.items())
         say(least, f"the regularised loss keeps the background best: drift {named}; top-1 {told}")
-    return said + findings(result["rows"])
+    return said + findings(result)
 
 
-def findings(rows: list[dict]) -> list[str]:
+def findings(result: dict) -> list[str]:
     """What the comparisons found that have no expected outcome; only what this run measured."""
-    found, named = [], {row["name"]: row for row in rows}
-    told, own = named.get("retrieval"), named.get("no retrieval")
-    if told and own:
+    found, named = [], {row["name"]: row for row in result["rows"]}
+    apart = {row["name"]: row for row in result["differences"]}
+    own = apart.get("retrieval − no retrieval")
+    if own:
+        low, high = own["top1_ci"]
         found.append(
-            f"- retrieval (the reference is another photo of the person) against the target's own face: top-1 "
-            f"{told['top1']:.3f} against {own['top1']:.3f}, prompt {told['prompt']:.3f} against {own['prompt']:.3f}"
+            "- retrieval (the reference is another photo of the person) instead of the target's own face: top-1 "
+            f"{own['top1']:+.3f} [{low:+.3f}, {high:+.3f}], prompt {own['prompt']:+.3f}, background "
+            f"{own['background']:+.4f}"
         )
-    branches = [row for row in rows if row["group"] == "branches"]
     full = named.get("full branches")
-    if full and len(branches) > 1:
-        equal = [row for row in branches if row["top1"] >= full["top1_ci"][0]]
-        cheapest = min(equal, key=lambda row: row["gflop"])
+    cheaper = [row for row in result["rows"] if f"{row['name']} − full branches" in apart]
+    if full and cheaper:
+        # as good: the interval of the paired difference does not lie below zero
+        equal = [row for row in cheaper if apart[f"{row['name']} − full branches"]["top1_ci"][1] >= 0]
+        cheapest = min([full, *equal], key=lambda row: row["gflop"])
         share = cheapest["gflop"] / full["gflop"]
         what = "none is cheaper than full branches" if cheapest is full else (
             f"{cheapest['name']}, {share:.0%} of the operations and "
             f"{cheapest['parameters'] / full['parameters']:.0%} of the parameters, top-1 {cheapest['top1']:.3f} "
             f"against {full['top1']:.3f}"
         )  # fmt: skip
-        found.append(f"- the cheapest branch whose top-1 lies within the full branches' interval: {what}")
+        found.append(f"- the cheapest branch that is not worse than full branches, picture by picture: {what}")
     return found
 
 
@@ -144,6 +148,7 @@ def plot_line(rows: list[dict], group: str, folder: Path) -> str:
                 axis.errorbar(x, y, spread, marker="o", capsize=3, label=label)
         axis.set_title({"top1": "top-1", "similarity": "similarity"}[measure])
         axis.set_xlabel({"references": "references", "training": "per cent of the training"}[group])
+        axis.set_xticks(sorted({row["point"][0] for row in rows}))
         axis.set_ylim(bottom=0)
         if kinds["averaged"]:
             axis.legend()

@@ -101,21 +101,25 @@ def test_verdicts_say_what_did_not_come_out():
         _row("no face", top1=0.02, prompt=0.9), _row("1 reference", top1=0.15),
         _row("4 references", top1=0.18, prompt=0.7),
     ]  # fmt: skip
-    said = verdicts({"chance": 0.01, "rows": rows})
+    said = verdicts({"chance": 0.01, "rows": rows, "differences": []})
     assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- yes"]
 
 
 def test_findings_name_the_cheapest_branch_that_is_as_good():
     rows = [
-        _row("retrieval", top1=0.7), _row("no retrieval", top1=0.6), _row("full branches", "branches", top1=0.70),
+        _row("full branches", "branches", top1=0.70),
         {**_row("no self-attention", "branches", top1=0.66), "gflop": 0.4},
         {**_row("one a resolution", "branches", top1=0.5), "gflop": 0.1, "parameters": 100_000},
     ]  # fmt: skip
-    retrieval, cheapest = findings(rows)
-    assert "0.700 against 0.600" in retrieval
+    apart = [
+        _row("retrieval − no retrieval", top1=-0.1), _row("no self-attention − full branches", top1=-0.04),
+        _row("one a resolution − full branches", top1=-0.2),
+    ]  # fmt: skip
+    retrieval, cheapest = findings({"rows": rows, "differences": apart})
+    assert "top-1 -0.100 [-0.150, -0.050]" in retrieval
     assert "no self-attention, 80% of the operations and 100% of the parameters" in cheapest
-    rows[3]["top1"] = 0.6
-    assert "none is cheaper" in findings(rows)[1]
+    apart[1]["top1_ci"] = [-0.09, -0.01]
+    assert "none is cheaper" in findings({"rows": rows, "differences": apart})[1]
 
 
 def test_the_report_holds_every_row_and_its_plots(tmp_path):
