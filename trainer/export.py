@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +63,7 @@ def export(
     precision: str = "fp16",
     title: str | None = None,
     encoder_path: str | None = None,
+    more_metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write an adapter file.
 
@@ -73,6 +74,7 @@ def export(
         precision: number format of the file: fp32, fp16 or bf16.
         title: None keeps that of the configuration.
         encoder_path: the encoder's folder, where it has moved since training.
+        more_metadata: goes into the file's metadata, before anything of the same key.
 
     Raises:
         CheckpointError, EncoderError, ExportError: for parts that are missing or do not belong together.
@@ -108,6 +110,7 @@ def export(
         "training.samples": str(checkpoint.state["samples"]),
         "training.base": json.dumps({"name": Path(config.model.base).name, "fingerprint": checkpoint.state["base"]}),
         "training.weights": "ema" if averaged else "raw",
+        **(more_metadata or {}),
     }
     return save_adapter(target, described, tensors, encoder_tensors, metadata, DTYPES[precision])
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from feedface_core.adapter import FaceAdapter
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
 from feedface_core.encoder import build_encoder
 from feedface_core.face_file import FaceFileError, load_face, save_face
+from feedface_core.files import write_safetensors
 from feedface_core.format import AdapterFileError, describe, load_adapter, main, save_adapter
 from feedface_core.rows import Face
 
@@ -43,6 +45,18 @@ def test_what_was_written_is_read(written):
     assert not [leftover for leftover in path.parent.iterdir() if leftover != path]
     (path.parent / "plain").touch()
     assert path.stat().st_mode == (path.parent / "plain").stat().st_mode  # safetensors writes for the owner alone
+
+
+def test_equal_contents_give_equal_files(tmp_path):
+    """Of safetensors alone the metadata come in another order each time."""
+    tensors = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(3, dtype=torch.float16)}
+    metadata = {name: f'{name} "quoted"\n\t→ é' for name in "zyxwvutsrq"}
+    files = [write_safetensors(tmp_path / f"{i}.safetensors", tensors, metadata).read_bytes() for i in range(4)]
+    assert len(set(files)) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+    assert write_safetensors(tmp_path / "bare.safetensors", tensors, {}).stat().st_size < len(files[0])
 
 
 def test_half_precision_halves_the_file(written, tmp_path):

@@ -47,6 +47,8 @@ WORK = Path.home() / ".cache" / "feedface" / "small"
 PICTURES = 18_000  # of 3,000 people: what the U-Net and the adapter are trained on; the other networks see all
 CONFIG = Path(__file__).parents[1] / "configs" / "small.yaml"
 
+DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: training again writes the same files
+
 QUICK_PEOPLE = PeopleConfig(train_identities=12, heldout_identities=32)
 QUICK_TRAINING = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
 
@@ -157,6 +159,7 @@ class Build:
                 self.work / "adapters" / name / f"checkpoint-{steps * part // 100:08d}",
                 self.work / "adapters" / f"{name}-{part}.safetensors",
                 encoder_path=str(self.output / "face_encoder"),
+                more_metadata={"modelspec.date": DATE},
             )
 
 

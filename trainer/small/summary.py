@@ -105,7 +105,7 @@ def _stages(work: Path) -> list[str]:
             seconds[record["stage"]] = seconds.get(record["stage"], 0) + record["seconds"]
     lines = []
     for stage, spent in seconds.items():
-        if stage in ("text", "publish"):  # moments
+        if stage in ("text", "publish", "variants"):  # moments, and what is not published
             continue
         steps, end = "", ""
         if stage in LOGS:
