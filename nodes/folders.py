@@ -12,7 +12,8 @@ import folder_paths
 
 ADAPTERS = "feedface"
 FACES = "feedface_faces"
-OWN_ADAPTERS = Path(__file__).resolve().parents[1] / "models/feedface_small/adapter"  # comes with the pack
+SMALL_MODEL = Path(__file__).resolve().parents[1] / "models" / "feedface_small"  # comes with the pack
+OWN_ADAPTERS = SMALL_MODEL / "adapter"
 EXTENSIONS = {".safetensors", ".pt", ".pth"}
 
 

@@ -25,9 +25,7 @@ import torch
 from comfy_api.latest import io
 
 from .compat import make_schema
-
-NAME = "feedface_small"
-PACK_FOLDER = Path(__file__).resolve().parents[1] / "models" / NAME
+from .folders import SMALL_MODEL
 
 
 def is_trained() -> bool:
@@ -44,7 +42,7 @@ def find_folder() -> Path:
     Raises:
         FileNotFoundError: names the folders that were searched.
     """
-    searched = [PACK_FOLDER, Path(folder_paths.models_dir) / NAME]
+    searched = [SMALL_MODEL, Path(folder_paths.models_dir) / SMALL_MODEL.name]
     for folder in searched:
         if (folder / "unet" / "config.json").is_file():
             return folder

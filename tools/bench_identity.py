@@ -32,7 +32,7 @@ from tools.identity_report import write_report
 from trainer.small import system
 from trainer.small.build import WORK
 from trainer.small.drawing import People
-from trainer.small.evaluate import REFERENCES, Examination, Request, SmallSystem, bootstrap, requests
+from trainer.small.evaluate import REFERENCES, Examination, SmallSystem, bootstrap, requests
 from trainer.small.loop import pixels
 
 MEASURES = ("top1", "similarity", "prompt", "background")
@@ -168,16 +168,15 @@ class Bench:
                 found.append({"name": f"{one} − {other}", **self.summary(apart)})
         return found
 
-
     def ceiling(self) -> dict[str, float]:
         """What the examiner tells of the references themselves: as they were drawn, and through the autoencoder."""
-        people = self.system.people
-        index = [p * self.system.per_person + r for p in range(self.system.identities) for r in range(REFERENCES)]
-        asked = [Request(p, self.asked[0].scene, 0) for p in range(self.system.identities) for _ in range(REFERENCES)]
-        drawn = pixels(people.pictures[index])
+        person = torch.arange(self.system.identities).repeat_interleave(REFERENCES)  # (people · REFERENCES,)
+        index = person * self.system.per_person + torch.arange(REFERENCES).repeat(self.system.identities)
+        drawn = pixels(self.system.people.pictures[index.numpy()])
         decoded = torch.cat([self.system.reconstruct(part) for part in drawn.split(50)])
-        told = {"drawn": drawn, "decoded": decoded}
-        return {name: float(self.examination.scores(x, asked, x)["top1"].mean()) for name, x in told.items()}
+        shown = {"drawn": drawn, "decoded": decoded}
+        return {name: float((self.examination.nearness(x).argmax(1) == person).float().mean())
+                for name, x in shown.items()}  # fmt: skip
 
 
 def without_face(form: Guidance) -> Guidance:

@@ -24,11 +24,16 @@ def device_arguments() -> list[str]:
     )
 
 
-def main(arguments: list[str]) -> int:
+def installed_comfyui(command: str) -> Path:
+    """ComfyUI's folder. Raises ``ServerError``, which names the command that fetches one, when there is none."""
     comfyui = find_comfyui()
     if comfyui is None:
-        print("no ComfyUI found: start this with `python run.py comfyui`, which fetches one")
-        return 1
+        raise ServerError(f"no ComfyUI found: start this with `python run.py {command}`, which fetches one")
+    return comfyui
+
+
+def main(arguments: list[str]) -> int:
+    comfyui = installed_comfyui("comfyui")
     base = ROOT / ".comfyui"
     lay_out_people(base / "input")
     given = set(arguments)

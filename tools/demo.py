@@ -16,9 +16,9 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from tools.comfyui import device_arguments
+from tools.comfyui import device_arguments, installed_comfyui
 from tools.demo_small import run as draw_people
-from tools.find_comfyui import find_comfyui, version_of
+from tools.find_comfyui import version_of
 from tools.server import ComfyServer, Run, ServerError
 
 PLAIN, FACE, REPORT = "plain", "face", "report"  # ids of the output nodes
@@ -134,9 +134,7 @@ def run_portrait(options: argparse.Namespace) -> None:
     for file in filter(None, (options.photo, options.checkpoint, options.adapter)):
         if not file.is_file():
             raise ServerError(f"there is no file {file}")
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise ServerError("no ComfyUI found: start this with `python run.py demo`, which fetches one")
+    comfyui = installed_comfyui("demo")
     options.output.mkdir(parents=True, exist_ok=True)
     steps = Steps()
     photo = options.photo or default_photo(options.output)

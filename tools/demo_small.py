@@ -13,9 +13,9 @@ from typing import Any
 import numpy
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.comfyui import device_arguments
-from tools.find_comfyui import find_comfyui, version_of
-from tools.server import ComfyServer, ServerError
+from tools.comfyui import device_arguments, installed_comfyui
+from tools.find_comfyui import version_of
+from tools.server import ComfyServer
 from trainer.small import system
 from trainer.small.showcase import Judge, read_people
 
@@ -112,9 +112,7 @@ def run(output: Path, seed: int = 1) -> Path:
         ServerError: no ComfyUI, or a graph failed.
         FileNotFoundError: the small system is not there.
     """
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise ServerError("no ComfyUI found: start this with `python run.py demo`, which fetches one")
+    comfyui = installed_comfyui("demo")
     people, judge, rows, began = read_people(), Judge(), [], time.monotonic()
     with ComfyServer(comfyui, arguments=device_arguments()) as server:
         print(f"ComfyUI {version_of(comfyui)} with FeedFace after {time.monotonic() - began:.0f} s", flush=True)
@@ -138,4 +136,3 @@ def run(output: Path, seed: int = 1) -> Path:
     page = sheet(rows)
     page.save(output / "people.png")
     return output / "people.png"
-

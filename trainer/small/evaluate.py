@@ -75,9 +75,9 @@ class SmallSystem:
         settings = found.config.encoder
         encoder = build_encoder(settings, found.encoder_tensors)
         index = [i * self.per_person + r for i in range(self.identities) for r in range(REFERENCES)]
-        heads = [self.people.records[i]["box"] for i in index]
+        pictures, heads = pixels(self.people.pictures[index]), [self.people.records[i]["box"] for i in index]
         for cut, boxes in (("head", heads), ("detector", [detector_box(box) for box in heads])):
-            faces = crops(pixels(self.people.pictures[index]), torch.tensor(boxes), settings.image_size)
+            faces = crops(pictures, torch.tensor(boxes), settings.image_size)  # (N, 3, S, S) in -1…1
             hidden = encode(encoder, settings, (faces.movedim(1, -1) + 1) / 2)
             self._hidden[cut] = hidden.unflatten(0, (self.identities, REFERENCES))  # (people, references, T, E)
 
@@ -146,13 +146,18 @@ class Examination:
         return torch.cat([self.examiner(part)[0] for part in pictures.split(batch)])
 
     @torch.no_grad()
+    def nearness(self, pictures: Tensor) -> Tensor:
+        """Mean-centred cosine ``(N, people)`` of each picture to everybody."""
+        return F.normalize(self.embed(pictures) - self.centre, dim=-1) @ self.gallery.T
+
+    @torch.no_grad()
     def scores(self, pictures: Tensor, asked: Sequence[Request], plain: Tensor) -> dict[str, np.ndarray]:
         """For each picture ``top1`` (0 or 1), ``similarity`` (mean-centred cosine to the person), ``prompt`` (share
         of the caption's attributes read back) and ``background`` (mean absolute difference from ``plain``, the
         picture of the frozen model, outside the heads of both; 0…1).
         """
         person = torch.tensor([r.person for r in asked])
-        near = F.normalize(self.embed(pictures) - self.centre, dim=-1) @ self.gallery.T  # (N, people)
+        near = self.nearness(pictures)
         logits = [self.examiner(part)[1] for part in pictures.split(200)]
         told = []
         for name, values in ATTRIBUTES.items():
