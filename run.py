@@ -14,7 +14,7 @@ fetches a release. Settings, all optional, are environment variables:
                               missing (default: versions tested together; for a certain GPU see pytorch.org)
     COMFYUI_PATH              the ComfyUI to use (default: the one this pack is installed in, comfy-cli's
                               workspace, a release in our cache folder)
-    COMFYUI_OLDEST_PATH       the oldest supported ComfyUI (default: a folder ComfyUI-0.3.64 beside ComfyUI)
+    COMFYUI_OLDEST_PATH       the oldest supported ComfyUI (default: a folder ComfyUI-0.3.75 beside ComfyUI)
     COMFYUI_OLDEST_PYTHON     its interpreter (default: the one in its .venv, which is made when missing)
     FEEDFACE_REQUIRE_COMFYUI  1: a missing ComfyUI, newest or oldest, fails the tests instead of skipping some
 """

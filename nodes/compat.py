@@ -1,4 +1,4 @@
-"""What differs between the versions of ComfyUI that the nodes run on (0.3.64 and newer), in one place."""
+"""What differs between the versions of ComfyUI that the nodes run on (0.3.75 and newer), in one place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONAL_FIELDS = frozenset({"search_aliases"})
 def make_schema(**fields: Any) -> io.Schema:
     """``io.Schema`` in the category of the pack, without the fields that this ComfyUI does not know yet.
 
-    ComfyUI 0.3.64 has no ``search_aliases``. Any other unknown field stays an error.
+    ComfyUI 0.3.75 has no ``search_aliases``. Any other unknown field stays an error.
     """
     unknown = _OPTIONAL_FIELDS - _SCHEMA_FIELDS
     known = {name: value for name, value in fields.items() if name not in unknown}

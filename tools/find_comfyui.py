@@ -14,9 +14,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMFYUI_RELEASE = "0.18.1"  # fetched where no ComfyUI is found
-COMFYUI_OLDEST = "0.3.64"  # equals requires-comfyui in pyproject.toml
-COMFYUI_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+COMFYUI_RELEASE = "0.33.0"  # fetched where no ComfyUI is found
+COMFYUI_OLDEST = "0.3.75"  # equals requires-comfyui in pyproject.toml
+COMFYUI_REPOSITORY = "https://github.com/Comfy-Org/ComfyUI"
 WINDOWS = os.name == "nt"
 
 

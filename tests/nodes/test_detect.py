@@ -42,9 +42,9 @@ def test_schema(detect):
     schema = detect.DetectFaces.GET_SCHEMA()
     assert schema.node_id == "FeedFaceDetectFaces"
     assert schema.category == "FeedFace"
-    assert "crop face" in getattr(schema, "search_aliases", ["crop face"])  # 0.3.64 has none
+    assert "crop face" in getattr(schema, "search_aliases", ["crop face"])  # 0.3.75 has none
     assert all(one.tooltip for one in [*schema.inputs, *schema.outputs])
-    # ComfyUI 0.3.64 wants every id once among inputs and outputs.
+    # ComfyUI 0.3.75 wants every id once among inputs and outputs.
     ids = [one.id for one in [*schema.inputs, *schema.outputs]]
     assert len(ids) == len(set(ids))
     assert [one.display_name for one in schema.outputs] == ["crops", "boxes", "preview", "report"]
@@ -224,4 +224,4 @@ def test_on_every_comfyui_we_support(any_comfyui, request, tmp_path):
     assert found["inputs"] == ["detector", "image", "indexes", "min_size", "order", "when_none"]
     assert found["crops"] == [1, 32, 32, 3]
     assert found["images"] == 1
-    assert ("crop face" in (found["aliases"] or [])) == (any_comfyui.version != "0.3.64")
+    assert ("crop face" in (found["aliases"] or [])) == (any_comfyui.version != "0.3.75")

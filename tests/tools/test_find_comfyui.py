@@ -73,7 +73,7 @@ def test_wrong_path_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         find_comfyui.find_oldest(None)
 
 
-@pytest.mark.parametrize(("version", "accepted"), [("0.3.63", False), (COMFYUI_OLDEST, True), ("0.18.1", True)])
+@pytest.mark.parametrize(("version", "accepted"), [("0.3.74", False), (COMFYUI_OLDEST, True), ("0.33.0", True)])
 def test_version_is_compared_by_number(home: Path, version: str, accepted: bool) -> None:
     folder = make_comfyui(find_comfyui.comfy_cli_workspaces()[-1], version)
     if accepted:
