@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Attention, ControlBranch, scaled_dot_product_attention
+from .conditioning import Face, FaceControl, combine_references
 from .config import AdapterConfig
 
 
@@ -44,6 +45,26 @@ class FaceAdapter(nn.Module):
         if self.config.null == "zero_crop":
             return self.project(self.null_hidden.to(device, dtype))
         raise ValueError("this adapter drops a face by switching its branches off: there are no null tokens")
+
+    def control(self, tokens: Tensor, bias: Tensor | None = None, **fields) -> FaceControl:
+        """A control with keys and values for every site.
+
+        Args:
+            tokens: ``(F, L, context_width)`` face tokens, from :meth:`project` or :meth:`null`.
+            bias: ``(F, 1, 1, L)`` of the attention logits, or None.
+            fields: of :class:`FaceControl`.
+        """
+        kv = [branch.project_face(tokens) for branch in self.branches]
+        return FaceControl(kv=kv, bias=None if bias is None else bias.to(tokens), **fields)
+
+    def control_of(self, face: Face, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl:
+        """The control of one face, computed on a device in a floating-point type."""
+        hidden, bias = combine_references(face.hidden, [len(face.hidden)], face.combination, face.weights)
+        return self.control(self.project(hidden.to(device, dtype)), bias, face=face, **fields)
+
+    def null_control(self, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl | None:
+        """The control of a dropped face; None for an adapter that switches its branches off instead."""
+        return None if self.config.null == "off" else self.control(self.null(device, dtype), **fields)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .conditioning import Face
 from .files import write_safetensors
-from .rows import Face
 
 FORMAT = "feedface-face"
 

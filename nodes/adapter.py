@@ -15,10 +15,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..feedface_core.blocks import scaled_dot_product_attention
+from ..feedface_core.conditioning import Face
 from ..feedface_core.config import AdapterConfig
 from ..feedface_core.encoder import build_encoder, encode, fingerprint, plain_name
 from ..feedface_core.format import AdapterFile, AdapterFileError, describe, load_adapter
-from ..feedface_core.rows import Face
 
 _ENCODER_BATCH = 16
 

@@ -10,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..feedface_core.rows import Face
+from ..feedface_core.conditioning import Face, FaceControl
 from .adapter import LoadedAdapter
 from .compat import make_schema
-from .patches import SETTINGS, FacePatch, FaceSettings, model_dtype
+from .model_patch import CONTROLS, FacePatch
 from .types import Adapter, FaceSocket
 
 _MASK_TIP = "Where the face may act, in the shape of the picture being made: white acts, black does not."
@@ -70,9 +70,8 @@ class ApplyFeedFace(io.ComfyNode):
             logging.warning("[FeedFace] Apply FeedFace: no face is connected, so only prompts with Set Face get one.")
         else:
             adapter.check_face(face)
-        settings = FaceSettings(face, strength, check_mask(mask, "Apply FeedFace"))
-        patch = FacePatch(adapter, adapter.patcher(model_dtype(model)), settings, start, end)
-        return io.NodeOutput(patch.apply_to(model))
+        control = FaceControl(face, strength, check_mask(mask, "Apply FeedFace"), start, end)
+        return io.NodeOutput(FacePatch.apply(adapter, control, model))
 
 
 class SetFace(io.ComfyNode):
@@ -84,7 +83,8 @@ class SetFace(io.ComfyNode):
             search_aliases=["regional face", "two people", "several faces", "face region", "face per prompt"],
             description=(
                 "Gives one prompt a face of its own, or none, whatever Apply FeedFace says. With area or masked "
-                "prompts this puts several people into one picture."
+                "prompts this puts several people into one picture. Nodes behind it that change only the text, such as "
+                "ConditioningZeroOut, keep the face: for a negative without one, take them before this node."
             ),
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, positive or negative."),
@@ -106,11 +106,11 @@ class SetFace(io.ComfyNode):
                 adapter: LoadedAdapter | None = None) -> io.NodeOutput:
         if adapter is not None and face is not None:
             adapter.check_face(face)
-        settings = FaceSettings(face, strength, check_mask(mask, "FeedFace Set Face on Conditioning"))
+        control = FaceControl(face, strength, check_mask(mask, "FeedFace Set Face on Conditioning"))
         key = None if adapter is None else adapter.key
         # A new dict for each: prompts share what they were made from.
         return io.NodeOutput([
-            node_helpers.conditioning_set_values([entry], {SETTINGS: {**entry[1].get(SETTINGS, {}), key: settings}})[0]
+            node_helpers.conditioning_set_values([entry], {CONTROLS: {**entry[1].get(CONTROLS, {}), key: control}})[0]
             for entry in conditioning
         ])
 

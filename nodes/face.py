@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..feedface_core.conditioning import Face, mix_faces
 from ..feedface_core.config import COMBINATIONS
 from ..feedface_core.face_file import load_face, save_face
-from ..feedface_core.rows import Face
 from . import folders
 from .adapter import LoadedAdapter
 from .compat import make_schema
@@ -123,17 +123,10 @@ class CombineFaces(io.ComfyNode):
 
     @classmethod
     def execute(cls, face_a: Face, face_b: Face, share_b: float, combination: str) -> io.NodeOutput:
-        if face_a.encoder != face_b.encoder or face_a.hidden.shape[1:] != face_b.hidden.shape[1:]:
-            raise ValueError(f"FeedFace Combine Faces: face A comes from encoder {face_a.encoder or 'unknown'}, face B "
-                             f"from {face_b.encoder or 'unknown'}; encode both with the same adapter")
-        weights = [*_shares(face_a, 1.0 - share_b), *_shares(face_b, share_b)]
-        hidden = torch.cat([face_a.hidden, face_b.hidden])
-        return io.NodeOutput(Face(hidden, tuple(weights), combination, face_a.encoder))
-
-
-def _shares(face: Face, share: float) -> list[float]:
-    total = sum(face.weights)
-    return [share * weight / total if total else 0.0 for weight in face.weights]
+        try:
+            return io.NodeOutput(mix_faces(face_a, face_b, share_b, combination))
+        except ValueError as error:
+            raise ValueError(f"FeedFace Combine Faces: {error}") from error
 
 
 class SaveFace(io.ComfyNode):

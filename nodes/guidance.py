@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..feedface_core import guidance
 from .compat import make_schema
-from .patches import SETTINGS, USE_FACE
+from .model_patch import CONTROLS, USE_FACE
 from .unidiffuser_model import UNCONDITIONAL_KEY
 
 JOINT = "joint"
@@ -83,7 +83,7 @@ def with_faces_of(negative, positive):
     for entry in positive:
         own = {key: value for key, value in entry[1].items() if key not in TEXT_VALUES}
         own |= {key: values[key] for key in TEXT_VALUES if key in values}
-        out.append([text, {**own, USE_FACE: own.get(USE_FACE, True), SETTINGS: own.get(SETTINGS, {})}])
+        out.append([text, {**own, USE_FACE: own.get(USE_FACE, True), CONTROLS: own.get(CONTROLS, {})}])
     return out
 
 

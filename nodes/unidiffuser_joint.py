@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.samplers
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -100,36 +100,28 @@ def _share(cond: dict, shape: torch.Size) -> float | Tensor:
     return share
 
 
-class UnfinishedRuns:
-    """Tokens of runs that stopped before the noise was gone, found again by the picture they stopped at.
+class UnfinishedLatent(Tensor):
+    """A picture latent of a run that stopped before the noise was gone, with the token ``(B, 1, D)`` it stopped at.
 
-    A second KSampler (Advanced) or the second half of split sigmas continues from a latent of four channels. The
-    latent is recognised by its local means, which survive scaling by the autoencoder's factor and half precision.
+    A second KSampler (Advanced) or the second half of split sigmas goes on from both. To everything else it is an
+    ordinary latent: what only moves or casts it keeps the token, anything that makes another picture of it drops it.
     """
 
-    def __init__(self, capacity: int = 256):
-        self._runs: deque[tuple[Tensor, Tensor]] = deque(maxlen=capacity)
+    token: Tensor
+    _KEPT_BY = frozenset({Tensor.to, Tensor.cpu, Tensor.float, Tensor.half, Tensor.clone, Tensor.contiguous,
+                          Tensor.detach})
 
-    @staticmethod
-    def _means(picture: Tensor) -> Tensor:
-        return functional.adaptive_avg_pool2d(picture.detach().float(), (4, 4)).cpu()
+    @classmethod
+    def of(cls, picture: Tensor, token: Tensor) -> UnfinishedLatent:
+        latent = picture.as_subclass(cls)
+        latent.token = token.detach().float().cpu()
+        return latent
 
-    def add(self, picture: Tensor, token: Tensor) -> None:
-        self._runs.append((self._means(picture), token.detach().float().cpu()))
-
-    def find(self, picture: Tensor) -> Tensor | None:
-        """The token ``(B, 1, D)`` that goes with the picture, or None."""
-        if not self._runs:
-            return None
-        given = self._means(picture)
-        for means, token in reversed(self._runs):
-            if means.shape == given.shape and (means - given).norm() < 2e-3 * means.norm():
-                return token.to(picture)
-        return None
-
-
-#: One for the process: a model that is loaded again must find the runs of its predecessor.
-_UNFINISHED = UnfinishedRuns()
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            out = function(*args, **(kwargs or {}))
+            return cls.of(out, args[0].token) if function in cls._KEPT_BY else out
 
 
 @dataclass(frozen=True)
@@ -139,12 +131,19 @@ class JointSampling:
     Args:
         channels: of the picture latent.
         width: D of the token.
-        unfinished: where runs that stop early leave their tokens.
     """
 
     channels: int
     width: int
-    unfinished: UnfinishedRuns = _UNFINISHED
+
+    def outer_sample(self, executor: Callable, noise: Tensor, latent_image: Tensor, sampler, *args, **kwargs) -> Tensor:
+        """Wrapper of OUTER_SAMPLE: the sampler gets the token beside the picture; a run that stops early keeps it."""
+        unfinished = isinstance(latent_image, UnfinishedLatent)
+        joint = JointSampler(sampler, self.channels, self.width, latent_image.token if unfinished else None)
+        if unfinished:
+            latent_image = latent_image.as_subclass(Tensor)
+        picture = executor(noise, latent_image, joint, *args, **kwargs)
+        return picture if joint.left is None else UnfinishedLatent.of(picture, joint.left)
 
     def calc_cond_batch(self, executor: Callable, model, conds: list, x_in: Tensor, timestep: Tensor,
                         model_options: dict) -> list[Tensor]:
@@ -158,20 +157,36 @@ class JointSampling:
         return [pack(result, step.combined(index, conds[index], picture.shape))
                 for index, result in enumerate(results)]
 
-    def sampler_sample(self, executor: Callable, guider, sigmas: Tensor, extra_args: dict,
-                       callback: Callable | None, noise: Tensor, latent_image: Tensor | None = None,
-                       denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
-        """Wrapper of SAMPLER_SAMPLE: widens what goes into the sampler and narrows what comes out."""
+
+class JointSampler(comfy.samplers.Sampler):
+    """A sampler of ComfyUI that moves the token along with the picture, for one run.
+
+    Args:
+        sampler: what samples.
+        channels, width: as in :class:`JointSampling`.
+        token: ``(B, 1, D)`` where an earlier run stopped, or None.
+
+    Attributes:
+        left: the token at the end of a run that stopped before the noise was gone, else None.
+    """
+
+    def __init__(self, sampler: comfy.samplers.Sampler, channels: int, width: int, token: Tensor | None = None):
+        self.sampler, self.channels, self.width, self.token = sampler, channels, width, token
+        self.left: Tensor | None = None
+
+    def sample(self, model_wrap, sigmas: Tensor, extra_args: dict, callback: Callable | None, noise: Tensor,
+               latent_image: Tensor | None = None, denoise_mask: Tensor | None = None,
+               disable_pbar: bool = False) -> Tensor:
+        """Widens what goes into the sampler and narrows what comes out; shapes are those of the picture."""
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
-        token, token_latent = self._start(guider, sigmas, extra_args, noise, latent)
+        token, token_latent = self._start(model_wrap, sigmas, extra_args, noise, latent)
         if denoise_mask is not None:  # the token describes the whole picture, so it is never held back
             mask = denoise_mask.expand(-1, self.channels, -1, -1)
             denoise_mask = pack(mask, mask.new_ones(mask.shape[0], 1, self.width))
-        result = executor(guider, sigmas, extra_args, self._narrow(callback), pack(noise, token),
-                          pack(latent, token_latent), denoise_mask, disable_pbar)
+        result = self.sampler.sample(model_wrap, sigmas, extra_args, self._narrow(callback), pack(noise, token),
+                                     pack(latent, token_latent), denoise_mask, disable_pbar)
         picture, token = unpack(result, self.channels, self.width)
-        if float(sigmas[-1]) > 0:
-            self.unfinished.add(picture, token)
+        self.left = token if float(sigmas[-1]) > 0 else None
         return picture
 
     def _narrow(self, callback: Callable | None) -> Callable | None:
@@ -183,21 +198,20 @@ class JointSampling:
 
         return narrowed
 
-    def _start(self, guider, sigmas: Tensor, extra_args: dict, noise: Tensor,
+    def _start(self, model_wrap, sigmas: Tensor, extra_args: dict, noise: Tensor,
                latent: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and latent ``(B, 1, D)`` of the token at the start of a run."""
         fresh = token_noise(noise, self.width)
-        continued = self.unfinished.find(latent)
-        if continued is not None:
-            return (fresh if noise.any() else torch.zeros_like(fresh)), continued
-        first, largest = float(sigmas[0]), float(guider.inner_model.model_sampling.sigma_max)
+        if self.token is not None:
+            return (fresh if noise.any() else torch.zeros_like(fresh)), self.token.to(fresh)
+        first, largest = float(sigmas[0]), float(model_wrap.inner_model.model_sampling.sigma_max)
         if first >= largest * (1.0 - 1e-4):
             return fresh, torch.zeros_like(fresh)
-        token = self._warm_up(guider, first, largest, extra_args, noise * first + latent, fresh)
+        token = self.warm_up(model_wrap, first, largest, extra_args, noise * first + latent, fresh)
         return torch.zeros_like(fresh), token
 
-    def _warm_up(self, guider, first: float, largest: float, extra_args: dict, picture: Tensor,
-                 fresh: Tensor) -> Tensor:
+    def warm_up(self, model_wrap, first: float, largest: float, extra_args: dict, picture: Tensor,
+                fresh: Tensor) -> Tensor:
         """The token ``(B, 1, D)`` that goes with a half-noised picture, at the noise level ``first``.
 
         A run from an image knows where the picture starts, but not the token. So the token is denoised alone, in
@@ -210,8 +224,8 @@ class JointSampling:
         token = fresh * math.sqrt(1.0 + largest**2)
         for level, following in zip(levels, levels[1:], strict=False):
             held = picture + math.sqrt(max(level**2 - first**2, 0.0)) * missing
-            denoised = guider(pack(held, token), picture.new_full((picture.shape[0],), level),
-                              model_options=extra_args.get("model_options", {}), seed=extra_args.get("seed"))
+            denoised = model_wrap(pack(held, token), picture.new_full((picture.shape[0],), level),
+                                  model_options=extra_args.get("model_options", {}), seed=extra_args.get("seed"))
             target = unpack(denoised, self.channels, self.width)[1]
             token = target + (token - target) * (following / level)
         return token

@@ -201,7 +201,7 @@ def carry_token(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patche
     """The patcher given, of a :class:`UniDiffuser`, with the wrappers that sample the CLIP image token along."""
     joint = JointSampling(patcher.model.uvit.latent_channels, patcher.model.uvit.clip_width)
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _WRAPPER, joint.calc_cond_batch)
-    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, _WRAPPER, joint.sampler_sample)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER, joint.outer_sample)
     return patcher
 
 

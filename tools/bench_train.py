@@ -147,7 +147,6 @@ def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
     """The published training step as one would write it down."""
     import torch
 
-    from feedface_core.rows import FaceContext, FaceRows
     from trainer.build import build_parts
     from trainer.data import FaceDataset, TensorShapes, make_loader
     from trainer.manifest import read_manifest
@@ -170,8 +169,8 @@ def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
             crops = torch.zeros_like(batch.crops) if number % 10 == 9 else batch.crops
             hidden = encoder.encode(crops)  # (B, T, E), one reference each
         noisy = base.schedule.add_noise(latents, batch.noise, batch.timesteps)
-        rows = [FaceRows(len(batch), FaceContext(adapter, hidden))]
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            rows = [(len(batch), adapter.control(adapter.project(hidden.float())))]
             with torch.no_grad():
                 original = base.predict(noisy, batch.timesteps, text)
             prediction = base.predict(noisy, batch.timesteps, text, rows)

@@ -46,7 +46,7 @@ def load_pack(**modules: str) -> SimpleNamespace:
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACK])
     names = {"adapter": "nodes.adapter", "apply": "nodes.apply", "face": "nodes.face", "config": "feedface_core.config",
-             "encoder": "feedface_core.encoder", "format": "feedface_core.format", "rows": "feedface_core.rows",
+             "encoder": "feedface_core.encoder", "format": "feedface_core.format",
              "core_adapter": "feedface_core.adapter", **modules}
     return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.{path}") for name, path in names.items()})
 
@@ -159,7 +159,6 @@ def time_swap(pack: SimpleNamespace, model, adapter, crop: Tensor, strength: flo
     A swap is the nodes Encode Faces and Apply run again, and keys and values projected for every site.
     """
     built = adapter.patcher(torch.bfloat16).model
-    like = torch.empty(0, dtype=torch.bfloat16)
     swaps, encodes = [], []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -168,7 +167,7 @@ def time_swap(pack: SimpleNamespace, model, adapter, crop: Tensor, strength: flo
         face = pack.face.EncodeFaces.execute(adapter, crop).args[0]
         apply(pack, model, adapter, face, strength)
         with torch.inference_mode():
-            pack.rows.FaceContext.of(built, face).prepare(like)
+            built.control_of(face, "cpu", torch.bfloat16)
         swaps.append(time.perf_counter() - encoded)
         encodes.append(encoded - started)
     return statistics.median(swaps), statistics.median(encodes)

@@ -71,10 +71,7 @@ class Trainer:
         self.average = None
         if config.train.ema is not None and accelerator.is_main_process:
             self.average = MovingAverage(self.parameters, config.train.ema)
-        settings = config.model
-        module = TrainingStep(
-            parts.adapter, parts.base, config.loss, config.adapter.combination, settings.gradient_checkpointing
-        )
+        module = TrainingStep(parts.adapter, parts.base, config.loss, config.adapter.combination)
         self._plain_optimiser, self._module = optimiser, module
         self._restore()
         self.step_module, self.optimiser = accelerator.prepare(module, optimiser)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from feedface_core import guidance
+from feedface_core.conditioning import FaceControl
 from feedface_core.guidance import Guidance
-from feedface_core.rows import FaceContext, FaceRows
 from trainer.bases import Base, Text
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ def sample(
     noise: Tensor,
     text: Text,
     form: Guidance,
-    face: FaceContext | None,
-    dropped: FaceContext | None = None,
-    strength: float = 1.0,
+    face: FaceControl | None,
+    dropped: FaceControl | None = None,
     steps: int = 20,
 ) -> Tensor:
     """Denoise with DDIM (Song et al. 2021), without randomness after the initial noise.
@@ -46,7 +45,6 @@ def sample(
         face: the face, or None for the picture without it: the same guidance with the face dropped
             everywhere.
         dropped: what a dropped face is to the adapter; None adds nothing.
-        strength: factor of the branches' output.
         steps: denoising steps.
 
     Returns:
@@ -66,8 +64,7 @@ def sample(
     names = form.needed
     null = base.null_text()
     states = {key: torch.cat([(text if name in ("text", "both") else null)[key] for name in names]) for key in text}
-    contexts = [face if name in ("face", "both") and face is not None else dropped for name in names]
-    rows = [FaceRows(1, context, strength) for context in contexts]
+    rows = [(1, face if name in ("face", "both") and face is not None else dropped) for name in names]
     latents = noise.to(base.device, torch.float32)
     for timestep in scheduler.timesteps.tolist():
         batch = latents.expand(len(names), *latents.shape[1:])  # (predictions, …)

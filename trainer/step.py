@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from feedface_core.adapter import FaceAdapter
-from feedface_core.rows import FaceContext, FaceRows
+from feedface_core.conditioning import Rows, combine_references
 from trainer.bases import Base, Text
 
 from .losses import LossKind, min_snr_weights, sample_losses
@@ -92,31 +91,6 @@ def encode_batch(batch: Batch, base: Base, encoder: FaceEncoder | None) -> Featu
     return Features(latents, text, None if hidden is None else hidden.to(device).float())
 
 
-def face_tokens(hidden: Tensor, counts: Sequence[int], combination: str = "concat") -> tuple[Tensor, Tensor | None]:
-    """Hidden states of the references of several faces as one padded batch.
-
-    Args:
-        hidden: ``(R, T, E)`` in the order of the faces.
-        counts: references of each of F faces, R in all.
-        combination: ``concat`` along the sequence, or ``average``.
-
-    Returns:
-        ``(F, L, E)`` and the bias ``(F, 1, 1, L)`` that hides the padding from attention (None without
-        padding).
-    """
-    faces = hidden.split(list(counts))  # F × (count, T, E)
-    if combination == "average":
-        return torch.stack([face.mean(0) for face in faces]), None
-    tokens = pad_sequence([face.flatten(0, 1) for face in faces], batch_first=True)  # (F, L, E)
-    if len(set(counts)) == 1:
-        return tokens, None
-    lengths = torch.tensor(counts, device=hidden.device) * hidden.shape[1]
-    places = torch.arange(tokens.shape[1], device=hidden.device)
-    bias = torch.zeros(tokens.shape[:2], device=hidden.device)
-    bias = bias.masked_fill(places >= lengths.unsqueeze(1), float("-inf"))  # (F, L)
-    return tokens, bias[:, None, None, :]
-
-
 class TrainingStep(nn.Module):
     """Batch → loss. The adapter is its only submodule, so that wrapping it for several processes sees just
     what is trained.
@@ -126,9 +100,6 @@ class TrainingStep(nn.Module):
         base: the frozen model.
         settings: the ``loss`` section of the configuration.
         combination: how several references become one context.
-        keep_face_states: compute keys and values of the faces ahead of the forward pass. Gradient
-            checkpointing
-            needs it: a recomputed block has to find what it found the first time.
     """
 
     def __init__(
@@ -137,14 +108,12 @@ class TrainingStep(nn.Module):
         base: Base,
         settings: LossSettings,
         combination: str = "concat",
-        keep_face_states: bool = False,
     ):
         super().__init__()
         self.adapter = adapter
         self.base = base
         self.settings = settings
         self.combination = combination
-        self.keep_face_states = keep_face_states
 
     def plan(self, batch: Batch) -> Plan:
         """Which rows of the batch are trained, and how."""
@@ -190,22 +159,16 @@ class TrainingStep(nn.Module):
         # Divided by the whole batch: the same gradient however the batch is split, and whichever rows teach.
         return weighted.sum() / len(batch) + touch, losses.detach()
 
-    def _face_rows(self, plan: Plan, batch: Batch, features: Features) -> list[FaceRows]:
+    def _face_rows(self, plan: Plan, batch: Batch, features: Features) -> Rows:
         rows = []
         if plan.faces:
             # References come in the order of the samples, and so do the rows that carry a face.
             counts = [batch.reference_counts[row] for row in plan.rows[: plan.faces]]
-            tokens, bias = face_tokens(features.hidden, counts, self.combination)
-            rows.append(FaceRows(plan.faces, FaceContext(self.adapter, tokens, bias)))
+            tokens, bias = combine_references(features.hidden, counts, self.combination)
+            rows.append((plan.faces, self.adapter.control(self.adapter.project(tokens), bias)))
         dropped = len(plan.rows) - plan.faces
         if dropped:
-            rows.append(FaceRows(dropped, FaceContext.null(self.adapter, self.base.device, torch.float32)))
-        if self.keep_face_states:
-            kind = torch.get_autocast_dtype(self.base.device.type)
-            dtype = kind if torch.is_autocast_enabled(self.base.device.type) else self.base.dtype
-            like = torch.empty(0, device=self.base.device, dtype=dtype)
-            for entry in rows:
-                entry.context.prepare(like)
+            rows.append((dropped, self.adapter.null_control(self.base.device, torch.float32)))
         return rows
 
     def _unused(self, plan: Plan) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from feedface_core.rows import Face, FaceContext
+from feedface_core.conditioning import Face
 
 from . import randomness
 from .bases import Text
@@ -75,13 +75,11 @@ class Validation:
     def _pictures(self, person: Person, seed: int, text: Text) -> list[Tensor]:
         """Without and with the face, each ``(3, H, W)`` in −1…1."""
         base, adapter = self.parts.base, self.parts.adapter
-        face = FaceContext.of(adapter, Face(person.hidden.to(base.device), combination=self.combination))
-        dropped = None
-        if adapter.config.null != "off":
-            dropped = FaceContext.null(adapter, base.device, torch.float32)
-        noise = randomness.normal(self.shape, seed, "validation")
-        strength, steps = self.settings.strength, self.settings.steps
-        latents = [sample(base, noise, text, self.guidance, shown, dropped, strength, steps) for shown in (None, face)]
+        fields = {"device": base.device, "dtype": torch.float32, "strength": self.settings.strength}
+        face = adapter.control_of(Face(person.hidden, combination=self.combination), **fields)
+        dropped = adapter.null_control(**fields)
+        noise, steps = randomness.normal(self.shape, seed, "validation"), self.settings.steps
+        latents = [sample(base, noise, text, self.guidance, shown, dropped, steps) for shown in (None, face)]
         return [base.decode(own)[0].cpu() for own in latents]
 
     @torch.no_grad()

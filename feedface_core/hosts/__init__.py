@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
 from ..config import HOSTS, AdapterConfig, SiteConfig
-
-
-@dataclass(frozen=True)
-class Site:
-    """A transformer block of a host.
-
-    Args:
-        name: canonical name, the same for every implementation of the host.
-        path: path of the block below the host module at hand.
-        width, heads, head_dim: of the frozen block.
-    """
-
-    name: str
-    path: str
-    width: int
-    heads: int
-    head_dim: int
-
-    def config(self) -> SiteConfig:
-        return SiteConfig(self.name, self.width, self.heads, self.head_dim)
+from .site import Site
 
 
 class UnsupportedHost(ValueError):

@@ -12,7 +12,7 @@ import re
 from torch import nn
 
 from ..config import SiteConfig
-from . import Site
+from .site import Site
 
 #: Width of the text states by family.
 _FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}

@@ -21,8 +21,7 @@ from torch.nn import functional
 
 from ..blocks import Attention, scaled_dot_product_attention
 from ..config import SiteConfig
-from . import Site
-from .attachment import GRID_KEY
+from .site import GRID_KEY, Site
 from .uvit_config import LEADING, UViTConfig
 
 

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from feedface_core.adapter import FaceAdapter
+from feedface_core.conditioning import Face
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
 from feedface_core.encoder import build_encoder
 from feedface_core.face_file import FaceFileError, load_face, save_face
 from feedface_core.files import write_safetensors
 from feedface_core.format import AdapterFileError, describe, load_adapter, main, save_adapter
-from feedface_core.rows import Face
 
 ENCODER = EncoderConfig(config={"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2,
                                 "num_attention_heads": 2, "patch_size": 112})

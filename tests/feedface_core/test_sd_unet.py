@@ -7,11 +7,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from feedface_core.adapter import FaceAdapter
+from feedface_core.conditioning import Face
 from feedface_core.config import AdapterConfig, EncoderConfig
 from feedface_core.hosts import UnsupportedHost, family, list_sites, match_sites
-from feedface_core.hosts.attachment import attach
+from feedface_core.hosts.hooks import BranchHooks
 from feedface_core.hosts.sd_unet import default_sites
-from feedface_core.rows import Face, FaceContext, FaceRows
 
 ENCODER = EncoderConfig(config={"hidden_size": 12, "patch_size": 112})
 SD15_SITES = [*(f"input_blocks.{i}.1" for i in (1, 2, 4, 5, 7, 8)), "middle_block.1",
@@ -100,20 +100,19 @@ def test_hooks_reach_the_rows_with_a_face_and_train_the_branches(checkpointing):
     adapter = adapter_for(model)
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([7, 7]), torch.randn(2, 5, 24)
     plain = model(x, t, text).sample
-    attachment = attach(model, adapter)
+    hooks = BranchHooks(model, adapter)
     assert torch.equal(model(x, t, text).sample, plain)
     if checkpointing:
         model.enable_gradient_checkpointing()
         model.train()
-    context = FaceContext.of(adapter, Face(torch.randn(2, 5, 12)))
-    context.prepare(x)
-    with attachment.faces([FaceRows(1), FaceRows(1, context)]):
+    control = adapter.control_of(Face(torch.randn(2, 5, 12)), "cpu", torch.float32)
+    with hooks.faces([(1, None), (1, control)]):
         out = model(x, t, text).sample
         out.square().mean().backward()
     assert torch.equal(out[0], plain[0]) and (out[1] - plain[1]).abs().max() > 1e-3
     assert all(parameter.grad is not None for parameter in adapter.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
-    attachment.remove()
+    hooks.remove()
     model.eval()
-    with attachment.faces([FaceRows(2, context)]):
+    with hooks.faces([(2, control)]):
         assert torch.equal(model(x, t, text).sample, plain)

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from feedface_core.conditioning import Face
 from feedface_core.encoder import build_encoder, encode, encode_pixels
 from feedface_core.format import load_adapter
 from feedface_core.hosts import list_sites, match_sites
-from feedface_core.hosts.attachment import attach
+from feedface_core.hosts.hooks import BranchHooks
 from feedface_core.hosts.uvit import UViT, default_sites, family, text_prefix, timestep_embedding
 from feedface_core.hosts.uvit_config import NotUniDiffuser, UViTConfig
-from feedface_core.rows import Face, FaceContext, FaceRows
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 TOLERANCE = 1e-4  # relative; wrong variants are at least 1.4 % away
@@ -93,6 +93,10 @@ def test_plain_prediction(host, inputs, golden, given, name):
         assert relative(token, golden["out.plain_clip"]) < TOLERANCE
 
 
+def control_of(adapter, face, **fields):
+    return adapter.control_of(face, "cpu", torch.float32, **fields)
+
+
 def test_face_tokens(released, hidden, golden):
     assert relative(released.build().project(hidden), golden["out.face_tokens"]) < TOLERANCE
 
@@ -112,12 +116,12 @@ def test_prediction_with_faces(host, released, inputs, hidden, golden, combinati
     adapter = released.build()
     references = hidden[:1] if combination == "first" else hidden
     face = Face(references, combination="average" if combination == "mean" else "concat")
-    attachment = attach(host, adapter)
-    with attachment.faces([FaceRows(2, FaceContext.of(adapter, face), strength)]):
+    hooks = BranchHooks(host, adapter)
+    with hooks.faces([(2, control_of(adapter, face, strength=strength))]):
         picture, token = host(**inputs)
     assert relative(picture, golden[f"out.{combination}_{strength}_img"]) < TOLERANCE
     assert relative(token, golden[f"out.{combination}_{strength}_clip"]) < TOLERANCE
-    attachment.remove()
+    hooks.remove()
     assert relative(host(**inputs)[0], golden["out.plain_img"]) < TOLERANCE
 
 
@@ -125,14 +129,14 @@ def test_prediction_with_a_crop_of_zeros(host, released, inputs, golden):
     adapter = released.build()
     encoder = build_encoder(released.config.encoder, released.encoder_tensors)
     hidden = encode_pixels(encoder, released.config.encoder, torch.zeros(1, 3, 224, 224))
-    with attach(host, adapter).faces([FaceRows(2, FaceContext(adapter, hidden))]):
+    with BranchHooks(host, adapter).faces([(2, control_of(adapter, Face(hidden)))]):
         picture, _ = host(**inputs)
     assert relative(picture, golden["out.zero_crop_1.0_img"]) < TOLERANCE
 
 
 def test_face_of_one_row_leaves_the_other(host, released, inputs, hidden, golden):
     adapter = released.build()
-    with attach(host, adapter).faces([FaceRows(1), FaceRows(1, FaceContext.of(adapter, Face(hidden)))]):
+    with BranchHooks(host, adapter).faces([(1, None), (1, control_of(adapter, Face(hidden)))]):
         picture, _ = host(**inputs)
     assert relative(picture[:1], golden["out.plain_img"][:1]) < TOLERANCE
     assert relative(picture[1:], golden["out.concat_1.0_img"][1:]) < TOLERANCE
@@ -144,7 +148,7 @@ def test_branches_change_picture_tokens_only(host, released, inputs, hidden):
     seen = []
     host.in_blocks[1].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     host(**inputs)
-    with attach(host, adapter).faces([FaceRows(2, FaceContext.of(adapter, Face(hidden)))]):
+    with BranchHooks(host, adapter).faces([(2, control_of(adapter, Face(hidden)))]):
         host(**inputs)
     plain, faced = seen
     assert torch.equal(plain[:, :-64], faced[:, :-64])

@@ -17,11 +17,12 @@ ENCODER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "
 @pytest.fixture(scope="session")
 def pack(comfy) -> SimpleNamespace:
     """The pack's modules as ComfyUI has them."""
-    names = {"patches": "nodes.patches", "apply": "nodes.apply", "face": "nodes.face", "guidance": "nodes.guidance",
+    names = {"patches": "nodes.model_patch", "apply": "nodes.apply", "face": "nodes.face", "guidance": "nodes.guidance",
              "loaders": "nodes.loaders", "adapter": "nodes.adapter", "folders": "nodes.folders",
-             "format": "feedface_core.format", "config": "feedface_core.config", "rows": "feedface_core.rows",
-             "core_adapter": "feedface_core.adapter", "encoder": "feedface_core.encoder",
-             "sd_unet": "feedface_core.hosts.sd_unet", "core_guidance": "feedface_core.guidance"}
+             "format": "feedface_core.format", "config": "feedface_core.config",
+             "conditioning": "feedface_core.conditioning", "core_adapter": "feedface_core.adapter",
+             "encoder": "feedface_core.encoder", "sd_unet": "feedface_core.hosts.sd_unet",
+             "site": "feedface_core.hosts.site", "core_guidance": "feedface_core.guidance"}
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 
 

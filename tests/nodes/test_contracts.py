@@ -134,12 +134,13 @@ def test_twenty_runs_give_one_picture_and_no_growth(pack, model, adapter, face):
 
 def test_keys_and_values_live_no_longer_than_the_run(pack, model, adapter, face, monkeypatch):
     alive = weakref.WeakSet()
-    original = pack.rows.FaceContext.__init__
-    monkeypatch.setattr(pack.rows.FaceContext, "__init__",
-                        lambda self, *args, **kwargs: (original(self, *args, **kwargs), alive.add(self))[0])
-    sample(apply(pack, model, adapter, face))
+    original = pack.core_adapter.FaceAdapter.control
+    monkeypatch.setattr(pack.core_adapter.FaceAdapter, "control",
+                        lambda self, *args, **kwargs: (made := original(self, *args, **kwargs), alive.add(made))[0])
+    made = []
+    sample(apply(pack, model, adapter, face), callback=lambda *_: made.append(len(alive)))
     gc.collect()
-    assert len(alive) == 0
+    assert made[0] == 1 and len(alive) == 0
 
 
 def test_keys_and_values_are_projected_once_a_run(pack, model, adapter, face, monkeypatch):

@@ -87,12 +87,22 @@ def test_encoding_is_the_encoder_on_the_crops(pack, adapter, crops):
     assert torch.equal(pack.face.EncodeFaces.execute(adapter, crops).args[0].hidden, expected)
 
 
+def combine(pack, face):
+    return pack.conditioning.combine_references(face.hidden, [len(face.hidden)], face.combination, face.weights)[0]
+
+
+def test_combining_in_the_average_follows_the_share(pack, face, other_face):
+    for share in (0.1, 0.9):
+        blend = pack.face.CombineFaces.execute(face, other_face, share, "average").args[0]
+        torch.testing.assert_close(combine(pack, blend)[0], (1 - share) * face.hidden[0] + share * other_face.hidden[0])
+
+
 def test_a_blend_of_two_faces(pack, face, other_face):
     blend = pack.face.CombineFaces.execute(face, other_face, 0.25, "weighted_average").args[0]
-    tokens, _ = blend.combined()
-    torch.testing.assert_close(tokens[0], 0.75 * face.hidden[0] + 0.25 * other_face.hidden[0])
+    combined = combine(pack, blend)
+    torch.testing.assert_close(combined[0], 0.75 * face.hidden[0] + 0.25 * other_face.hidden[0])
     alone = pack.face.CombineFaces.execute(face, other_face, 0.0, "concat").args[0]
-    assert torch.equal(alone.combined()[0], face.combined()[0])
+    assert torch.equal(combine(pack, alone), combine(pack, face))
 
 
 def test_faces_of_adapters_with_one_encoder_are_interchangeable(pack, adapter, face, tmp_path):

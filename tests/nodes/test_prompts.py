@@ -25,19 +25,17 @@ def core_guider(name: str, module: str, model, *conds, **settings):
 def rows_seen(pack, monkeypatch):
     """For each call of a model's blocks: the faces of the batch's rows, by the hidden states they came from."""
     seen = []
-    original = pack.patches.RowsIntoOptions.__call__
+    original = pack.site.Site.add_control
 
-    def spy(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        rows = kwargs[self.patch.key]
-        assert sum(entry.count for entry in rows) == x.shape[0]
-        faces = [getattr(entry.context, "face", None) if entry.active else None
-                 for entry in rows for _ in range(entry.count)]
-        # The prompt of each row, by its first value, tells which conditioning it belongs to.
-        prompts = [round(float(row[0, 0]), 4) for row in c_crossattn]
-        seen.append(dict(zip(prompts, faces, strict=True)))
-        return original(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    def spy(self, adapter, index, args, kwargs, returned, rows):
+        if index == 0:
+            faces = [control and control.face for count, control in rows for _ in range(count)]
+            # The prompt of each row, by its first value, tells which conditioning it belongs to.
+            prompts = [round(float(row[0, 0]), 4) for row in kwargs["context"]]
+            seen.append(dict(zip(prompts, faces, strict=True)))
+        return original(self, adapter, index, args, kwargs, returned, rows)
 
-    monkeypatch.setattr(pack.patches.RowsIntoOptions, "__call__", spy)
+    monkeypatch.setattr(pack.site.Site, "add_control", spy)
     return seen
 
 
@@ -189,8 +187,8 @@ def test_set_face_leaves_its_input_alone(pack, face):
     original = prompt(30)
     first = set_face(pack, original, face)
     set_face(pack, first, None, adapter=None)
-    assert pack.patches.SETTINGS not in original[0][1]
-    assert first[0][1][pack.patches.SETTINGS][None].face is face
+    assert pack.patches.CONTROLS not in original[0][1]
+    assert first[0][1][pack.patches.CONTROLS][None].face is face
 
 
 def test_controlnet(pack, comfy, model, adapter, face):
@@ -234,7 +232,7 @@ def test_lora_on_the_same_blocks(pack, model, adapter, face):
 
 def test_two_adapters(pack, model, adapter, make_adapter, face, other_face):
     second = make_adapter(seed=2)
-    faces = pack.rows.Face(other_face.hidden, encoder=second.encoder_fingerprint)
+    faces = pack.conditioning.Face(other_face.hidden, encoder=second.encoder_fingerprint)
     one = apply(pack, model, adapter, face)
     two = apply(pack, one, second, faces)
     assert not torch.equal(sample(two), sample(one))
@@ -245,7 +243,7 @@ def test_two_adapters(pack, model, adapter, make_adapter, face, other_face):
 
 def test_set_face_for_one_of_two_adapters(pack, model, adapter, make_adapter, face, other_face):
     second = make_adapter(seed=2)
-    faces = pack.rows.Face(other_face.hidden, encoder=second.encoder_fingerprint)
+    faces = pack.conditioning.Face(other_face.hidden, encoder=second.encoder_fingerprint)
     two = apply(pack, apply(pack, model, adapter, face), second, faces)
     without_second = set_face(pack, POS, adapter=second)
     assert torch.equal(sample(two, without_second, NEG), sample(apply(pack, model, adapter, face), POS, NEG))

@@ -24,7 +24,7 @@ def text(golden: dict[str, Tensor], row: int, **values) -> list:
 def faced(uni, model, adapter, golden, references: int, combination: str = "concat", strength: float = 1.0, **options):
     hidden = uni.encoder.encode_pixels(uni.encoder.build_encoder(adapter.config.encoder, released_encoder(uni)),
                                        adapter.config.encoder, golden["in.crops"][:references])
-    face = uni.rows.Face(hidden, combination=combination)
+    face = uni.conditioning.Face(hidden, combination=combination)
     values = {"start": 0.0, "end": 1.0, **options}
     return uni.apply.ApplyFeedFace.execute(model, adapter, strength, face=face, **values).args[0]
 
@@ -62,8 +62,8 @@ def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5,
     rows: list = []
     if face is not None:
         built, who, strength = face
-        attachment = uni.attachment.attach(host, built)
-        rows = [uni.rows.FaceRows(1, uni.rows.FaceContext.of(built, who), strength)]
+        hooks = uni.hooks.BranchHooks(host, built)
+        rows = [(1, built.control_of(who, "cpu", torch.float32, strength=strength))]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     cumulated = torch.cumprod(1 - betas, 0)
     table = ((1 - cumulated) / cumulated).sqrt()
@@ -76,7 +76,7 @@ def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5,
         time = (table.log() - math.log(level)).abs().argmin()[None].float() + 1
         with torch.no_grad():
             if rows:
-                with attachment.faces(rows):
+                with hooks.faces(rows):
                     conditional = host(picture / scale, token / scale, texts[:1], time)
             else:
                 conditional = host(picture / scale, token / scale, texts[:1], time)

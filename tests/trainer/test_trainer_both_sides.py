@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.ldm_layout import unet_to_ldm
 from support.small_training import make_config
 
+from feedface_core.conditioning import Face
 from feedface_core.format import save_adapter
-from feedface_core.rows import Face, FaceContext, FaceRows
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer.build import Parts, build_parts
 
@@ -64,13 +66,13 @@ def test_same_prediction(comfy, tmp_path, family, tap):
     timesteps = torch.tensor([700, 20])
     text = base.encode_text(["a person", ""])
     hidden = parts.encoder.encode(crops)
-    rows = [FaceRows(1), FaceRows(1, FaceContext.of(parts.adapter, Face(hidden)), 0.7)]
+    rows = [(1, None), (1, parts.adapter.control_of(Face(hidden), "cpu", torch.float32, strength=0.7))]
     with torch.no_grad():
         plain = base.predict(noisy, timesteps, text)
         ours = base.predict(noisy, timesteps, text, rows)
 
     loaded = comfy.module("nodes.adapter").LoadedAdapter(str(path))
-    core = comfy.module("feedface_core.rows")
+    core = comfy.module("feedface_core.conditioning")
     theirs = run_in_comfyui(comfy, comfy_model(base.host), loaded, core, crops, noisy, timesteps, text)
     scale = plain.abs().max()
     assert (ours[1] - plain[1]).abs().max() / scale > 0.01, "the face changes the prediction"
@@ -80,10 +82,9 @@ def test_same_prediction(comfy, tmp_path, family, tap):
 
 def run_in_comfyui(comfy, patcher, loaded, core, crops, noisy, timesteps, text):
     """The prediction of the model as the node Apply FeedFace leaves it, with the faces of its batch."""
-    patches = comfy.module("nodes.patches")
-    face = core.Face(loaded.encode(crops))
-    settings = patches.FaceSettings(face, 0.7)
-    patch = patches.FacePatch(loaded, loaded.patcher(torch.float32), settings, 0.0, 1.0)
+    patches = comfy.module("nodes.model_patch")
+    control = core.FaceControl(core.Face(loaded.encode(crops)), 0.7)
+    patch = patches.FacePatch(loaded, loaded.patcher(torch.float32), control)
     model = patch.apply_to(patcher)
     model.patch_model(torch.device("cpu"))
     try:
@@ -94,10 +95,11 @@ def run_in_comfyui(comfy, patcher, loaded, core, crops, noisy, timesteps, text):
                 model.model.encode_adm(pooled_output=pooled[None], width=width, height=height, device="cpu")
                 for pooled in text["pooled"]
             ])  # fmt: skip
-        rows = [core.FaceRows(1), patch.rows(settings, noisy)]
+        guider = SimpleNamespace(model_patcher=model, conds={"negative": [{"uuid": 0}], "positive": [{"uuid": 1}]})
+        options = {patch.key: patches.Evaluation(patch.start(guider, noisy), 1), "uuids": [0, 1]}
         with torch.no_grad():
             return model.model.diffusion_model(
-                noisy, timesteps, text["states"], transformer_options={patch.key: rows}, **conditions
+                noisy, timesteps, text["states"], transformer_options=options, **conditions
             )
     finally:
         model.unpatch_model(torch.device("cpu"))

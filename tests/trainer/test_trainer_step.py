@@ -9,7 +9,7 @@ import torch
 from support.small_training import make_config, make_models, make_photos
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from feedface_core.rows import Face, FaceContext, FaceRows
+from feedface_core.conditioning import Face
 from trainer.build import build_parts
 from trainer.data import FaceDataset, TensorShapes, collate
 from trainer.manifest import read_manifest
@@ -68,12 +68,11 @@ def written_out(case: Case) -> torch.Tensor:
         target = batch.noise[one]
         if base.schedule.prediction == "v":
             target = alpha.sqrt() * batch.noise[one] - (1 - alpha).sqrt() * features.latents[one]
-        context = None
         if count:
-            context = FaceContext.of(adapter, Face(hidden))
-        elif adapter.config.null != "off":
-            context = FaceContext.null(adapter, torch.device("cpu"), torch.float32)
-        prediction = base.predict(noisy, timesteps, text, [FaceRows(1, context)])
+            control = adapter.control_of(Face(hidden), "cpu", torch.float32)
+        else:
+            control = adapter.null_control("cpu", torch.float32)
+        prediction = base.predict(noisy, timesteps, text, [(1, control)])
         d = (target - prediction).square()
         if batch.standard_loss[row]:
             loss = d.mean()
@@ -83,7 +82,7 @@ def written_out(case: Case) -> torch.Tensor:
                 original = base.predict(noisy, timesteps, text)
             outside = (original - prediction).square()
             loss = (d * mask).sum() / (4 * mask.sum()) + (outside * (1 - mask)).sum() / (4 * (1 - mask).sum())
-        if context is not None:  # without branches there is nothing to train
+        if control is not None:  # without branches there is nothing to train
             total = total + loss / len(batch)
     return total
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from support.small_training import make_photos, moved, weights
 from torch import Tensor
 
+from feedface_core.conditioning import Face
 from feedface_core.encoder import build_encoder, encode_pixels
 from feedface_core.format import load_adapter
-from feedface_core.rows import Face, FaceContext, FaceRows
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer import export, train
 from trainer.bases import Base, BaseError, load_base
@@ -100,7 +100,7 @@ def test_prediction_with_faces_is_the_released_one(base, golden, files):
                            golden["in.crops"])
     base.attach(adapter)
     latents, timesteps, text = golden_inputs(base, golden)
-    rows = [FaceRows(2, FaceContext.of(adapter, Face(hidden)), 0.8)]
+    rows = [(2, adapter.control_of(Face(hidden), "cpu", torch.float32, strength=0.8))]
     picture, token = unpack(base.predict(latents, timesteps, text, rows), 512)
     assert relative(picture, golden["out.concat_0.8_img"]) < TOLERANCE
     assert relative(token, golden["out.concat_0.8_clip"]) < TOLERANCE
@@ -176,9 +176,8 @@ def test_gradient_checkpointing_changes_no_gradient(files, golden):
             base.enable_gradient_checkpointing()
             base.host.in_blocks[0].register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
         hidden = torch.randn(1, 50, 64, generator=torch.Generator().manual_seed(1))
-        context = FaceContext(adapter, hidden)
-        context.prepare(torch.empty(0))
-        prediction = base.predict(*golden_inputs(base, golden), [FaceRows(2, context)])
+        control = adapter.control(adapter.project(hidden))
+        prediction = base.predict(*golden_inputs(base, golden), [(2, control)])
         prediction.square().mean().backward()
         assert len(calls) == (2 if recompute else 0)  # forward, and again on the way back
         gradients.append([parameter.grad for parameter in adapter.parameters()])

@@ -130,7 +130,7 @@ class Base(Protocol):
             noisy: ``(B, *latent_shape)``.
             timesteps: ``(B,)`` integers.
             text: as from :meth:`encode_text`, for B captions.
-            rows: which rows carry which face, a sequence of ``feedface_core.rows.FaceRows``; None is no face.
+            rows: which rows carry which face, see ``feedface_core.conditioning.Rows``; None is no face.
         """
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:

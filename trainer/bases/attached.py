@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from feedface_core.adapter import FaceAdapter
-from feedface_core.hosts.attachment import Attachment, attach
+from feedface_core.hosts.hooks import BranchHooks
 
 from . import BaseError
 
@@ -18,30 +18,30 @@ class Attached:
     """Attaches an adapter to ``self.host``, and gives it the faces of each forward pass."""
 
     host: nn.Module
-    _attachment: Attachment | None = None
+    _hooks: BranchHooks | None = None
     _rows: Any = None
 
     def attach(self, adapter: FaceAdapter) -> None:
         """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another base."""
         self.detach()
-        self._attachment = attach(self.host, adapter)
+        self._hooks = BranchHooks(self.host, adapter)
 
     def detach(self) -> None:
         """Take the branches away again."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
 
     @contextmanager
     def _faces(self, rows: Any) -> Iterator[None]:
         if rows is None:
             yield
             return
-        if self._attachment is None:
+        if self._hooks is None:
             raise BaseError("faces were given, but no adapter is attached")
         previous, self._rows = self._rows, rows
         try:
-            with self._attachment.faces(rows):
+            with self._hooks.faces(rows):
                 yield
         finally:
             self._rows = previous

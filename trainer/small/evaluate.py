@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from feedface_core.adapter import FaceAdapter
+from feedface_core.conditioning import FaceControl, combine_references
 from feedface_core.encoder import build_encoder, encode
 from feedface_core.format import load_adapter
 from feedface_core.guidance import Guidance
-from feedface_core.rows import Face, FaceContext, FaceRows
 from trainer.bases.stable_diffusion import StableDiffusionBase
 from trainer.config import ModelSettings
 
@@ -81,11 +81,12 @@ class SmallSystem:
             hidden = encode(encoder, settings, (faces.movedim(1, -1) + 1) / 2)
             self._hidden[cut] = hidden.unflatten(0, (self.identities, REFERENCES))  # (people, references, T, E)
 
-    def faces(self, persons: Sequence[int], references: int, combination: str, cut: str = "head") -> FaceContext:
+    def faces(self, persons: Sequence[int], references: int, combination: str, cut: str = "head") -> FaceControl:
         """The faces of several people, a row for each."""
-        hidden = self._hidden[cut]
-        tokens = [Face(hidden[i, :references], combination=combination).combined()[0] for i in persons]
-        return FaceContext(self.adapter, torch.cat(tokens))
+        hidden = self._hidden[cut][list(persons), :references]  # (people, references, T, E)
+        tokens, bias = combine_references(hidden.flatten(0, 1), [references] * len(persons), combination)
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.adapter.control(self.adapter.project(tokens), bias)
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor) -> Tensor:
@@ -104,12 +105,12 @@ class SmallSystem:
         done = []
         for at in range(0, len(asked), batch):
             part = asked[at : at + batch]
-            context = self.faces([r.person for r in part], references, combination, cut) if references else None
+            face = self.faces([r.person for r in part], references, combination, cut) if references else None
             text = self.base.encode_text([r.scene.caption() for r in part])["states"]
             null = self.base.null_text()["states"].expand_as(text)
             names = form.needed
             states = {"states": torch.cat([text if n in ("text", "both") else null for n in names])}
-            rows = [FaceRows(len(part), context if n in ("face", "both") else None) for n in names]
+            rows = [(len(part), face if n in ("face", "both") else None) for n in names]
             shape = self.base.latent_shape(64, 64)
             x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in part])
             schedule = scheduler()
@@ -117,7 +118,7 @@ class SmallSystem:
             for t in schedule.timesteps:
                 many = torch.cat([x] * len(names))
                 with torch.autocast("cpu", torch.bfloat16):
-                    v = self.base.predict(many, t.expand(len(many)), states, rows if context else None)
+                    v = self.base.predict(many, t.expand(len(many)), states, rows if face else None)
                 guided = form.combine(dict(zip(names, v.float().chunk(len(names)), strict=True)))
                 x = schedule.step(guided, t, x).prev_sample
             done.append(self.base.decode(x))

@@ -14,9 +14,10 @@ from torch import Tensor
 @pytest.fixture(scope="session")
 def uni(comfy) -> SimpleNamespace:
     names = {"model": "nodes.unidiffuser_model", "joint": "nodes.unidiffuser_joint", "nodes": "nodes.unidiffuser",
-             "adapter": "nodes.adapter", "apply": "nodes.apply", "face": "nodes.face", "rows": "feedface_core.rows",
+             "adapter": "nodes.adapter", "apply": "nodes.apply", "face": "nodes.face",
+             "conditioning": "feedface_core.conditioning",
              "encoder": "feedface_core.encoder", "uvit": "feedface_core.hosts.uvit",
-             "attachment": "feedface_core.hosts.attachment",
+             "hooks": "feedface_core.hosts.hooks",
              "uvit_config": "feedface_core.hosts.uvit_config"}
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 

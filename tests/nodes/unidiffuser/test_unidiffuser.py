@@ -86,9 +86,6 @@ def test_text_of_noise_has_the_last_time(uni, model, golden):
 # Whole runs.
 
 
-# Whole runs.
-
-
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (13, 9)], ids=str)
 def test_ksampler_equals_a_direct_loop(uni, model, golden, prompts, size):
     ours = sample(model, *prompts, size=size, steps=4)
@@ -100,7 +97,7 @@ def test_ksampler_equals_a_direct_loop(uni, model, golden, prompts, size):
 def test_ksampler_with_faces_equals_a_direct_loop(uni, model, adapter, golden, prompts, references):
     crops = torch.rand(references, 3, 224, 224, generator=torch.Generator().manual_seed(7)) * 2 - 1
     vision = uni.encoder.build_encoder(adapter.config.encoder, released_encoder(uni))
-    face = uni.rows.Face(uni.encoder.encode_pixels(vision, adapter.config.encoder, crops))
+    face = uni.conditioning.Face(uni.encoder.encode_pixels(vision, adapter.config.encoder, crops))
     patched = uni.apply.ApplyFeedFace.execute(model, adapter, 0.8, 0.0, 1.0, face).args[0]
     ours = sample(patched, *prompts, size=(20, 16), steps=4)
     built = adapter.patcher(torch.float32).model
@@ -182,10 +179,40 @@ def test_two_stages_equal_one(model, prompts):
     half = sample(model, *prompts, steps=6, last_step=3)
     rest = sample(model, *prompts, steps=6, start_step=3, latent=half, noise=torch.zeros_like(half))
     assert relative(rest, whole) < TOLERANCE
-    # Through a file in half precision between the two.
+    # In half precision between the two.
     halved = half.half().float()
     rest = sample(model, *prompts, steps=6, start_step=3, latent=halved, noise=torch.zeros_like(half))
     assert relative(rest, whole) < 5e-3
+
+
+def test_an_unfinished_latent_is_an_ordinary_one(model, prompts):
+    """Other nodes see a tensor; a picture that was changed on the way has lost the token, and samples as one does."""
+    half = sample(model, *prompts, steps=6, last_step=3)
+    plain = torch.empty(half.shape).copy_(half)
+    assert type(half * 2) is type(half[:1]) is type(torch.cat([half, half])) is torch.Tensor
+    assert torch.equal(half, plain) and not half.is_nested
+    whole = sample(model, *prompts, steps=6)
+    assert type(whole) is torch.Tensor
+
+    def rest(latent):
+        return sample(model, *prompts, steps=6, start_step=3, latent=latent, noise=torch.zeros(1, 4, 16, 16))
+
+    assert torch.equal(rest(half * 1.0), rest(plain))
+    assert TOLERANCE < relative(rest(plain), whole) < 0.1
+
+
+def test_a_run_does_not_depend_on_those_before(model, prompts):
+    """Not on an unfinished one of another prompt that stopped at the same picture either."""
+    latent = sample(model, *prompts, steps=6, last_step=3)
+    plain = torch.empty(latent.shape).copy_(latent)
+
+    def rest():
+        return sample(model, *prompts, steps=6, start_step=3, latent=plain, noise=torch.zeros(1, 4, 16, 16))
+
+    first = rest()
+    sample(model, *reversed(prompts), steps=6, start_step=2, last_step=3, latent=plain, noise=torch.zeros(1, 4, 16, 16))
+    sample(model, *prompts, steps=6, last_step=3)
+    assert torch.equal(rest(), first)
 
 
 def test_from_an_image_is_reproducible(model, prompts):
@@ -193,6 +220,7 @@ def test_from_an_image_is_reproducible(model, prompts):
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))
     first = sample(model, *prompts, latent=latent, denoise=0.5, steps=4)
     sample(model, *prompts)
+    sample(model, *prompts, latent=latent, steps=4, last_step=1, noise=torch.zeros(1, 4, 16, 16))  # unfinished
     assert torch.equal(sample(model, *prompts, latent=latent, denoise=0.5, steps=4), first)
     strong = sample(model, *prompts, latent=latent, denoise=0.9, steps=4)
     weak = sample(model, *prompts, latent=latent, denoise=0.1, steps=4)
@@ -211,7 +239,7 @@ def test_token_is_brought_to_the_level_of_the_image(uni):
 
     picture = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)) * 2.0
     fresh = uni.joint.token_noise(picture, 512)
-    token = uni.joint.JointSampling(4, 512)._warm_up(guider, 2.0, 14.6, {}, picture, fresh)
+    token = uni.joint.JointSampler(None, 4, 512).warm_up(guider, 2.0, 14.6, {}, picture, fresh)
     assert len(asked) == uni.joint.WARM_UP_STEPS and asked[0][0] == pytest.approx(14.6, rel=1e-3)
     assert all(spread == pytest.approx(level, rel=0.1) for level, spread in asked)  # the picture holds its level
     # Pure noise holds nothing of the token yet, so its share of the noise left is missing: 3 · (1 − 2 / 14.6).

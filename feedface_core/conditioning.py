@@ -1,0 +1,214 @@
+"""What a prediction is conditioned on beside its text: a face, and what it does to rows of a batch.
+
+A sampler evaluates several predictions in one batch: rows without a face, rows with this face, rows with another. Which
+rows carry what is a Python list of ``(number of rows, FaceControl or None)``, so no tensor is read back from the
+device, and rows without a face never enter a branch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from .blocks import FaceKV
+from .config import COMBINATIONS
+
+if TYPE_CHECKING:
+    from .adapter import FaceAdapter
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One or several references of a person, encoded.
+
+    Args:
+        hidden: ``(N, T, E)`` hidden states of N references, T tokens each.
+        weights: one non-negative weight for each reference; all ones when left out.
+        combination: see :func:`combine_references`.
+        encoder: fingerprint of the encoder that made the hidden states.
+    """
+
+    hidden: Tensor
+    weights: tuple[float, ...] = ()
+    combination: str = "concat"
+    encoder: str = ""
+
+    def __post_init__(self):
+        if self.hidden.ndim != 3 or self.hidden.shape[0] == 0:
+            raise ValueError(f"a face needs hidden states (references, tokens, width), got {tuple(self.hidden.shape)}")
+        if not self.weights:
+            object.__setattr__(self, "weights", (1.0,) * self.hidden.shape[0])
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        if len(self.weights) != self.hidden.shape[0]:
+            raise ValueError(f"{len(self.weights)} weights for {self.hidden.shape[0]} references: give one for each")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights):
+            raise ValueError(f"weights of references must be finite and not negative, got {list(self.weights)}")
+        if self.combination not in COMBINATIONS:
+            raise ValueError(f"combination is {self.combination!r}, expected one of {', '.join(COMBINATIONS)}")
+
+    @property
+    def empty(self) -> bool:
+        """True when every weight is zero: such a face is no face."""
+        return not any(self.weights)
+
+
+def mix_faces(first: Face, second: Face, share: float, combination: str) -> Face:
+    """The references of two faces as one face, the second with ``share`` (0…1) of the weight.
+
+    Raises:
+        ValueError: the faces come from different encoders.
+    """
+    if first.encoder != second.encoder or first.hidden.shape[1:] != second.hidden.shape[1:]:
+        raise ValueError(f"face A comes from encoder {first.encoder or 'unknown'}, face B from "
+                         f"{second.encoder or 'unknown'}; encode both with the same adapter")
+    if combination == "average":  # the mean within each face; between them the share decides
+        combination, own = "weighted_average", [[float(w > 0) for w in face.weights] for face in (first, second)]
+    else:
+        own = [face.weights for face in (first, second)]
+    weights = [part * weight / (sum(face) or 1.0)
+               for face, part in zip(own, (1.0 - share, share), strict=True) for weight in face]
+    return Face(torch.cat([first.hidden, second.hidden]), tuple(weights), combination, first.encoder)
+
+
+def combine_references(
+    hidden: Tensor, counts: Sequence[int], combination: str = "concat", weights: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The references of F faces as one token sequence for each face.
+
+    Args:
+        hidden: ``(R, T, E)`` hidden states of all references in the order of the faces.
+        counts: references of each of the F faces, R in all.
+        combination: ``concat`` lets the branches attend to all references of a face at once; a weight w biases the
+            attention logits by log w. ``average`` averages the tokens, ``weighted_average`` does so by weight. A
+            reference of weight 0 is left out in all three.
+        weights: one for each reference; None for equal ones.
+
+    Returns:
+        ``(F, L, E)``, and the bias ``(F, 1, 1, L)`` of the attention logits, which also hides padding; None when there
+        is nothing to bias.
+
+    Raises:
+        ValueError: for a face without a reference.
+    """
+    weight = torch.ones(hidden.shape[0]) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
+    used = [own.nonzero().flatten() for own in weight.split(list(counts))]
+    if not all(len(own) for own in used):
+        raise ValueError("every reference has weight 0, so there is no face to combine")
+    faces = [face[own.to(face.device)] for face, own in zip(hidden.split(list(counts)), used, strict=True)]
+    shares = [own[kept] for own, kept in zip(weight.split(list(counts)), used, strict=True)]  # F × (n,)
+    if combination != "concat":
+        if combination == "average":
+            shares = [torch.ones_like(share) for share in shares]
+        means = [torch.einsum("n,nte->te", (share / share.sum()).to(face), face)
+                 for share, face in zip(shares, faces, strict=True)]
+        return torch.stack(means), None
+    tokens = pad_sequence([face.flatten(0, 1) for face in faces], batch_first=True)  # (F, L, E)
+    # A factor that all references of a face have in common cancels in the softmax.
+    logs = [(share / share[0]).log().repeat_interleave(hidden.shape[1]) for share in shares]
+    bias = pad_sequence(logs, batch_first=True, padding_value=-math.inf)  # (F, L)
+    return tokens, bias[:, None, None, :].to(hidden.device) if bias.any() else None
+
+
+@dataclass(frozen=True, eq=False)
+class FaceControl:
+    """What a face does to rows of a batch, and when.
+
+    Args:
+        face: whose it is; None for a dropped face, or for faces that have no name (training).
+        strength: factor on what the branches add.
+        mask: ``(1 or rows, H, W)`` with values 0…1, multiplied onto what the branches add; in any resolution of the
+            picture's shape.
+        start, end: share of the sampling run, 0…1, between which the branches act.
+        kv: for each site and block of its branch, keys and values ``(F, L, heads · head_dim)``; F is 1 or the number of
+            rows. They do not change over a run, so :meth:`FaceAdapter.control` computes them once, when the
+            conditioning is made ready.
+        bias: ``(F, 1, 1, L)`` added to the logits of the attention to the face, or None.
+    """
+
+    face: Face | None = None
+    strength: float = 1.0
+    mask: Tensor | None = None
+    start: float = 0.0
+    end: float = 1.0
+    kv: Sequence[Sequence[FaceKV]] = ()
+    bias: Tensor | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it describes a face that acts anywhere; asked of a face before its keys and values are made."""
+        return (self.face is not None and not self.face.empty and self.strength != 0.0 and self.start < self.end
+                and (self.mask is None or bool(self.mask.any())))
+
+
+Rows = Sequence[tuple[int, "FaceControl | None"]]
+"""Consecutive rows of a batch: how many, and what acts on them."""
+
+
+def merge_rows(rows: Rows) -> list[tuple[int, FaceControl | None]]:
+    """Joins neighbours with one control, so that a branch runs once for them."""
+    merged: list[tuple[int, FaceControl | None]] = []
+    for count, control in rows:
+        shared = control is None or ((control.mask is None or len(control.mask) == 1) and len(control.kv[0][0][0]) == 1)
+        if merged and shared and merged[-1][1] is control:
+            merged[-1] = (merged[-1][0] + count, control)
+        else:
+            merged.append((count, control))
+    return merged
+
+
+def add_control(adapter: FaceAdapter, index: int, block_input: Tensor, block_output: Tensor, rows: Rows,
+                grid: tuple[int, int] | None = None) -> Tensor:
+    """``block_output + strength · mask · branch(tap)`` on the rows that carry a face; the others stay as they are.
+
+    Args:
+        adapter: whose branch is added.
+        index: which branch of the adapter.
+        block_input, block_output: ``(B, S, width)`` going into and coming out of the frozen block. The image tokens
+            are the last h·w of the S tokens; the branch sees only those.
+        rows: descriptions of all B rows, in order.
+        grid: (h, w) of the image tokens; None when all S tokens are image tokens and no mask is used.
+
+    Returns:
+        ``(B, S, width)``; the very tensor ``block_output`` when no row carries a face.
+
+    Raises:
+        ValueError: when the rows do not add up to B, or a mask is given without a grid.
+    """
+    if all(control is None or control.strength == 0.0 for _, control in rows):
+        return block_output
+    if sum(count for count, _ in rows) != block_output.shape[0]:
+        raise ValueError(f"the batch has {block_output.shape[0]} rows, but faces were described for "
+                         f"{sum(count for count, _ in rows)}")
+    first = 0 if grid is None else block_output.shape[1] - grid[0] * grid[1]
+    source = block_input if adapter.config.tap == "input" else block_output
+    out = block_output.clone()
+    start = 0
+    for count, control in merge_rows(rows):
+        stop = start + count
+        if control is not None and control.strength != 0.0:
+            x = source[start:stop, first:]  # (count, h·w, width)
+            added = adapter.branches[index](x, control.kv[index], control.bias)
+            if control.mask is not None:
+                added = added * token_mask(control.mask, grid, added)
+            out[start:stop, first:].add_(added, alpha=control.strength)
+        start = stop
+    return out
+
+
+def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tensor:
+    """A mask ``(M, H, W)`` averaged over the cells of a token grid (h, w): ``(M, h·w, 1)``.
+
+    Raises:
+        ValueError: the grid is not known.
+    """
+    if grid is None:
+        raise ValueError("a face mask needs the token grid of the site")
+    mask = functional.interpolate(mask.to(like.device, torch.float32).unsqueeze(1), size=grid, mode="area")
+    return mask.flatten(1).unsqueeze(-1).to(like.dtype)
