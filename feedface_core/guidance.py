@@ -46,6 +46,19 @@ class Guidance:
             total = term if total is None else total + term
         return total
 
+    @property
+    def scale(self) -> float:
+        """The one scale s of the same guidance written as ``ε(∅,∅) + s·(conditional − ε(∅,∅))``; 1 where ε(∅,∅) keeps
+        its full weight, so that there is no such s."""
+        return 1.0 - self.dropped if abs(1.0 - self.dropped) > 1e-9 else 1.0
+
+    def conditional(self, predictions: Mapping[str, Tensor]) -> Tensor:
+        """The conditional prediction of that form, a mean of the predictions that are not ε(∅,∅)."""
+        if self.dropped == 0.0 or abs(1.0 - self.dropped) <= 1e-9:
+            return self.combine(predictions)
+        rest = Guidance(0.0, self.text / self.scale, self.face / self.scale, self.both / self.scale)
+        return rest.combine(predictions)
+
 
 def joint(scale: float) -> Guidance:
     """``ε(t,f) + s·(ε(t,f) − ε(∅,∅))``, the form of FeedFace (s = 5). ComfyUI's cfg is ``s + 1``."""
@@ -60,6 +73,20 @@ def text_then_face(text_scale: float, face_scale: float) -> Guidance:
 def face_then_text(text_scale: float, face_scale: float) -> Guidance:
     """``ε(∅,∅) + s_f·(ε(∅,f) − ε(∅,∅)) + s_t·(ε(t,f) − ε(∅,f))``, the mirror image of :func:`text_then_face`."""
     return Guidance(dropped=1.0 - face_scale, text=0.0, face=face_scale - text_scale, both=text_scale)
+
+
+FORMS = ("text_then_face", "face_then_text", "three_weights", "joint")
+
+
+def by_name(form: str, text_scale: float, face_scale: float, both_scale: float = 0.0) -> Guidance:
+    """One of :data:`FORMS` by its name. ``joint`` has one scale, ``text_scale``. Raises ``ValueError`` for another."""
+    if form == "joint":
+        return joint(text_scale)
+    if form == "three_weights":
+        return three_weights(text_scale, face_scale, both_scale)
+    if form not in FORMS:
+        raise ValueError(f"guidance form {form!r}, expected one of {', '.join(FORMS)}")
+    return (text_then_face if form == "text_then_face" else face_then_text)(text_scale, face_scale)
 
 
 def three_weights(text: float, face: float, both: float) -> Guidance:

@@ -13,11 +13,9 @@ from .compat import make_schema
 from .model_patch import CONTROLS, USE_FACE
 from .unidiffuser_model import UNCONDITIONAL_KEY
 
-JOINT = "joint"
-TEXT_THEN_FACE = "text, then face"
-FACE_THEN_TEXT = "face, then text"
-THREE_WEIGHTS = "three weights"
-FORMS = (TEXT_THEN_FACE, FACE_THEN_TEXT, THREE_WEIGHTS, JOINT)
+#: What the node calls the forms of :mod:`feedface_core.guidance`.
+FORMS = {"text, then face": "text_then_face", "face, then text": "face_then_text", "three weights": "three_weights",
+         "joint": "joint"}
 
 #: The guider's names of the four predictions. ComfyUI itself looks for "positive" and "negative".
 CONDITIONINGS = {"dropped": "negative", "text": "positive_without_face", "face": "negative_with_face",
@@ -30,8 +28,7 @@ TEXT_VALUES = ("pooled_output", UNCONDITIONAL_KEY)
 class FeedFaceGuider(comfy.samplers.CFGGuider):
     """Combines the predictions ε(∅,∅), ε(t,∅), ε(∅,f) and ε(t,f); see :mod:`feedface_core.guidance`."""
 
-    def set_guidance(self, weights: guidance.Guidance) -> None:
-        self.weights = weights
+    weights: guidance.Guidance
 
     def set_conds(self, positive, negative) -> None:
         self.inner_set_conds({
@@ -42,35 +39,41 @@ class FeedFaceGuider(comfy.samplers.CFGGuider):
         })
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
-        model_options = model_options or {}
+        """``(B, C, H, W)`` noisy latents → the guided denoised ones, as ComfyUI's own ``sampling_function`` does it for
+        two predictions: functions that other nodes put before, in place of and behind the guidance run in their turn.
+        """
+        options = model_options or {}
         needed = set(self.weights.needed)
-        if model_options.get("disable_cfg1_optimization", False):
+        if options.get("disable_cfg1_optimization", False):
             needed |= {"dropped", "both"}
-        names = [name for name in guidance.PREDICTIONS if name in needed]
-        conds = [self.conds[CONDITIONINGS[name]] for name in names]
-        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
-        predictions = dict(zip(names, out, strict=True))
-        return self.after_guidance(self.weights.combine(predictions), predictions, x, timestep, model_options)
+        # Functions of other nodes expect the prompt first and the negative second; further ones are left alone.
+        names = [name for name in ("both", "dropped", "text", "face") if name in needed or name in ("both", "dropped")]
+        conds = [self.conds[CONDITIONINGS[name]] if name in needed else None for name in names]
+        about = {"input": x, "sigma": timestep, "timestep": timestep, "model": self.inner_model,
+                 "model_options": options, "cond_scale": self.weights.scale}
+        if "sampler_calc_cond_batch_function" in options:
+            out = options["sampler_calc_cond_batch_function"]({**about, "conds": conds})
+        else:
+            out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)
+        for function in options.get("sampler_pre_cfg_function", []):
+            changed = function({**about, "conds": conds, "conds_out": out})
+            out = [*changed, *out[len(changed):]]
+        return self._guide(dict(zip(names, out, strict=True)), needed, x, conds, about)
 
-    def after_guidance(self, denoised: Tensor, predictions: dict[str, Tensor], x: Tensor, timestep: Tensor,
-                       model_options: dict) -> Tensor:
-        """Runs the post-CFG functions that other nodes put on the model."""
-        for function in model_options.get("sampler_post_cfg_function", []):
-            denoised = function({
-                "denoised": denoised, "input": x, "sigma": timestep, "model": self.inner_model,
-                "model_options": model_options, "cond_scale": self.weights.both,
-                "cond": self.conds["positive"], "uncond": self.conds["negative"],
-                "cond_denoised": predictions.get("both", denoised),
-                "uncond_denoised": predictions.get("dropped", denoised),
+    def _guide(self, predictions: dict[str, Tensor], needed: set[str], x: Tensor, conds: list, about: dict) -> Tensor:
+        options, dropped = about["model_options"], predictions["dropped"]
+        denoised = self.weights.combine(predictions)
+        if "sampler_cfg_function" in options:
+            cond = self.weights.conditional(predictions)
+            denoised = x - options["sampler_cfg_function"]({
+                **about, "cond": x - cond, "uncond": x - dropped, "cond_denoised": cond, "uncond_denoised": dropped,
+                "input_cond": conds[0], "input_uncond": conds[1],
             })
+        both = predictions["both"] if "both" in needed else self.weights.conditional(predictions)
+        for function in options.get("sampler_post_cfg_function", []):
+            denoised = function({**about, "denoised": denoised, "cond": conds[0], "uncond": conds[1],
+                                 "cond_denoised": both, "uncond_denoised": dropped})
         return denoised
-
-
-class JointGuider(comfy.samplers.CFGGuider):
-    """``ε(t,f) + s·(ε(t,f) − ε(∅,∅))``: ComfyUI's own guidance at cfg s + 1, with everything that patches it."""
-
-    def set_scale(self, scale: float) -> None:
-        self.set_cfg(scale + 1.0)
 
 
 def with_faces_of(negative, positive):
@@ -92,21 +95,15 @@ def make_guider(model: ModelPatcher, positive, negative, text_scale: float, face
     """The guider of one form; the meaning of the scales is that of :mod:`feedface_core.guidance`."""
     if not positive or not negative:
         raise ValueError("FeedFace Guider: positive and negative both need at least one prompt")
-    if form == JOINT:
-        guider = JointGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_scale(text_scale)
-        return guider
-    if form == TEXT_THEN_FACE:
-        weights = guidance.text_then_face(text_scale, face_scale)
-    elif form == FACE_THEN_TEXT:
-        weights = guidance.face_then_text(text_scale, face_scale)
-    elif form == THREE_WEIGHTS:
-        weights = guidance.three_weights(text_scale, face_scale, both_scale)
-    else:
+    if form not in FORMS:
         raise ValueError(f"FeedFace Guider: form {form!r}, expected one of {', '.join(FORMS)}")
-    guider = FeedFaceGuider(model)
-    guider.set_guidance(weights)
+    weights = guidance.by_name(FORMS[form], text_scale, face_scale, both_scale)
+    if FORMS[form] == "joint":  # ComfyUI's own guidance, with everything that patches it
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_cfg(weights.scale)
+    else:
+        guider = FeedFaceGuider(model)
+        guider.weights = weights
     guider.set_conds(positive, negative)
     return guider
 
@@ -130,7 +127,7 @@ class Guider(io.ComfyNode):
                                tooltip="How strongly the text pulls. In the joint form the one scale s: cfg s + 1."),
                 io.Float.Input("face_scale", default=4.0, min=0.0, max=30.0, step=0.1,
                                tooltip="How strongly the face pulls. Not used in the joint form."),
-                io.Combo.Input("form", options=list(FORMS), default=TEXT_THEN_FACE,
+                io.Combo.Input("form", options=list(FORMS), default="text, then face",
                                tooltip="text, then face: the face is added to what the text says. face, then text: the "
                                        "mirror image. three weights: text alone, face alone and both (Face0). joint: "
                                        "the published form with one scale."),

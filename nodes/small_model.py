@@ -168,6 +168,8 @@ def load_clip(folder: Path) -> comfy.sd.CLIP:
     )
     clip = comfy.sd.CLIP(target, parameters=comfy.utils.calculate_parameters(weights))
     named = {key if key.startswith("text_model.") else f"text_model.{key}": weight for key, weight in weights.items()}
+    # ComfyUI's text model has a projection that this one lacks; what is not loaded would be saved uninitialised.
+    named["text_projection.weight"] = torch.eye(config["hidden_size"])
     missing, _ = clip.load_sd(named)
     missing = [name for name in missing if "text_model." in name]
     if missing:

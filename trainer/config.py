@@ -216,9 +216,9 @@ class ValidationSettings(Settings):
     guidance: Literal["joint", "text_then_face", "face_then_text", "three_weights"] = "joint"
     """How unconditional, text and face predictions are combined."""
     text_scale: float = 5.0
-    """Scale of the text; not used by joint."""
+    """Scale of the text; the one scale of joint."""
     face_scale: float = 5.0
-    """Scale of the face; the one scale of joint."""
+    """Scale of the face; not used by joint."""
     both_scale: float = 5.0
     """Scale of text and face together, of three_weights only."""
     strength: Annotated[float, Field(ge=0)] = 1.0

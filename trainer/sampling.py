@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 
 
 def make_guidance(settings: ValidationSettings) -> Guidance:
-    """The guidance that the settings name."""
-    if settings.guidance == "joint":
-        return guidance.joint(settings.face_scale)
-    if settings.guidance == "three_weights":
-        return guidance.three_weights(settings.text_scale, settings.face_scale, settings.both_scale)
-    return getattr(guidance, settings.guidance)(settings.text_scale, settings.face_scale)
+    """The guidance that the settings name; the scales mean what they mean in the node FeedFace Guider."""
+    return guidance.by_name(settings.guidance, settings.text_scale, settings.face_scale, settings.both_scale)
 
 
 @torch.no_grad()

@@ -128,6 +128,16 @@ def test_faces_combined_together_are_those_combined_alone(combination):
         torch.testing.assert_close(together[one], add_control(adapter, 0, X[one], Y[one], [(1, alone)]))
 
 
+def test_padded_references_do_not_count():
+    hidden = torch.arange(3 * 2 * 1, dtype=torch.float32).view(3, 2, 1)
+    tokens, bias = combine_references(hidden, [1, 2])
+    assert tokens[..., 0].tolist() == [[0, 1, 0, 0], [2, 3, 4, 5]]
+    assert bias[:, 0, 0].tolist() == [[0, 0, -torch.inf, -torch.inf], [0, 0, 0, 0]]
+    assert combine_references(hidden, [3])[1] is None
+    averaged, none = combine_references(hidden, [1, 2], "average")
+    assert averaged[..., 0].tolist() == [[0, 1], [3, 4]] and none is None
+
+
 def test_mixing_follows_the_share():
     a, b = Face(HIDDEN[:2], (3.0, 1.0), encoder="e"), Face(HIDDEN[2:], encoder="e")
     means = {"average": HIDDEN[:2].mean(0), "weighted_average": 0.75 * HIDDEN[0] + 0.25 * HIDDEN[1]}

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from feedface_core.guidance import PREDICTIONS, Guidance, face_then_text, joint, text_then_face, three_weights
+from feedface_core.guidance import (
+    FORMS,
+    PREDICTIONS,
+    Guidance,
+    by_name,
+    face_then_text,
+    joint,
+    text_then_face,
+    three_weights,
+)
 
 EPS = dict(zip(PREDICTIONS, torch.randn(4, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), strict=True))
 NONE, TEXT, FACE, BOTH = (EPS[name] for name in PREDICTIONS)
@@ -54,3 +63,22 @@ def test_scales_that_are_no_numbers_are_refused():
         text_then_face(float("nan"), 1.0)
     with pytest.raises(ValueError, match="finite"):
         Guidance(float("inf"), 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("guidance", [joint(3.3), text_then_face(7.1, 2.3), text_then_face(0.0, 2.0),
+                                      face_then_text(0.3, 9.0), three_weights(0.7, 0.2, 0.1)])
+def test_every_form_is_one_scale_on_one_conditional_prediction(guidance):
+    conditional = guidance.conditional(EPS)
+    guided = NONE + guidance.scale * (conditional - NONE)
+    if guidance.dropped != 1.0:
+        torch.testing.assert_close(guided, guidance.combine(EPS), atol=1e-5, rtol=1e-5)
+    else:
+        torch.testing.assert_close(conditional, guidance.combine(EPS))
+
+
+def test_forms_by_name():
+    built = {form: by_name(form, 6.0, 4.0, 2.0) for form in FORMS}
+    assert built == {"joint": joint(6.0), "text_then_face": text_then_face(6.0, 4.0),
+                     "face_then_text": face_then_text(6.0, 4.0), "three_weights": three_weights(6.0, 4.0, 2.0)}
+    with pytest.raises(ValueError, match="guidance form 'both', expected one of"):
+        by_name("both", 1.0, 1.0)

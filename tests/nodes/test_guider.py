@@ -88,6 +88,53 @@ def test_face_only_prediction_keeps_the_regions_of_the_prompt(pack, model, adapt
     assert (out - expected).norm() <= 1e-5 * expected.norm()
 
 
+def with_core_node(model, module: str, node: str, *values):
+    """A model behind one of ComfyUI's own nodes."""
+    import importlib
+
+    found = getattr(importlib.import_module(f"comfy_extras.{module}"), node)
+    if hasattr(found, "execute"):
+        return found.execute(model, *values)[0]
+    return found().patch(model, *values)[0]
+
+
+@pytest.mark.parametrize("node", [
+    ("nodes_model_advanced", "RescaleCFG", 0.7),  # in place of the guidance
+    ("nodes_tcfg", "TCFG"),  # before it
+    ("nodes_pag", "PerturbedAttentionGuidance", 3.0),  # behind it
+    ("nodes_mahiro", "Mahiro"),
+    ("nodes_apg", "APG", 1.0, 5.0, 0.0),
+    ("nodes_cfg", "CFGZeroStar"),
+], ids=lambda node: node[1])
+def test_functions_of_other_nodes_run(pack, comfy, patched, node):
+    """With equal scales the form is plain guidance, so each node does what it does under KSampler; with others as well
+    it changes the picture."""
+    changed = with_core_node(patched, *node)
+    expected = sample(changed, POS, NEG, cfg=4.0)
+    assert (expected - sample(patched, POS, NEG, cfg=4.0)).norm() > 1e-3 * expected.norm()
+    out = sample(changed, guider=make(pack, changed, "text, then face", 4.0, 4.0))
+    assert (out - expected).norm() <= 1e-5 * expected.norm()
+    for form in ("text, then face", "face, then text", "three weights"):
+        separate = sample(changed, guider=make(pack, changed, form, 4.0, 2.0))
+        plain = sample(patched, guider=make(pack, patched, form, 4.0, 2.0))
+        assert torch.isfinite(separate).all() and (separate - plain).norm() > 1e-3 * plain.norm()
+
+
+def test_a_function_instead_of_the_evaluation_runs(pack, patched):
+    import comfy.samplers
+
+    changed, calls = patched.clone(), []
+
+    def evaluate(args):
+        calls.append(len(args["conds"]))
+        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"],
+                                              args["model_options"])
+
+    changed.set_model_sampler_calc_cond_batch_function(evaluate)
+    out = sample(changed, guider=make(pack, changed, "text, then face"), steps=1)
+    assert torch.equal(out, sample(patched, guider=make(pack, patched, "text, then face"), steps=1)) and calls == [3]
+
+
 def test_post_cfg_functions_of_other_nodes_run(pack, patched):
     changed = patched.clone()
     changed.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.5)

@@ -42,6 +42,16 @@ def test_text_states_agree_with_transformers(parts):
     assert (found - expected).abs().max() < 1e-4
 
 
+def test_nothing_is_left_uninitialised(parts):
+    """Checkpoint Save writes every weight, those that the system has no file for too."""
+    node, folder = parts["node"], parts["folder"]
+    weights = {**node.load_clip(folder).get_sd(), **node.load_vae(folder).get_sd(),
+               **node.load_model(folder).model.diffusion_model.state_dict()}
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    projection = next(weight for name, weight in weights.items() if name.endswith("text_projection.weight"))
+    assert torch.equal(projection.float(), torch.eye(128))
+
+
 @torch.no_grad()
 def test_prediction_agrees_with_diffusers(parts):
     model = parts["node"].load_model(parts["folder"])

@@ -13,7 +13,7 @@ from feedface_core.conditioning import Face
 from trainer.build import build_parts
 from trainer.data import FaceDataset, TensorShapes, collate
 from trainer.manifest import read_manifest
-from trainer.step import Plan, TrainingStep, encode_batch, face_tokens
+from trainer.step import Plan, TrainingStep, encode_batch
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,7 @@ class Case:
         )
         self.features = encode_batch(self.batch, self.parts.base, self.parts.encoder)
         own = self.config
-        self.step = TrainingStep(
-            self.parts.adapter, self.parts.base, own.loss, own.adapter.combination, own.model.gradient_checkpointing
-        )
+        self.step = TrainingStep(self.parts.adapter, self.parts.base, own.loss, own.adapter.combination)
 
     def gradients(self):
         loss, losses = self.step(self.batch, self.features, self.step.plan(self.batch))
@@ -173,16 +171,6 @@ def test_plan():
     assert plan == Plan((0, 2, 1, 3), 2, ("regularised", "standard", "regularised", "standard"), (0, 2))
     assert Plan.of([False, True], [False, False], "regularised", "off").rows == (0,)
     assert Plan.of([True], [False], "mask", "off") == Plan((), 0, (), ())
-
-
-def test_padded_references_do_not_count():
-    hidden = torch.arange(3 * 2 * 1, dtype=torch.float32).view(3, 2, 1)
-    tokens, bias = face_tokens(hidden, [1, 2])
-    assert tokens[..., 0].tolist() == [[0, 1, 0, 0], [2, 3, 4, 5]]
-    assert bias[:, 0, 0].tolist() == [[0, 0, -torch.inf, -torch.inf], [0, 0, 0, 0]]
-    assert face_tokens(hidden, [3])[1] is None
-    averaged, none = face_tokens(hidden, [1, 2], "average")
-    assert averaged[..., 0].tolist() == [[0, 1], [3, 4]] and none is None
 
 
 def test_plain_attention_gives_the_same(files):
