@@ -107,7 +107,7 @@ def _plan_adapter(tensors: dict[str, Tensor], path: Path) -> Conversion:
 def _plan_uvit(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path,
                caption_decoder: Path | None) -> Conversion:
     try:
-        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, metadata))
+        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, tensors, metadata))
         expected = {name: tuple(tensor.shape) for name, tensor in UViT(config, device="meta").state_dict().items()}
         uvit = {key: tensor for key, tensor in tensors.items() if not key.startswith("encode_prefix.")}
         check_tensors("UniDiffuser's U-ViT", expected, uvit)

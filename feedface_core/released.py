@@ -100,8 +100,11 @@ def plain_state(loaded: Any, path: str | Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def settings_for(path: str | Path, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What the weights cannot tell: from the metadata, or ``NAME.json`` or ``config.json`` beside the file.
+def settings_for(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What the weights cannot tell: from the metadata, or ``NAME.json`` beside the file, or a ``config.json`` beside it
+    that says of itself that it is for a model of the weights' width (``embed``).
 
     Keys: ``heads``, ``text_tokens``, ``grid`` of the U-ViT; ``branch_heads`` (or ``heads``), ``sites`` and
     ``vision`` (fields of ``CLIPVisionConfig``) of the adapter. Raises ``ValueError`` when a JSON file is not an
@@ -111,7 +114,7 @@ def settings_for(path: str | Path, metadata: Mapping[str, str] | None = None) ->
         return json.loads(metadata[METADATA_KEY])
     path = Path(path)
     for candidate in (path.with_suffix(".json"), path.with_name("config.json")):
-        if candidate.is_file():
+        if candidate.is_file() and (candidate.stem == path.stem or _embed(candidate) in _widths(tensors)):
             try:
                 settings = json.loads(candidate.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
@@ -120,6 +123,19 @@ def settings_for(path: str | Path, metadata: Mapping[str, str] | None = None) ->
                 raise ValueError(f"{candidate}: expected a JSON object, found {type(settings).__name__}")
             return settings
     return {}
+
+
+def _embed(path: Path) -> Any:
+    """What a JSON file of any kind gives as ``embed``."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # somebody else's
+    return settings.get("embed") if isinstance(settings, dict) else None
+
+
+def _widths(tensors: Mapping[str, Tensor]) -> set[int]:
+    return {tensors[key].shape[at] for key, at in ((ADAPTER_SIGNATURE, 0), ("pos_embed", -1)) if key in tensors}
 
 
 def kind(tensors: Mapping[str, Tensor]) -> str | None:
@@ -153,7 +169,7 @@ def read_adapter(state: Any, path: str | Path) -> tuple[AdapterConfig, dict[str,
         if not is_adapter(tensors):
             raise ValueError(f"{_describe(tensors)}; the released FeedFace adapter has {ADAPTER_SIGNATURE}, "
                              "which is not there")
-        config, renamed = adapter_from(tensors, settings_for(path))
+        config, renamed = adapter_from(tensors, settings_for(path, tensors))
     except ValueError as error:
         text = str(error)
         raise AdapterFileError(text if text.startswith(str(path)) else f"{path}: {text}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import groupby
 
 import torch
@@ -186,8 +185,7 @@ class LoadFace(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, face_name: str):
-        path = folders.find(folders.FACES, face_name)
-        return (face_name, os.path.getmtime(path))
+        return folders.state(folders.FACES, [face_name])
 
 
 NODES = [EncodeFaces, CombineFaces, SaveFace, LoadFace]

@@ -6,6 +6,7 @@ Paths of ``extra_model_paths.yaml`` under the key ``feedface`` come in on their 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -53,6 +54,13 @@ def find(folder: str, name: str) -> str:
         searched = ", ".join(folder_paths.get_folder_paths(folder))
         raise FileNotFoundError(f"FeedFace: no file {name!r}; looked in {searched}. Put it there and refresh (key R).")
     return path
+
+
+def state(folder: str, names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of files, which tell when one was replaced; missing files are left out."""
+    paths = {name: folder_paths.get_full_path(folder, name) for name in names}
+    found = {name: os.stat(path) for name, path in paths.items() if path}
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(found.items())]
 
 
 def face_path(name: str) -> Path:

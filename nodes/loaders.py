@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import folder_paths
 from comfy_api.latest import io, ui
 
@@ -52,9 +50,9 @@ class LoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, face_encoder: str = _AUTO):
-        """A file that was replaced is read again."""
-        path = folder_paths.get_full_path(folders.ADAPTERS, adapter_name)
-        return (adapter_name, face_encoder, os.path.getmtime(path) if path else None)
+        """A file that was replaced is read again: the adapter, or the encoder that it leaves out."""
+        encoders = folder_paths.get_filename_list("clip_vision") if face_encoder == _AUTO else [face_encoder]
+        return folders.state(folders.ADAPTERS, [adapter_name]), folders.state("clip_vision", encoders)
 
 
 class AdapterInfo(io.ComfyNode):

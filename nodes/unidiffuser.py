@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import folder_paths
@@ -11,7 +10,7 @@ from comfy_api.latest import io
 from safetensors import SafetensorError, safe_open
 
 from ..feedface_core.released import PREFIX_SIGNATURE
-from . import unidiffuser_model
+from . import folders, unidiffuser_model
 from .compat import make_schema
 
 _NAME = "Load UniDiffuser"
@@ -134,9 +133,9 @@ class LoadUniDiffuser(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, uvit: str, caption_decoder: str = _AUTO, weight_dtype: str = "default"):
-        """A file that was replaced is read again."""
-        path = folder_paths.get_full_path(_MODELS, uvit)
-        return uvit, caption_decoder, weight_dtype, os.path.getmtime(path) if path else None
+        """A file that was replaced is read again: the U-ViT, or the caption decoder."""
+        decoders = decoder_files() if caption_decoder == _AUTO else [caption_decoder]
+        return folders.state(_MODELS, [uvit, *decoders]), folders.state(_TEXT, decoders), weight_dtype
 
 
 class UnconditionalText(io.ComfyNode):

@@ -209,7 +209,7 @@ def read_weights(path: Path, prefix_path: Path | None) -> tuple[dict[str, Tensor
     """Weights of :class:`JointUViT`, checked, and the sizes. Raises as :func:`load_unidiffuser`."""
     tensors, metadata = released.read_tensors(path)
     try:
-        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, metadata))
+        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, tensors, metadata))
         prefix = {key: tensors.pop(key) for key in list(tensors) if key.startswith("encode_prefix.")}
         expected = {name: tuple(tensor.shape) for name, tensor in UViT(config, device="meta").state_dict().items()}
         check_tensors("UniDiffuser's U-ViT", expected, tensors)

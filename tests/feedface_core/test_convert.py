@@ -46,7 +46,7 @@ def test_converted_uvit_needs_no_config_beside_it(folder):
     assert convert.main([str(folder / "uvit.pth"), "--caption-decoder", str(folder / "caption_decoder.pth")]) == 0
     tensors, metadata = released.read_tensors(folder / "uvit.safetensors")
     assert tensors["encode_prefix.weight"].shape == (64, 768)
-    settings = released.settings_for(Path("elsewhere/uvit.safetensors"), metadata)
+    settings = released.settings_for(Path("elsewhere/uvit.safetensors"), {}, metadata)
     assert settings == {"heads": 2, "text_tokens": 77, "grid": [8, 8]}
     assert UViTConfig.from_state_dict(tensors, settings).heads == 2
 

@@ -122,15 +122,26 @@ def test_wrappers_of_state_dicts(tmp_path):
 
 
 def test_settings(tmp_path):
-    assert released.settings_for(tmp_path / "uvit.pth") == {}
-    (tmp_path / "config.json").write_text('{"heads": 3}')
-    assert released.settings_for(tmp_path / "uvit.pth") == {"heads": 3}
+    weights = {"pos_embed": torch.zeros(1, 337, 48)}
+
+    def settings(metadata=None):
+        return released.settings_for(tmp_path / "uvit.pth", weights, metadata)
+
+    assert settings() == {}
+    (tmp_path / "config.json").write_text('{"heads": 3, "embed": 48}')
+    assert settings() == {"heads": 3, "embed": 48}
     (tmp_path / "uvit.json").write_text('{"heads": 2}')
-    assert released.settings_for(tmp_path / "uvit.pth") == {"heads": 2}
-    assert released.settings_for(tmp_path / "uvit.pth", {"unidiffuser": '{"heads": 4}'}) == {"heads": 4}
+    assert settings() == {"heads": 2}
+    assert settings({"unidiffuser": '{"heads": 4}'}) == {"heads": 4}
     (tmp_path / "uvit.json").write_text("[2]")
     with pytest.raises(ValueError, match=r"uvit\.json: expected a JSON object, found list"):
-        released.settings_for(tmp_path / "uvit.pth")
+        settings()
+
+
+@pytest.mark.parametrize("text", ['{"heads": 3}', '{"heads": 3, "embed": 64}', "[3]", "not JSON", '{"embed": {}}'])
+def test_a_config_of_something_else_beside_the_file_is_not_believed(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert released.settings_for(tmp_path / "uvit.pth", {"pos_embed": torch.zeros(1, 337, 48)}) == {}
 
 
 def test_incomplete_adapters():

@@ -73,6 +73,24 @@ def test_a_replaced_file_is_loaded_again(pack, folder_lists, make_adapter, tmp_p
     assert before != pack.loaders.LoadAdapter.fingerprint_inputs("a.safetensors")
 
 
+@pytest.mark.parametrize("choice", ["auto", "vit.safetensors"])
+def test_a_replaced_encoder_is_loaded_again(pack, folder_lists, tmp_path, choice):
+    """Whether it was chosen or found, and by its contents' size when the clock says nothing."""
+    import os
+
+    for folder in ("feedface", "clip_vision"):
+        (tmp_path / folder).mkdir()
+        folder_lists[folder] = ([str(tmp_path / folder)], {".safetensors"})
+    (tmp_path / "feedface" / "a.safetensors").write_bytes(b"adapter")
+    encoder = tmp_path / "clip_vision" / "vit.safetensors"
+    encoder.write_bytes(b"one")
+    os.utime(encoder, (1, 1))
+    before = pack.loaders.LoadAdapter.fingerprint_inputs("a.safetensors", choice)
+    encoder.write_bytes(b"another")
+    os.utime(encoder, (1, 1))
+    assert pack.loaders.LoadAdapter.fingerprint_inputs("a.safetensors", choice) != before
+
+
 def test_only_the_first_references_are_used(pack, adapter, crops):
     encode = pack.face.EncodeFaces.execute
     face = encode(adapter, crops, weights="1, 2, 3", max_references=2).args[0]

@@ -43,7 +43,7 @@ def read_uvit(path: Path) -> tuple[dict[str, Tensor], UViTConfig]:
     """Weights and sizes of a U-ViT, checked. Raises ``BaseError`` that says what the file is instead."""
     try:
         tensors, metadata = released.read_tensors(path)
-        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, metadata))
+        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, tensors, metadata))
         own = {key: tensor for key, tensor in tensors.items() if not key.startswith("encode_prefix.")}
         expected = {key: tuple(t.shape) for key, t in uvit.UViT(config, device="meta").state_dict().items()}
         check_tensors(str(path), expected, own)
