@@ -125,13 +125,14 @@ def settings_for(
     return {}
 
 
-def _embed(path: Path) -> Any:
+def _embed(path: Path) -> int | None:
     """What a JSON file of any kind gives as ``embed``."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # somebody else's
-    return settings.get("embed") if isinstance(settings, dict) else None
+    width = settings.get("embed") if isinstance(settings, dict) else None
+    return width if isinstance(width, int) else None
 
 
 def _widths(tensors: Mapping[str, Tensor]) -> set[int]:

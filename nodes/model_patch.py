@@ -1,12 +1,12 @@
 """How an adapter enters a MODEL. The only code that touches ComfyUI's models, on its public hooks:
 
 * Each site's block gets a ``forward`` (object patch) that adds the control branch.
-* A ``SAMPLER_SAMPLE`` wrapper makes the faces ready at the start of a run: keys and values for each conditioning, found
-  again by the conditioning's uuid. So a face stays with its prompt under every guider, area, mask and hook.
+* ``OUTER_SAMPLE`` and ``SAMPLER_SAMPLE`` wrappers give each conditioning of a run its face, and make keys and values
+  when the models are loaded. So a face stays with its prompt under every guider, area, mask and hook.
 * A ``CALC_COND_BATCH`` wrapper leads the faces to the blocks through ``transformer_options``, in which ComfyUI says
   whose rows a batch holds. They get there on every path to the model, also past ``apply_model``.
 * An ``APPLY_MODEL`` wrapper looks the rows up before the model runs: a compiled model would be traced anew for every
-  uuid.
+  conditioning.
 
 Nothing here is changed after it was made: models cloned from one another share these objects.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.utils
@@ -50,19 +50,19 @@ class Shared:
 
 @dataclass(eq=False)
 class Run(Shared):
-    """The faces of one sampling run.
+    """One sampling run.
 
     Args:
         adapter: whose branches are added, of the model that runs.
-        controls: by the uuid of the conditioning.
+        active: whether any conditioning carries a face.
         dropped: what a conditioning without a face gets; None where the branches are switched off.
         used: whether a branch has run.
     """
 
     adapter: FaceAdapter
-    controls: Mapping[Any, FaceControl]
+    active: bool
     dropped: FaceControl | None = None
-    used: bool = field(default=False)
+    used: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +70,14 @@ class Evaluation(Shared):
     """A run at one noise level: what the blocks find in ``transformer_options``.
 
     Args:
-        run: the faces.
+        run: it belongs to.
+        controls: by the place of a list of conditionings and the uuid of one in it.
         batch: rows of each conditioning.
         rows: what acts on each row of the batch at hand, once it is known.
     """
 
     run: Run
+    controls: Mapping[tuple[int, Any], FaceControl]
     batch: int
     rows: Rows | None = None
 
@@ -83,21 +85,20 @@ class Evaluation(Shared):
         """The same with the rows of a batch.
 
         Args:
-            options: the block's ``transformer_options``.
+            options: the model's ``transformer_options``, in which ComfyUI says whose rows it stacked.
             total: rows of the batch, a multiple of those that ComfyUI stacked: tiled sampling repeats them.
 
         Raises:
             ValueError: when it is no multiple.
         """
-        window = options.get("context_window")
-        rows = [(self.batch, _in_window(self.run.controls.get(key, self.run.dropped), window, self.batch))
-                for key in options.get("uuids", ())]
-        stacked = self.batch * len(rows)
-        if not stacked or total % stacked:
-            raise ValueError(f"FeedFace: the model was called with {total} rows, but ComfyUI stacked {stacked} for "
-                             f"{len(rows)} prompts: another node changes the batch inside the model. Lower that node's "
-                             "batch size to 1 or remove it.")
-        return replace(self, rows=rows * (total // stacked))
+        stacked = zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=True)
+        controls = [self.controls.get(key, self.run.dropped) for key in stacked]
+        rows = [(self.batch, _in_window(control, options.get("context_window"), self.batch)) for control in controls]
+        if not rows or total % (self.batch * len(rows)):
+            raise ValueError(f"FeedFace: the model was called with {total} rows, but ComfyUI stacked "
+                             f"{self.batch * len(rows)} for {len(rows)} prompts: another node changes the batch inside "
+                             "the model. Lower that node's batch size to 1 or remove it.")
+        return replace(self, rows=rows * (total // (self.batch * len(rows))))
 
 
 def _in_window(control: FaceControl | None, window, batch: int) -> FaceControl | None:
@@ -150,43 +151,54 @@ class FacePatch(Shared):
             path = f"diffusion_model.{site.path}.forward"
             patched.add_object_patch(path, BlockWithBranch(self.key, index, site, model.get_model_object(path)).forward)
         patched.add_callback_with_key(CallbacksMP.ON_CLONE, self.key, follow_model)
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self.outer_sample)
         patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.key, self.sampler_sample)
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, self.calc_cond_batch)
         patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self.apply_model)
         patched.set_additional_models(self.key, [self.patcher])
         return patched
 
+    def outer_sample(self, executor: Callable, *args, **kwargs) -> Tensor:
+        """Wrapper of OUTER_SAMPLE: says of each conditioning which face it carries, before ComfyUI copies them from one
+        prompt to the other for their areas. They travel where ComfyUI keeps what it computed for a text."""
+        for kind, conds in executor.class_obj.conds.items():
+            for cond in conds:
+                control = self.control_for(cond.get("prompt_type", kind), cond)
+                cond["model_conds"] = {**cond["model_conds"], self.key: control}
+        return executor(*args, **kwargs)
+
     def sampler_sample(self, executor: Callable, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor,
                        *args, **kwargs) -> Tensor:
         """Wrapper of SAMPLER_SAMPLE: the faces of a run, made when its models are loaded and its prompts are ready."""
         run = self.start(guider, noise)
-        options = extra_args["model_options"].setdefault("transformer_options", {})
-        options[self.key] = run
+        extra_args["model_options"].setdefault("transformer_options", {})[self.key] = run
         result = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-        if run.controls and not run.used and self.acts_during(guider.inner_model.model_sampling, sigmas):
+        if run.active and not run.used and self.acts_during(guider.inner_model.model_sampling, sigmas):
             logging.warning("[FeedFace] the face of %s did not reach the picture: another node runs the model without "
                             "its blocks. Remove nodes that cache or replace the model's steps.", self.loaded.name)
         return result
 
     def start(self, guider, noise: Tensor) -> Run:
-        """Keys and values of the faces of all conditionings of a guider, for latents of the shape of ``noise``."""
+        """Keys and values of the faces of a guider's conditionings, left in each under the patch's key.
+
+        Args:
+            guider: whose models are loaded.
+            noise: of the latents' shape, on their device.
+        """
         adapter = guider.model_patcher.get_additional_models_with_key(self.key)[0].model
         factory = {"device": noise.device, "dtype": adapter.projection.weight.dtype}
         made: dict[FaceControl, FaceControl] = {}  # prompts that share a face share its keys and values
-        controls = {}
-        for kind, conds in guider.conds.items():
-            for cond in conds:
-                own = self.control_for(kind, cond)
-                if not own.active:
-                    continue
+        for cond in (cond for conds in guider.conds.values() for cond in conds):
+            cond["model_conds"] = dict(cond["model_conds"])
+            own = cond["model_conds"].pop(self.key, _NO_FACE)
+            if own.active and own not in made:
                 self.loaded.check_face(own.face)
-                if own not in made:
-                    made[own] = adapter.control_of(
-                        own.face, **factory, strength=own.strength,
-                        mask=None if own.mask is None else latent_mask(own.mask, noise).to(noise.device))
-                controls[cond["uuid"]] = _cropped(made[own], cond.get("area"))
-        dropped = adapter.null_control(**factory, strength=self.control.strength) if controls else None
-        return Run(adapter, controls, dropped)
+                mask = None if own.mask is None else latent_mask(own.mask, noise).to(noise.device)
+                made[own] = adapter.control_of(own.face, **factory, strength=own.strength, mask=mask)
+            if own.active:
+                cond[self.key] = _cropped(made[own], cond.get("area"))
+        dropped = adapter.null_control(**factory, strength=self.control.strength) if made else None
+        return Run(adapter, bool(made), dropped)
 
     def control_for(self, kind: str, cond: Mapping[str, Any]) -> FaceControl:
         """The conditioning's own face, else the model's unless the conditioning is a negative one.
@@ -213,8 +225,10 @@ class FacePatch(Shared):
             return executor(model, conds, x_in, timestep, model_options)
         run = run.run if isinstance(run, Evaluation) else run  # a function inside an evaluation starts another
         seen = {key: value for key, value in options.items() if key != self.key}
-        if run.controls and self.acts_at(model.model_sampling, timestep):
-            seen[self.key] = Evaluation(run, x_in.shape[0])
+        if run.active and self.acts_at(model.model_sampling, timestep):
+            controls = {(place, cond.get("uuid")): cond[self.key]
+                        for place, own in enumerate(conds) for cond in own or () if self.key in cond}
+            seen[self.key] = Evaluation(run, controls, x_in.shape[0])
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": seen})
 
     def apply_model(self, executor: Callable, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None,

@@ -27,6 +27,8 @@ def test_a_clone_onto_other_weights_runs_those(pack, adapter, make_adapter, face
     for block in old.model.diffusion_model.modules():
         if hasattr(block, "attn2"):
             block.register_forward_pre_hook(lambda *_: calls.append(1))
+    if not hasattr(fresh, "get_clone_model_override"):
+        pytest.skip("this ComfyUI makes no clones onto other weights")
     clone = patched.clone(model_override=fresh.get_clone_model_override())
     plain = sample(fresh)
     picture = sample(clone)
@@ -140,8 +142,12 @@ def in_windows(model, length: int):
 
 def test_context_windows_take_the_masks_of_their_pictures(pack, model, adapter, face):
     masks = torch.stack([torch.full((16, 16), float(on)) for on in (1, 0, 0, 1)])
+    try:
+        plain = sample(in_windows(model, 2), batch=4)
+    except RuntimeError as error:
+        pytest.skip(f"this ComfyUI has no windows over a batch, with or without a face: {error}")
     masked = apply(pack, model, adapter, face, mask=masks)
-    faced, plain = sample(in_windows(masked, 2), batch=4), sample(in_windows(model, 2), batch=4)
+    faced = sample(in_windows(masked, 2), batch=4)
     assert [not close(faced[index], plain[index]) for index in range(4)] == [True, False, False, True]
     assert close(faced, sample(masked, batch=4))
 

@@ -95,8 +95,10 @@ def run_in_comfyui(comfy, patcher, loaded, core, crops, noisy, timesteps, text):
                 model.model.encode_adm(pooled_output=pooled[None], width=width, height=height, device="cpu")
                 for pooled in text["pooled"]
             ])  # fmt: skip
-        guider = SimpleNamespace(model_patcher=model, conds={"negative": [{"uuid": 0}], "positive": [{"uuid": 1}]})
-        options = {patch.key: patches.Evaluation(patch.start(guider, noisy), 1), "uuids": [0, 1]}
+        positive = {"model_conds": {patch.key: control}}
+        run = patch.start(SimpleNamespace(model_patcher=model, conds={"positive": [positive]}), noisy)
+        step = patches.Evaluation(run, {(0, "b"): positive[patch.key]}, batch=1)
+        options = {patch.key: step, "cond_or_uncond": [1, 0], "uuids": ["a", "b"]}
         with torch.no_grad():
             return model.model.diffusion_model(
                 noisy, timesteps, text["states"], transformer_options=options, **conditions
