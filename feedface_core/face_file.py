@@ -8,13 +8,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .errors import FeedFaceError
 from .files import write_safetensors
 from .rows import Face
 
 FORMAT = "feedface-face"
 
 
-class FaceFileError(ValueError):
+class FaceFileError(FeedFaceError):
     """The file is not a saved face."""
 
 

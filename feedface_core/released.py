@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .config import AdapterConfig, EncoderConfig, SiteConfig
 from .encoder import fingerprint
+from .errors import FeedFaceError
 from .files import AdapterFileError
 
 #: Key of the safetensors metadata that holds the settings as JSON.
@@ -38,7 +39,7 @@ _KINDS = {
 }
 
 
-class UnreadableFile(ValueError):
+class UnreadableFile(FeedFaceError):
     """A weights file that is truncated, no weights file at all, or holds more than tensors."""
 
 

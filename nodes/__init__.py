@@ -8,7 +8,9 @@ from . import folders
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, detect, face, guidance, loaders, small_model, unidiffuser  # noqa: E402
+from . import apply, detect, errors, face, guidance, loaders, small_model, unidiffuser  # noqa: E402
+
+errors.show_by_name()  # once every module with an error of its own has been imported
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,

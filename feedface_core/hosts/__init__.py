@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..config import HOSTS, AdapterConfig, SiteConfig
+from ..errors import FeedFaceError
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Site:
         return SiteConfig(self.name, self.width, self.heads, self.head_dim)
 
 
-class UnsupportedHost(ValueError):
+class UnsupportedHost(FeedFaceError):
     """The model has no blocks that FeedFace knows."""
 
 
