@@ -2,7 +2,7 @@
 
     with ComfyServer(comfyui, python) as server:
         name = server.upload("portrait.jpg")
-        run = server.run(json.load(open("workflows/portrait_api.json")))
+        run = server.run(json.load(open("workflows/api/feedface_portrait.json")))
         picture = server.pictures(run)[0]  # (H, W, 3) uint8
 
 The user's ComfyUI is only read: models, inputs, outputs, user data and the link to this pack live in a base

@@ -14,7 +14,7 @@ from tools.server import ComfyServer, ServerError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/data/golden"
-WORKFLOW = ROOT / "workflows/feedface_unidiffuser_api.json"
+WORKFLOW = ROOT / "workflows/api/feedface_unidiffuser.json"
 
 
 @pytest.fixture(scope="module")
