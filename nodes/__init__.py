@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from .version import check_version
 
-from . import folders
+check_version()  # before the imports that an older ComfyUI fails at
+
+from comfy_api.latest import ComfyExtension, io  # noqa: E402
+
+from . import folders  # noqa: E402
 
 folders.register()  # before the nodes' schemas list the files
 
