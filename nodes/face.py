@@ -174,7 +174,7 @@ class LoadFace(io.ComfyNode):
             display_name="FeedFace Load Face",
             search_aliases=["load face", "face library", "saved face"],
             description="Loads a face saved by Save Face from models/feedface/faces.",
-            inputs=[io.Combo.Input("face_name", options=folders.face_files(),
+            inputs=[io.Combo.Input("face_name", options=folders.choices(folders.face_files(), "feedface/faces"),
                                    tooltip="A face in models/feedface/faces; press R after saving a new one.")],
             outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace and Set Face.")],
         )

@@ -24,7 +24,7 @@ class LoadAdapter(io.ComfyNode):
             search_aliases=["feedface", "load feedface", "face adapter", "identity adapter", "faceid"],
             description="Loads a FeedFace adapter from models/feedface. The file says which model it belongs to.",
             inputs=[
-                io.Combo.Input("adapter_name", options=folders.adapter_files(),
+                io.Combo.Input("adapter_name", options=folders.choices(folders.adapter_files(), "feedface"),
                                tooltip="A .safetensors adapter, or the released feed-4800000.pt, in models/feedface."),
                 io.Combo.Input("face_encoder", options=[_AUTO, *folder_paths.get_filename_list("clip_vision")],
                                default=_AUTO, optional=True,
@@ -35,12 +35,13 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str, face_encoder: str = _AUTO) -> bool | str:
-        """Before the graph runs: a missing file, with the folders that were searched in the message."""
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        """Before the graph runs: a missing file, with the folders that were searched in the message.
+
+        ComfyUI reports the message for each input named here; a missing ``face_encoder`` is found at execution.
+        """
         try:
             folders.find(folders.ADAPTERS, adapter_name)
-            if face_encoder != _AUTO:
-                folders.find("clip_vision", face_encoder)
         except FileNotFoundError as error:
             return str(error)
         return True

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..feedface_core.released import PREFIX_SIGNATURE
 from . import unidiffuser_model
 from .compat import make_schema
+from .folders import choices, describe_missing
 
 _NAME = "Load UniDiffuser"
 _MODELS, _TEXT = "diffusion_models", "text_encoders"
@@ -40,7 +41,7 @@ def find_file(name: str, kinds: tuple[str, ...], what: str) -> Path:
         if path is not None:
             return Path(path)
     searched = [folder for kind in kinds for folder in folder_paths.get_folder_paths(kind)]
-    text = f"{_NAME}: no file {name!r} ({what}); looked in {', '.join(searched)}."
+    text = f"{_NAME}: {describe_missing(name)} ({what}); looked in {', '.join(searched)}."
     stray = find_stray(Path(name).name, kinds)
     text += f" It lies in {stray.parent}: move it to {searched[0]}" if stray else f" Put it in {searched[0]}"
     raise FileNotFoundError(f"{text}, and refresh the list (key R).")
@@ -105,7 +106,7 @@ class LoadUniDiffuser(io.ComfyNode):
                 "CLIP and VAE of any Stable Diffusion 1.x checkpoint."
             ),
             inputs=[
-                io.Combo.Input("uvit", options=folder_paths.get_filename_list(_MODELS),
+                io.Combo.Input("uvit", options=choices(folder_paths.get_filename_list(_MODELS), _MODELS),
                                tooltip="uvit_v1.pth or its conversion, in models/diffusion_models."),
                 io.Combo.Input("caption_decoder", options=[_AUTO, *decoder_files()], default=_AUTO,
                                tooltip="caption_decoder.pth or its conversion, in models/text_encoders or beside the "

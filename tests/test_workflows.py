@@ -297,9 +297,10 @@ def test_photographs_of_people(server: ComfyServer, shared_faces: Path) -> None:
 
 def test_missing_adapter_or_face_is_refused_with_the_folders(server: ComfyServer, photos: list[str]) -> None:
     def refused(prompt: dict[str, Any], kind: str) -> str:
-        """What the server says about a node; it still runs the outputs that do not need it."""
+        """The one thing that the server says about a node; it still runs the outputs that do not need it."""
         answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client})
-        return " ".join(error["details"] for error in answer["node_errors"][node_of(prompt, kind)]["errors"])
+        (error,) = answer["node_errors"][node_of(prompt, kind)]["errors"]
+        return error["details"]
 
     prompt = scaled_down(FOLDER / "feedface_portrait.json", photos)
     said = refused(changed(prompt, "FeedFaceLoadAdapter", adapter_name="absent.safetensors"), "FeedFaceLoadAdapter")

@@ -70,6 +70,11 @@ def test_adapter_that_is_not_there(pack, model_folder):
         load(pack, "gone.safetensors")
 
 
+def test_face_encoder_that_is_not_there(pack, adapter):
+    with pytest.raises(FileNotFoundError, match="no file 'gone.safetensors'; looked in .*clip_vision"):
+        pack.loaders.LoadAdapter.execute(adapter.path, "gone.safetensors")
+
+
 def test_adapter_without_its_encoder(pack, model_folder, adapter):
     found = pack.format.load_adapter(adapter.path)
     pack.format.save_adapter(model_folder / "bare.safetensors", found.config, found.tensors)
