@@ -34,8 +34,8 @@ _ENCODER = "preprocess_module.clip_model."
 _OWN_ENCODER = "encoder.vision_model."
 _KINDS = {
     "adapter": "the released FeedFace adapter (models/feedface)",
-    "uvit": "UniDiffuser's U-ViT (models/diffusion_models, node Load UniDiffuser)",
-    "caption_decoder": "UniDiffuser's caption decoder (models/text_encoders, node Load UniDiffuser)",
+    "uvit": "UniDiffuser's U-ViT (models/diffusion_models, node FeedFace Load UniDiffuser)",
+    "caption_decoder": "UniDiffuser's caption decoder (models/text_encoders, node FeedFace Load UniDiffuser)",
 }
 
 

@@ -31,7 +31,8 @@ class LoadAdapter(io.ComfyNode):
                                tooltip="Only for adapters without their encoder: a file in models/clip_vision. "
                                        "auto uses the adapter's own, or finds the one it names."),
             ],
-            outputs=[Adapter.Output(display_name="adapter", tooltip="For Encode Faces and Apply FeedFace.")],
+            outputs=[Adapter.Output(display_name="adapter",
+                                    tooltip="For FeedFace Encode Faces and FeedFace Apply Adapter.")],
         )
 
     @classmethod
@@ -66,7 +67,7 @@ class AdapterInfo(io.ComfyNode):
             display_name="FeedFace Adapter Info",
             search_aliases=["feedface info", "adapter metadata"],
             description="Shows what an adapter holds: its model family, sites, encoder, defaults and provenance.",
-            inputs=[Adapter.Input("adapter", tooltip="From Load Adapter.")],
+            inputs=[Adapter.Input("adapter", tooltip="From FeedFace Load Adapter.")],
             outputs=[io.String.Output(display_name="info", tooltip="The same text, for other nodes.")],
             is_output_node=True,
         )

@@ -34,7 +34,7 @@ USE_FACE = "feedface_use_face"
 
 @dataclass(frozen=True, eq=False)
 class FaceSettings:
-    """A face and how it acts: what Apply gives to a model, or Set Face to one conditioning.
+    """A face and how it acts: what ApplyFeedFace gives to a model, or SetFace to one conditioning.
 
     Args:
         face: None for no face.

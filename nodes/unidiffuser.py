@@ -15,7 +15,7 @@ from . import unidiffuser_model
 from .compat import make_schema
 from .folders import choices, describe_missing
 
-_NAME = "Load UniDiffuser"
+_NAME = "FeedFace Load UniDiffuser"
 _MODELS, _TEXT = "diffusion_models", "text_encoders"
 _AUTO = "auto"
 _DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,
@@ -114,7 +114,8 @@ class LoadUniDiffuser(io.ComfyNode):
                 io.Combo.Input("weight_dtype", options=list(_DTYPES), default="default", optional=True,
                                tooltip="Type of the weights; default is ComfyUI's choice for the device."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For samplers, guiders and Apply FeedFace.")],
+            outputs=[io.Model.Output(display_name="model",
+                                     tooltip="For samplers, guiders and FeedFace Apply Adapter.")],
         )
 
     @classmethod
@@ -145,7 +146,7 @@ class UnconditionalText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="FeedFaceUniDiffuserUnconditional",
-            display_name="UniDiffuser Unconditional Text",
+            display_name="FeedFace Unconditional Text",
             search_aliases=["true unconditional", "unidiffuser negative", "no text"],
             description=(
                 "The negative prompt that UniDiffuser was made for: text of pure noise at the text's last timestep, so "
