@@ -87,3 +87,10 @@ def test_server_hands_out_pages_and_script(server: ComfyServer, nodes: dict[str,
         with urllib.request.urlopen(f"{address}/docs/{key}/en.md", timeout=60) as answer:
             assert answer.read() == (DOCS / key / "en.md").read_bytes()
     assert f"/extensions/{PACK_FOLDER}/feedface.js" in server.get("/extensions")
+
+
+def test_script_uses_the_public_part_of_the_frontend() -> None:
+    """Of the frontend's own modules only app.js is for extensions; it warns when another is imported."""
+    script = (ROOT / "web/feedface.js").read_text(encoding="utf-8")
+    assert re.findall(r'(?:from|import) *\(?"(.+?)"', script) == ["../../scripts/app.js"]
+    assert "inputEl" not in script
