@@ -5,13 +5,15 @@
     python run.py demo [arguments]              people drawn by the small model in a real ComfyUI; or your photo
     python run.py comfyui [ComfyUI arguments]   start ComfyUI with this pack loaded, and print its address
     python run.py bench NAME [arguments]        a benchmark: tools/bench_NAME.py
+    python run.py COMMAND --help                what a command takes
 
 Every command makes or reuses a virtual environment, installs what is missing in it, and finds ComfyUI or
 fetches a release. Settings, all optional, are environment variables:
 
     FEEDFACE_VENV             the virtual environment (default: .venv beside this file)
     FEEDFACE_TORCH            pip arguments that install torch, torchvision and torchaudio where they are
-                              missing (default: versions tested together; for a certain GPU see pytorch.org)
+                              missing (default: versions tested together, built for CUDA where there is an
+                              NVIDIA GPU and for the CPU elsewhere; for another GPU see pytorch.org)
     COMFYUI_PATH              the ComfyUI to use (default: the one this pack is installed in, comfy-cli's
                               workspace, a release in our cache folder)
     COMFYUI_OLDEST_PATH       the oldest supported ComfyUI (default: a folder ComfyUI-0.3.75 beside ComfyUI)
@@ -21,6 +23,7 @@ fetches a release. Settings, all optional, are environment variables:
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -29,7 +32,7 @@ from pathlib import Path
 if sys.version_info < (3, 10):  # noqa: UP036 — whoever runs this may have an older one
     sys.exit(f"FeedFace needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
-from tools.environment import Environment, prepare, prepare_oldest
+from tools.environment import Environment, environment_folder, prepare, prepare_oldest
 from tools.find_comfyui import COMFYUI_OLDEST, ROOT, Stop, fetch_comfyui, find_comfyui, say, version_of
 
 
@@ -49,6 +52,30 @@ def hand_over(command: list[str], environment: dict[str, str]) -> int:
     if os.name != "nt":
         os.execve(command[0], command, environment)
     return subprocess.call(command, env=environment)
+
+
+def module_of(command: str, rest: list[str]) -> str | None:
+    """The module that a command runs; None for the tests, and for a benchmark that was not named."""
+    if command == "bench":
+        return f"tools.bench_{rest[0]}" if rest and rest[0] in benchmarks() else None
+    return {"demo": "tools.demo", "comfyui": "tools.comfyui"}.get(command)
+
+
+def show_help(command: str, module: str | None) -> int:
+    """What a command does and takes, without making an environment for it."""
+    environment = Environment(environment_folder())
+    if module is None:
+        print(__doc__)
+        if command == "bench":
+            print(f"Benchmarks: {', '.join(benchmarks())}")
+        return 0
+    if command == "comfyui":  # needs nothing but Python, like ComfyUI's own help
+        return run_module(Path(sys.executable), module, ["--help"], {})
+    if environment.stamps():
+        return run_module(environment.python, module, ["--help"], {})
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    print(ast.get_docstring(ast.parse(source)), "Its options are listed here once it has run.", sep="\n\n")
+    return 0
 
 
 def command_test(arguments: list[str], environment: Environment, comfyui: dict[str, str]) -> int:
@@ -71,7 +98,10 @@ def main(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in ("test", "demo", "comfyui", "bench"):
         raise Stop(f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help).")
-    if command == "bench" and (not rest or rest[0] not in benchmarks()):
+    module = module_of(command, rest)
+    if {"-h", "--help"} & set(rest):
+        return show_help(command, module)
+    if command == "bench" and module is None:
         asked = f"no benchmark {rest[0]!r}" if rest else "which benchmark?"
         raise Stop(f"{asked}: there are {', '.join(benchmarks()) or 'none'} (python run.py bench NAME).")
 
@@ -97,10 +127,7 @@ def main(arguments: list[str]) -> int:
 
     if command == "test":
         return command_test(rest, environment, variables)
-    if command == "bench":
-        return run_module(environment.python, f"tools.bench_{rest[0]}", rest[1:], variables)
-    module = {"demo": "tools.demo", "comfyui": "tools.comfyui"}[command]
-    return run_module(environment.python, module, rest, variables)
+    return run_module(environment.python, module, rest[1:] if command == "bench" else rest, variables)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m feedface_core.convert uvit_v1.pth caption_decoder.pth feed-4800000.pt --dtype fp16
 
 * ``uvit_v1.pth`` keeps its keys. With ``--caption-decoder FILE`` it takes ``encode_prefix`` along, so that one file is
-  enough for Load UniDiffuser.
+  enough for FeedFace Load UniDiffuser.
 * ``caption_decoder.pth`` keeps ``encode_prefix`` and ``decode_prefix`` and leaves its language model out.
 * ``feed-4800000.pt`` becomes an adapter file with its config inside.
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from .conditioning import Face
+from .errors import FeedFaceError
 from .files import write_safetensors
 
 FORMAT = "feedface-face"
 
 
-class FaceFileError(ValueError):
+class FaceFileError(FeedFaceError):
     """The file is not a saved face."""
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import FeedFaceError
 
-class AdapterFileError(ValueError):
+
+class AdapterFileError(FeedFaceError):
     """The file is not an adapter this version can use; the message says what it is instead."""
 
 

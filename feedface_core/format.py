@@ -201,7 +201,7 @@ def _describe_other(metadata: Mapping[str, str], names: list[str]) -> str:
         ("lora_unet_", "a LoRA (models/loras)"),
         ("image_proj", "an IP-Adapter or InstantID file"),
         ("vision_model.", "a CLIP vision encoder (models/clip_vision)"),
-        ("face.", "a saved face (models/feedface/faces; use Load Face)"),
+        ("face.", "a saved face (models/feedface/faces; use FeedFace Load Face)"),
     )
     if metadata.get("format", "").startswith("feedface"):
         return f"format={metadata['format']!r}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .config import AdapterConfig, EncoderConfig, SiteConfig
 from .encoder import fingerprint
+from .errors import FeedFaceError
 from .files import AdapterFileError
 
 #: Key of the safetensors metadata that holds the settings as JSON.
@@ -33,12 +34,12 @@ _ENCODER = "preprocess_module.clip_model."
 _OWN_ENCODER = "encoder.vision_model."
 _KINDS = {
     "adapter": "the released FeedFace adapter (models/feedface)",
-    "uvit": "UniDiffuser's U-ViT (models/diffusion_models, node Load UniDiffuser)",
-    "caption_decoder": "UniDiffuser's caption decoder (models/text_encoders, node Load UniDiffuser)",
+    "uvit": "UniDiffuser's U-ViT (models/diffusion_models, node FeedFace Load UniDiffuser)",
+    "caption_decoder": "UniDiffuser's caption decoder (models/text_encoders, node FeedFace Load UniDiffuser)",
 }
 
 
-class UnreadableFile(ValueError):
+class UnreadableFile(FeedFaceError):
     """A weights file that is truncated, no weights file at all, or holds more than tensors."""
 
 

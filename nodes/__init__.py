@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from .version import check_version
 
-from . import folders
+check_version()  # before the imports that an older ComfyUI fails at
+
+from comfy_api.latest import ComfyExtension, io  # noqa: E402
+
+from . import folders  # noqa: E402
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, detect, face, guidance, loaders, small_model, unidiffuser  # noqa: E402
+from . import apply, detect, errors, face, guidance, loaders, small_model, unidiffuser  # noqa: E402
+
+errors.show_by_name()  # once every module with an error of its own has been imported
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,

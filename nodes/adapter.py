@@ -86,7 +86,7 @@ class LoadedAdapter:
             raise ValueError(
                 f"FeedFace: the face was encoded by encoder {face.encoder or 'unknown'} ({width} wide), but "
                 f"{self.name} was trained with {self.encoder_fingerprint} ({self.config.encoder.width} wide, "
-                f"{self.config.encoder.name}). Encode the photos again with this adapter (node Encode Faces)."
+                f"{self.config.encoder.name}). Encode the photos again with this adapter (node FeedFace Encode Faces)."
             )
 
 

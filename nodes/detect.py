@@ -147,7 +147,6 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "min_size",
-            display_name="minimum size",
             default=32,
             min=0,
             max=4096,
@@ -157,7 +156,6 @@ def _inputs() -> list[io.Input]:
             "when_none",
             options=list(WHEN_NONE),
             default="error",
-            display_name="when no face",
             tooltip="What to do with a photo without a face: stop with an error, skip the photo, or take"
             " the whole image as the face.",
         ),
@@ -228,7 +226,7 @@ def _crops(image: Tensor, selections: list[Selection], scale: float, size: int) 
     if not crops:
         raise FaceError(
             f"no face was found in any of the {len(selections)} photo(s), and all of them were skipped:"
-            " there is nothing left to crop. Use other photos or another detector, or lower the minimum size"
+            " there is nothing left to crop. Use other photos, another detector, or a lower min_size"
         )
     return torch.stack(crops)
 

@@ -22,6 +22,8 @@ _COMBINATION_TIP = (
     "average: the mean of their tokens. weighted_average: the mean by weight."
 )
 
+_FOR = "For FeedFace Apply Adapter, FeedFace Set Face, FeedFace Combine Faces and FeedFace Save Face."
+
 
 def parse_weights(text: str, count: int, node: str) -> tuple[float, ...]:
     """``"1, 0.5"`` → one weight for each reference; an empty text gives all the weight 1.
@@ -50,7 +52,7 @@ class EncodeFaces(io.ComfyNode):
             description="Encodes one or several face crops of a person with the adapter's CLIP encoder.",
             inputs=[
                 Adapter.Input("adapter", tooltip="Its encoder is used; the face fits every adapter with the same one."),
-                io.Image.Input("crops", tooltip="Square face crops from Detect Faces, all of one person."),
+                io.Image.Input("crops", tooltip="Square face crops from FeedFace Detect Faces, all of one person."),
                 *(io.Image.Input(f"crops_{number}", optional=True, tooltip="Crops from one more photo of this person.")
                   for number in range(2, 6)),
                 io.String.Input("weights", default="", optional=True,
@@ -62,7 +64,7 @@ class EncodeFaces(io.ComfyNode):
                              tooltip="Only the first so many crops are used. The published model was trained for 5; "
                                      "more cost time at every step."),
             ],
-            outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace, Set Face and Save Face.")],
+            outputs=[FaceSocket.Output(display_name="face", tooltip=_FOR)],
         )
 
     @classmethod
@@ -88,7 +90,8 @@ def check_crops(crops: Tensor) -> Tensor:
     node = "FeedFace Encode Faces"
     if crops is None or crops.ndim != 4 or crops.shape[0] == 0:
         found = "nothing" if crops is None else f"shape {tuple(crops.shape)}"
-        raise ValueError(f"{node}: crops must be an image batch (N, H, W, 3), got {found}; connect Detect Faces")
+        raise ValueError(f"{node}: crops must be an image batch (N, H, W, 3), got {found}; connect "
+                         "FeedFace Detect Faces")
     if crops.shape[-1] not in (1, 3, 4):
         raise ValueError(f"{node}: crops have {crops.shape[-1]} channels, expected 3 (RGB), 1 (grey) or 4 (RGBA)")
     if not torch.isfinite(crops).all():
@@ -117,7 +120,7 @@ class CombineFaces(io.ComfyNode):
                 io.Combo.Input("combination", options=list(COMBINATIONS), default="weighted_average",
                                tooltip=_COMBINATION_TIP + " For a blend of two people, weighted_average."),
             ],
-            outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace, Set Face and Save Face.")],
+            outputs=[FaceSocket.Output(display_name="face", tooltip=_FOR)],
         )
 
     @classmethod
@@ -137,7 +140,7 @@ class SaveFace(io.ComfyNode):
             search_aliases=["save face", "store face", "face library", "face model"],
             description="Saves an encoded face to models/feedface/faces, to be used again without its photos.",
             inputs=[
-                FaceSocket.Input("face", tooltip="From Encode Faces."),
+                FaceSocket.Input("face", tooltip="From FeedFace Encode Faces."),
                 io.String.Input("name", default="person",
                                 tooltip="File name without extension; sub-folders are allowed."),
                 io.Boolean.Input("overwrite", default=False,
@@ -165,10 +168,10 @@ class LoadFace(io.ComfyNode):
             node_id="FeedFaceLoadFace",
             display_name="FeedFace Load Face",
             search_aliases=["load face", "face library", "saved face"],
-            description="Loads a face saved by Save Face from models/feedface/faces.",
-            inputs=[io.Combo.Input("face_name", options=folders.face_files(),
+            description="Loads a face saved by FeedFace Save Face from models/feedface/faces.",
+            inputs=[io.Combo.Input("face_name", options=folders.choices(folders.face_files(), "feedface/faces"),
                                    tooltip="A face in models/feedface/faces; press R after saving a new one.")],
-            outputs=[FaceSocket.Output(display_name="face", tooltip="For Apply FeedFace and Set Face.")],
+            outputs=[FaceSocket.Output(display_name="face", tooltip=_FOR)],
         )
 
     @classmethod

@@ -16,6 +16,7 @@ FACES = "feedface_faces"
 SMALL_MODEL = Path(__file__).resolve().parents[1] / "models" / "feedface_small"  # comes with the pack
 OWN_ADAPTERS = SMALL_MODEL / "adapter"
 EXTENSIONS = {".safetensors", ".pt", ".pth"}
+_NOTHING = "nothing in models/"
 
 
 def register() -> None:
@@ -32,6 +33,18 @@ def register() -> None:
 def _set_extensions(name: str, extensions: set[str]) -> None:
     paths, _ = folder_paths.folder_names_and_paths[name]
     folder_paths.folder_names_and_paths[name] = (paths, extensions)
+
+
+def choices(names: list[str], folder: str) -> list[str]:
+    """The names for a list on a node, or one entry that says which folder of ``models`` is empty.
+
+    The frontend shows an empty list as "undefined".
+    """
+    return names or [_NOTHING + folder]
+
+
+def describe_missing(name: str) -> str:
+    return "nothing to choose from" if name.startswith(_NOTHING) else f"no file {name!r}"
 
 
 def adapter_files() -> list[str]:
@@ -52,7 +65,8 @@ def find(folder: str, name: str) -> str:
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         searched = ", ".join(folder_paths.get_folder_paths(folder))
-        raise FileNotFoundError(f"FeedFace: no file {name!r}; looked in {searched}. Put it there and refresh (key R).")
+        raise FileNotFoundError(f"FeedFace: {describe_missing(name)}; looked in {searched}. Put the file there and "
+                                "refresh (key R).")
     return path
 
 

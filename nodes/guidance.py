@@ -120,7 +120,7 @@ class Guider(io.ComfyNode):
                 "form cost two predictions, different scales three, the three weights up to four."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="From Apply FeedFace."),
+                io.Model.Input("model", tooltip="From FeedFace Apply Adapter."),
                 io.Conditioning.Input("positive", tooltip="The prompt; it carries the face."),
                 io.Conditioning.Input("negative", tooltip="What to keep away from; it carries no face."),
                 io.Float.Input("text_scale", default=6.0, min=0.0, max=30.0, step=0.1,

@@ -22,23 +22,25 @@ class LoadAdapter(io.ComfyNode):
             search_aliases=["feedface", "load feedface", "face adapter", "identity adapter", "faceid"],
             description="Loads a FeedFace adapter from models/feedface. The file says which model it belongs to.",
             inputs=[
-                io.Combo.Input("adapter_name", options=folders.adapter_files(),
+                io.Combo.Input("adapter_name", options=folders.choices(folders.adapter_files(), "feedface"),
                                tooltip="A .safetensors adapter, or the released feed-4800000.pt, in models/feedface."),
                 io.Combo.Input("face_encoder", options=[_AUTO, *folder_paths.get_filename_list("clip_vision")],
                                default=_AUTO, optional=True,
                                tooltip="Only for adapters without their encoder: a file in models/clip_vision. "
                                        "auto uses the adapter's own, or finds the one it names."),
             ],
-            outputs=[Adapter.Output(display_name="adapter", tooltip="For Encode Faces and Apply FeedFace.")],
+            outputs=[Adapter.Output(display_name="adapter",
+                                    tooltip="For FeedFace Encode Faces and FeedFace Apply Adapter.")],
         )
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str, face_encoder: str = _AUTO) -> bool | str:
-        """Before the graph runs: a missing file, with the folders that were searched in the message."""
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        """Before the graph runs: a missing file, with the folders that were searched in the message.
+
+        ComfyUI reports the message for each input named here; a missing ``face_encoder`` is found at execution.
+        """
         try:
             folders.find(folders.ADAPTERS, adapter_name)
-            if face_encoder != _AUTO:
-                folders.find("clip_vision", face_encoder)
         except FileNotFoundError as error:
             return str(error)
         return True
@@ -63,7 +65,7 @@ class AdapterInfo(io.ComfyNode):
             display_name="FeedFace Adapter Info",
             search_aliases=["feedface info", "adapter metadata"],
             description="Shows what an adapter holds: its model family, sites, encoder, defaults and provenance.",
-            inputs=[Adapter.Input("adapter", tooltip="From Load Adapter.")],
+            inputs=[Adapter.Input("adapter", tooltip="From FeedFace Load Adapter.")],
             outputs=[io.String.Output(display_name="info", tooltip="The same text, for other nodes.")],
             is_output_node=True,
         )

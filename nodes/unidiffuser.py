@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from ..feedface_core.released import PREFIX_SIGNATURE
 from . import folders, unidiffuser_model
 from .compat import make_schema
+from .folders import choices, describe_missing
 
-_NAME = "Load UniDiffuser"
+_NAME = "FeedFace Load UniDiffuser"
 _MODELS, _TEXT = "diffusion_models", "text_encoders"
 _AUTO = "auto"
 _DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,
@@ -39,7 +40,7 @@ def find_file(name: str, kinds: tuple[str, ...], what: str) -> Path:
         if path is not None:
             return Path(path)
     searched = [folder for kind in kinds for folder in folder_paths.get_folder_paths(kind)]
-    text = f"{_NAME}: no file {name!r} ({what}); looked in {', '.join(searched)}."
+    text = f"{_NAME}: {describe_missing(name)} ({what}); looked in {', '.join(searched)}."
     stray = find_stray(Path(name).name, kinds)
     text += f" It lies in {stray.parent}: move it to {searched[0]}" if stray else f" Put it in {searched[0]}"
     raise FileNotFoundError(f"{text}, and refresh the list (key R).")
@@ -104,7 +105,7 @@ class LoadUniDiffuser(io.ComfyNode):
                 "CLIP and VAE of any Stable Diffusion 1.x checkpoint."
             ),
             inputs=[
-                io.Combo.Input("uvit", options=folder_paths.get_filename_list(_MODELS),
+                io.Combo.Input("uvit", options=choices(folder_paths.get_filename_list(_MODELS), _MODELS),
                                tooltip="uvit_v1.pth or its conversion, in models/diffusion_models."),
                 io.Combo.Input("caption_decoder", options=[_AUTO, *decoder_files()], default=_AUTO,
                                tooltip="caption_decoder.pth or its conversion, in models/text_encoders or beside the "
@@ -112,7 +113,8 @@ class LoadUniDiffuser(io.ComfyNode):
                 io.Combo.Input("weight_dtype", options=list(_DTYPES), default="default", optional=True,
                                tooltip="Type of the weights; default is ComfyUI's choice for the device."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For samplers, guiders and Apply FeedFace.")],
+            outputs=[io.Model.Output(display_name="model",
+                                     tooltip="For samplers, guiders and FeedFace Apply Adapter.")],
         )
 
     @classmethod
@@ -143,7 +145,7 @@ class UnconditionalText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="FeedFaceUniDiffuserUnconditional",
-            display_name="UniDiffuser Unconditional Text",
+            display_name="FeedFace Unconditional Text",
             search_aliases=["true unconditional", "unidiffuser negative", "no text"],
             description=(
                 "The negative prompt that UniDiffuser was made for: text of pure noise at the text's last timestep, so "

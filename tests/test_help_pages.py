@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tools.server import PACK_FOLDER, ComfyServer
-from tools.workflow_format import inputs_of
+from tools.workflow_format import NOTES, inputs_of
 
-DOCS = Path(__file__).resolve().parents[1] / "web/docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "web/docs"
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +34,41 @@ def test_every_node_has_a_page_that_names_its_inputs_and_outputs(nodes: dict[str
         assert missing == [], f"the page of {key} does not explain {missing}"
 
 
+def texts(nodes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Everything a user reads about the nodes, with the place where it stands."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *DOCS.glob("*/en.md")]:
+        yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    for path in (ROOT / "workflows").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if node["type"] in NOTES:
+                yield f"a note in {path.name}", node["widgets_values"][0]
+    for key, node in nodes.items():
+        tips = [options.get("tooltip", "") for _, _, options, _ in inputs_of(node)]
+        yield f"the texts on {key}", " ".join([node["description"], *tips, *node["output_tooltips"]])
+
+
+def test_a_node_has_one_name_everywhere(nodes: dict[str, dict[str, Any]]) -> None:
+    names = [node["display_name"] for node in nodes.values()]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## The nodes")[1].split("###")[0]
+    assert sorted(re.findall(r"\*\*(FeedFace .+?)\*\*", table)) == sorted(names)
+    assert len(set(names)) == len(names) and all(name.startswith("FeedFace ") for name in names)
+    cut = {name: name.removeprefix("FeedFace ") for name in names}
+    for place, text in texts(nodes):
+        found = [name for name, rest in cut.items() if re.search(rf"(?<!FeedFace )\b{rest}\b", text)]
+        assert found == [], f"{place} leaves out the first word of {found}"
+        unknown = re.findall(rf"\*(FeedFace (?!{'|'.join(cut.values())})[A-Z].*?)\*", text)
+        assert unknown == [], f"{place} names nodes that do not exist: {unknown}"
+
+
+def test_an_input_has_one_name_everywhere(nodes: dict[str, dict[str, Any]]) -> None:
+    """A label of its own would show on some frontends only, and nowhere in a message or in the API."""
+    for key, node in nodes.items():
+        for name, _, options, _ in inputs_of(node):
+            assert options.get("display_name") in (None, name), f"{key}.{name}"
+
+
 def test_every_page_belongs_to_a_node_of_the_source() -> None:
-    source = "\n".join(path.read_text("utf-8") for path in (DOCS.parents[1] / "nodes").glob("*.py"))
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").glob("*.py"))
     for page in DOCS.glob("*/en.md"):
         assert f'node_id="{page.parent.name}"' in source, page.parent.name
 
@@ -50,3 +87,10 @@ def test_server_hands_out_pages_and_script(server: ComfyServer, nodes: dict[str,
         with urllib.request.urlopen(f"{address}/docs/{key}/en.md", timeout=60) as answer:
             assert answer.read() == (DOCS / key / "en.md").read_bytes()
     assert f"/extensions/{PACK_FOLDER}/feedface.js" in server.get("/extensions")
+
+
+def test_script_uses_the_public_part_of_the_frontend() -> None:
+    """Of the frontend's own modules only app.js is for extensions; it warns when another is imported."""
+    script = (ROOT / "web/feedface.js").read_text(encoding="utf-8")
+    assert re.findall(r'(?:from|import) *\(?"(.+?)"', script) == ["../../scripts/app.js"]
+    assert "inputEl" not in script

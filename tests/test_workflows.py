@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.server import ComfyServer, Run
+from tools.server import PACK_FOLDER, ComfyServer, Run
 from tools.workflow_format import FILES, NOTES, WorkflowError, api_path, problems, to_api
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
-GRAPHS = sorted(path for path in FOLDER.glob("*.json") if not path.stem.endswith("_api"))
+GRAPHS = sorted(FOLDER.glob("*.json"))
 #: Those for Stable Diffusion 1.x; the others bring tests of their own, with models of their own.
 STABLE_DIFFUSION = [FOLDER / f"feedface_{name}.json" for name in ("portrait", "references", "guider", "two_people")]
 MODEL = "tiny_sd1.safetensors"
@@ -51,7 +51,13 @@ def object_info(server: ComfyServer) -> dict[str, Any]:
 
 def test_each_graph_has_its_api_file() -> None:
     assert set(STABLE_DIFFUSION) <= set(GRAPHS)
-    assert {api_path(path) for path in GRAPHS} == set(FOLDER.glob("*_api.json"))
+    assert {api_path(path) for path in GRAPHS} == set(FOLDER.rglob("*.json")) - set(GRAPHS)
+
+
+def test_server_lists_the_graphs_as_templates_and_nothing_else(server: ComfyServer) -> None:
+    """A file in API format would open as an empty graph."""
+    listed = server.get("/workflow_templates")[PACK_FOLDER]
+    assert sorted(listed) == [path.stem for path in GRAPHS]
 
 
 @every_graph
@@ -291,9 +297,10 @@ def test_photographs_of_people(server: ComfyServer, shared_faces: Path) -> None:
 
 def test_missing_adapter_or_face_is_refused_with_the_folders(server: ComfyServer, photos: list[str]) -> None:
     def refused(prompt: dict[str, Any], kind: str) -> str:
-        """What the server says about a node; it still runs the outputs that do not need it."""
+        """The one thing that the server says about a node; it still runs the outputs that do not need it."""
         answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client})
-        return " ".join(error["details"] for error in answer["node_errors"][node_of(prompt, kind)]["errors"])
+        (error,) = answer["node_errors"][node_of(prompt, kind)]["errors"]
+        return error["details"]
 
     prompt = scaled_down(FOLDER / "feedface_portrait.json", photos)
     said = refused(changed(prompt, "FeedFaceLoadAdapter", adapter_name="absent.safetensors"), "FeedFaceLoadAdapter")

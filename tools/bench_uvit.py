@@ -27,7 +27,7 @@ STRENGTH = 0.8
 
 
 def build_model(pack: SimpleNamespace, size: Any = None):
-    """Load UniDiffuser's MODEL with random weights; ``size`` is a ``UViTConfig``, the published one when None."""
+    """UniDiffuser's MODEL with random weights; ``size`` is a ``UViTConfig``, the published one when None."""
     import comfy.model_management
     from comfy.model_patcher import ModelPatcher
 

@@ -1,16 +1,21 @@
-"""ComfyUI in the foreground, with this pack and the models of that ComfyUI: ``python run.py comfyui``."""
+"""ComfyUI in the foreground, with this pack and the models of that ComfyUI: ``python run.py comfyui``.
+
+Inputs, outputs and settings lie in the folder .comfyui of this pack. Any argument of ComfyUI may follow; without
+--port it takes 8188, or a free port when that one is taken, and --cpu is added where torch sees no accelerator.
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import signal
-import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from tools.find_comfyui import ROOT, find_comfyui
-from tools.server import HOST, ComfyServer, ServerError
+from tools.server import HOST, ComfyServer, ServerError, listens
 
 USUAL_PORT = 8188
 
@@ -32,7 +37,27 @@ def installed_comfyui(command: str) -> Path:
     return comfyui
 
 
+def show_help() -> int:
+    """What the command does and, where there is a ComfyUI, what that one takes. Needs no package."""
+    comfyui = find_comfyui()
+    print(__doc__)
+    if comfyui is None:
+        print("ComfyUI's own arguments can be listed once one is there.")
+        return 0
+    print(f"The arguments of {comfyui}:", flush=True)
+    return subprocess.call([sys.executable, str(comfyui / "main.py"), "--help"])
+
+
 def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        return show_help()
+    parser = argparse.ArgumentParser(prog="run.py comfyui", add_help=False)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--listen", nargs="?", default=HOST, const="0.0.0.0,::")  # as ComfyUI declares it
+    parser.add_argument("--base-directory")
+    options, arguments = parser.parse_known_args(arguments)
+    if options.base_directory:
+        raise ServerError("--base-directory: this command has its own, .comfyui; for another one start ComfyUI itself")
     comfyui = installed_comfyui("comfyui")
     base = ROOT / ".comfyui"
     lay_out_people(base / "input")
@@ -43,7 +68,8 @@ def main(arguments: list[str]) -> int:
         base=base,
         arguments=chosen,
         model_folders=comfyui / "models",
-        port=None if port_taken(USUAL_PORT) else USUAL_PORT,
+        listen=options.listen,
+        port=options.port or (None if listens(HOST, USUAL_PORT) else USUAL_PORT),
     ) as server:
         print(
             f"ComfyUI with FeedFace is at {server.address}  (its folders: {server.base}; Ctrl-C ends it)\n"
@@ -63,11 +89,6 @@ def lay_out_people(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in sorted((ROOT / "models/feedface_small/people").glob("*.png")):
         shutil.copyfile(picture, folder / picture.name)
-
-
-def port_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
 
 
 if __name__ == "__main__":

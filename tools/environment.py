@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
-from tools.find_comfyui import ROOT, Stop, environment_python, find_oldest, say, version_of
+from tools.find_comfyui import ROOT, WINDOWS, Stop, environment_python, find_oldest, say, version_of
 
 TORCH = "torch==2.14.1 torchvision==0.29.1 torchaudio==2.11.0"
+TORCH_INDEX = "https://download.pytorch.org/whl"
+TORCH_CUDA = "cu130"  # the CUDA build of these versions
+DRIVER = Path("/proc/driver/nvidia/gpus")  # Linux: a folder for each GPU
 EXTRAS = ("faces", "train", "dev")
 
 # Run by the environment's own interpreter: where packages go, and which torch is there.
@@ -121,17 +126,60 @@ def runs(python: Path) -> bool:
         return False
 
 
+def environment_folder() -> Path:
+    return Path(os.environ.get("FEEDFACE_VENV") or ROOT / ".venv").expanduser().absolute()
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver of an NVIDIA GPU answers."""
+    program = shutil.which("nvidia-smi")
+    if program is None:  # a container may have the GPU without the program
+        return any(DRIVER.glob("*"))
+    answer = subprocess.run([program, "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return answer.returncode == 0 and b"GPU" in answer.stdout
+
+
+def torch_build() -> str:
+    """Which of PyTorch's builds this machine needs; empty for the one that the package index has.
+
+    That is CUDA's on Linux, the CPU's on Windows, and the only one on macOS.
+    """
+    if sys.platform == "darwin" or WINDOWS != has_nvidia_gpu():
+        return ""
+    return TORCH_CUDA if WINDOWS else "cpu"
+
+
+def torch_arguments(installed: dict[str, str | None]) -> list[str]:
+    """pip's arguments for what is missing of torch, torchvision and torchaudio.
+
+    What is added to a torch is of the same build, which the part of its version after ``+`` names.
+    """
+    given = os.environ.get("FEEDFACE_TORCH")
+    if given:
+        return given.split()
+    torch = installed["torch"]
+    wanted = [name for name, version in installed.items() if not version] if torch else TORCH.split()
+    build = torch.partition("+")[2] if torch else torch_build()
+    if not build:
+        return wanted
+    index = f"{TORCH_INDEX}/{build}"
+    try:  # pip would try an index that cannot be reached six times for each package
+        urllib.request.urlopen(f"{index}/torch/", timeout=20).close()
+    except OSError as problem:
+        say(f"{index} cannot be reached ({problem}): taking what the package index has")
+        return wanted
+    return ["--extra-index-url", index, *wanted]  # 2.14.1+cpu comes before 2.14.1
+
+
 def prepare(comfyui: Path | None) -> tuple[Environment, dict]:
     """The environment with torch, our requirements and ComfyUI's; fast when nothing is missing."""
-    environment = Environment(Path(os.environ.get("FEEDFACE_VENV") or ROOT / ".venv").expanduser().absolute())
+    environment = Environment(environment_folder())
     environment.create()
     facts = environment.ask(PROBE)
     if None in facts["torch"].values():
-        chosen = os.environ.get("FEEDFACE_TORCH") or TORCH
-        if facts["torch"]["torch"] and "FEEDFACE_TORCH" not in os.environ:
-            chosen = " ".join(name for name, version in facts["torch"].items() if not version)
-        say(f"installing {chosen} (a download of up to a few gigabytes, once)")
-        environment.pip("torch", chosen.split(), keep=facts["torch"])
+        chosen = torch_arguments(facts["torch"])
+        say(f"installing {' '.join(chosen)} (a large download, once; FEEDFACE_TORCH chooses another build)")
+        environment.pip("torch", chosen, keep=facts["torch"])
         facts = environment.ask(PROBE)
 
     project = digest((ROOT / "pyproject.toml").read_text(encoding="utf-8"), *EXTRAS)

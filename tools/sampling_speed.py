@@ -67,7 +67,7 @@ def fill(module: torch.nn.Module, seed: int) -> None:
 
 
 def random_adapter(pack: SimpleNamespace, folder: Path, host: str, sites, context_width: int, **fields):
-    """An adapter with random weights in bfloat16 and CLIP ViT-B/32, through a file, as Load Adapter reads it."""
+    """An adapter with random weights in bfloat16 and CLIP ViT-B/32, through a file, as the node loads it."""
     encoder = pack.config.EncoderConfig(config=VIT_B32, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
     config = pack.config.AdapterConfig(host=host, sites=sites, context_width=context_width, encoder=encoder, **fields)
     built = pack.core_adapter.FaceAdapter(config, dtype=torch.bfloat16)
@@ -135,7 +135,7 @@ def count_projections(adapter: torch.nn.Module, run: Callable[[], Any]) -> int:
 
 
 def apply(pack: SimpleNamespace, model, adapter, face, strength: float):
-    """What Apply FeedFace makes of a model."""
+    """What FeedFace Apply Adapter makes of a model."""
     return pack.apply.ApplyFeedFace.execute(model, adapter, strength, 0.0, 1.0, face).args[0]
 
 
@@ -156,7 +156,8 @@ def time_swap(pack: SimpleNamespace, model, adapter, crop: Tensor, strength: flo
               rounds: int = 3) -> tuple[float, float]:
     """Median seconds of (all that another reference photo costs, encoding it alone).
 
-    A swap is the nodes Encode Faces and Apply run again, and keys and values projected for every site.
+    A swap is the nodes FeedFace Encode Faces and FeedFace Apply Adapter run again, and keys and values projected for
+    every site.
     """
     built = adapter.patcher(torch.bfloat16).model
     swaps, encodes = [], []

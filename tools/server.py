@@ -2,7 +2,7 @@
 
     with ComfyServer(comfyui, python) as server:
         name = server.upload("portrait.jpg")
-        run = server.run(json.load(open("workflows/portrait_api.json")))
+        run = server.run(json.load(open("workflows/api/feedface_portrait.json")))
         picture = server.pictures(run)[0]  # (H, W, 3) uint8
 
 The user's ComfyUI is only read: models, inputs, outputs, user data and the link to this pack live in a base
@@ -68,7 +68,7 @@ class Run:
 
 
 class ComfyServer:
-    """ComfyUI on a free port of 127.0.0.1, from ``with`` to the end of its block.
+    """ComfyUI as a process of its own, from ``with`` to the end of its block.
 
     Args:
         comfyui: folder with ComfyUI's ``main.py``.
@@ -77,11 +77,12 @@ class ComfyServer:
         arguments: further arguments of ``main.py``, such as ``--cpu``.
         packs: folders to load as custom nodes, this pack by default.
         model_folders: a folder like ComfyUI's ``models`` to read models from as well.
+        listen: addresses separated by commas, as ``main.py`` takes them.
         port: None takes a free one.
         start_seconds: how long starting may take.
 
     Raises:
-        ServerError: it ended or was not ready in time; the message holds the end of its log.
+        ServerError: the port is taken, or it ended or was not ready in time; the message holds the end of its log.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ComfyServer:
         arguments: Sequence[str] = ("--cpu",),
         packs: Sequence[Path] = (ROOT,),
         model_folders: Path | None = None,
+        listen: str = HOST,
         port: int | None = None,
         start_seconds: float = 180,
     ) -> None:
@@ -99,7 +101,7 @@ class ComfyServer:
         self.keep = base is not None
         self.base = Path(base) if base else Path(tempfile.mkdtemp(prefix="feedface-comfyui-"))
         self.arguments, self.packs, self.model_folders = list(arguments), list(packs), model_folders
-        self.port = port or free_port()
+        self.listen, self.port = listen, port or free_port()
         self.start_seconds = start_seconds
         self.process: subprocess.Popen[bytes] | None = None
         self.client = uuid.uuid4().hex
@@ -107,6 +109,8 @@ class ComfyServer:
     # --- life
 
     def __enter__(self) -> ComfyServer:
+        if listens(self.host, self.port):
+            raise ServerError(f"port {self.port} of {self.host} is taken: end what uses it, or choose another --port")
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for pack in self.packs:
@@ -115,7 +119,7 @@ class ComfyServer:
             str(self.python),
             str(self.comfyui / "main.py"),
             "--listen",
-            HOST,
+            self.listen,
             "--port",
             str(self.port),
         ]
@@ -155,11 +159,9 @@ class ComfyServer:
                 raise ServerError(
                     f"ComfyUI ended with code {self.process.returncode} while starting.\n{self.tail()}"
                 )
-            try:
-                self.get("/system_stats")
+            if listens(self.host, self.port):
                 return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
+            time.sleep(0.2)
         raise ServerError(f"ComfyUI was not ready after {self.start_seconds:.0f} s.\n{self.tail()}")
 
     def stop(self) -> None:
@@ -177,8 +179,16 @@ class ComfyServer:
     # --- what it says
 
     @property
+    def host(self) -> str:
+        """Where this machine reaches it: the first address it listens on, or a local one for "every address"."""
+        first = self.listen.split(",")[0].strip()
+        return {"0.0.0.0": HOST, "::": "::1"}.get(first, first)
+
+    @property
     def address(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        scheme = "https" if "--tls-keyfile" in self.arguments else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
 
     @property
     def log_file(self) -> Path:
@@ -266,7 +276,7 @@ class ComfyServer:
         from websocket import WebSocketException, WebSocketTimeoutException, create_connection
 
         start = time.monotonic()
-        socket_address = f"ws://{HOST}:{self.port}/ws?clientId={self.client}"
+        socket_address = f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.client}"
         connection = create_connection(socket_address, timeout=timeout)
         try:
             run = Run(self.queue(prompt))
@@ -327,6 +337,15 @@ class ComfyServer:
                 details = "; ".join(f"{error['message']}: {error['details']}" for error in wrong["errors"])
                 lines.append(f"node {node} ({wrong['class_type']}): {details}")
             raise ServerError("\n".join(lines)) from None
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether anything answers there. ComfyUI opens its port once all nodes are loaded."""
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def free_port() -> int:

@@ -2,8 +2,8 @@
 
     python -m tools.workflow_format http://127.0.0.1:8188 workflows/*.json
 
-writes ``<name>_api.json`` beside every ``<name>.json``, as "Export (API)" in the frontend does, and says what a server
-would refuse. The server says which inputs a node has (``/object_info``); nothing is queued.
+writes ``workflows/api/<name>.json`` for each of them, as "Export (API)" in the frontend does, and says what a
+server would refuse. The server says which inputs a node has (``/object_info``); nothing is queued.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def link_problem(kind: Any, link: list[Any], prompt: Prompt, object_info: Object
 
 
 def api_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}_api.json")
+    """In a folder of their own: those beside the graphs would be listed among the templates, and open empty."""
+    return path.parent / "api" / path.name
 
 
 def main() -> None:
@@ -168,10 +169,9 @@ def main() -> None:
         object_info = json.load(answer)
     bad = 0
     for path in options.workflows:
-        if path.stem.endswith("_api"):
-            continue
         prompt = to_api(json.loads(path.read_text("utf-8")), object_info)
         text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
+        api_path(path).parent.mkdir(exist_ok=True)
         api_path(path).write_text(text, encoding="utf-8")
         wrong = problems(prompt, object_info)
         bad += len(wrong)

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import FeedFaceError
+
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)`` in pixels of the original photo; x to the right, y down, the far edge exclusive."""
 
 
-class FaceError(ValueError):
+class FaceError(FeedFaceError):
     """A photo, box or choice of faces that cannot be used."""
 
 

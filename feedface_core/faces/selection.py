@@ -137,8 +137,8 @@ def select_faces(
             raise NoFaceError(f"{name}: no face found")
         largest = max(face.size for face in too_small)
         raise NoFaceError(
-            f"{name}: {len(too_small)} face(s) found, but the largest has {largest:.0f} pixels and the"
-            f" minimum size is {min_size:g}"
+            f"{name}: {len(too_small)} face(s) found, but the largest has {largest:.0f} pixels and"
+            f" min_size is {min_size:g}"
         )
     if indexes is None:
         return Selection(usable, tuple(range(len(usable))), too_small)
@@ -146,7 +146,7 @@ def select_faces(
         raise FaceError(f"{name}: no index given; expected the numbers of the faces to take")
     missing = [index for index in indexes if not 0 <= index < len(usable)]
     if missing:
-        small = f" ({len(too_small)} more under the minimum size of {min_size:g} pixels)" if too_small else ""
+        small = f" ({len(too_small)} more under the min_size of {min_size:g} pixels)" if too_small else ""
         raise FaceIndexError(
             f"{name}: face {', '.join(map(str, missing))} was asked for, but {len(usable)} face(s) were"
             f" found{small}, numbered from 0 to {len(usable) - 1} by {order}"
@@ -182,8 +182,8 @@ def select_from_photo(
     except NoFaceError as error:
         if when_none == "error":
             raise NoFaceError(
-                f"{error} (by {detector.name}). Use another photo or detector, a lower minimum size, or"
-                " choose what to do with photos without a face"
+                f"{error} (by {detector.name}). Use another photo or detector, a lower min_size, or"
+                " another when_none"
             ) from error
         too_small = tuple(order_faces(found, order, size))
     if when_none == "skip":

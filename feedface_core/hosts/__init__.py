@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..config import HOSTS, AdapterConfig, SiteConfig
+from ..errors import FeedFaceError
 from .site import Site
 
 
-class UnsupportedHost(ValueError):
+class UnsupportedHost(FeedFaceError):
     """The model has no blocks that FeedFace knows."""
 
 

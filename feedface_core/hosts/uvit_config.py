@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import FeedFaceError
+
 #: Tokens before the text: time of the picture, time of the text, data type.
 LEADING = 3
 #: Attention heads by width. A state dict does not tell them; these are the published model's.
 _HEADS = {1536: 24}
 
 
-class NotUniDiffuser(ValueError):
+class NotUniDiffuser(FeedFaceError):
     """A state dict that is not UniDiffuser v1's U-ViT; the message says what it is instead."""
 
 

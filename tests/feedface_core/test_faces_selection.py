@@ -93,13 +93,13 @@ def test_errors_say_what_was_found():
     with pytest.raises(NoFaceError, match="^holiday.jpg: no face found$"):
         select_faces([], SIZE, name="holiday.jpg")
     tiny = DetectedFace((0, 0, 5, 4))
-    with pytest.raises(NoFaceError, match="largest has 5 pixels and the minimum size is 32"):
+    with pytest.raises(NoFaceError, match="largest has 5 pixels and min_size is 32"):
         select_faces([tiny], SIZE, min_size=32)
     with pytest.raises(
         FaceIndexError, match="face 3 was asked for, but 3 face.s. were found, numbered from 0 to 2 by size"
     ):
         select_faces(FACES, SIZE, indexes=(0, 3))
-    with pytest.raises(FaceIndexError, match="1 more under the minimum size of 30 pixels"):
+    with pytest.raises(FaceIndexError, match="1 more under the min_size of 30 pixels"):
         select_faces(FACES, SIZE, indexes=(2,), min_size=30)
     with pytest.raises(FaceError, match="no index given"):
         select_faces(FACES, SIZE, indexes=())

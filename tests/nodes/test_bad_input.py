@@ -70,6 +70,11 @@ def test_adapter_that_is_not_there(pack, model_folder):
         load(pack, "gone.safetensors")
 
 
+def test_face_encoder_that_is_not_there(pack, adapter):
+    with pytest.raises(FileNotFoundError, match="no file 'gone.safetensors'; looked in .*clip_vision"):
+        pack.loaders.LoadAdapter.execute(adapter.path, "gone.safetensors")
+
+
 def test_adapter_without_its_encoder(pack, model_folder, adapter):
     found = pack.format.load_adapter(adapter.path)
     pack.format.save_adapter(model_folder / "bare.safetensors", found.config, found.tensors)
@@ -127,7 +132,7 @@ def test_model_of_an_unsupported_family(pack, model, adapter, face):
     (torch.full((1, 64, 64, 3), float("nan")), {}, "NaN"),
     (torch.rand(1, 64, 64, 5), {}, "5 channels|64, 64, 5"),
     (torch.rand(0, 64, 64, 3), {}, r"found the shape \(0, 64, 64, 3\)"),
-    (torch.rand(1, 5, 5, 3), {}, "largest has 5 pixels and the minimum size is 20"),
+    (torch.rand(1, 5, 5, 3), {}, "largest has 5 pixels and min_size is 20"),
     (torch.rand(1, 64, 64, 3), {"indexes": "3"}, r"face 3 was asked for, but 1 face\(s\) were found"),
     (torch.rand(1, 64, 64, 3), {"indexes": "first"}, "first"),
     (torch.rand(1, 64, 64, 3), {"boxes": "[[1, 2"}, "JSON"),
@@ -224,7 +229,7 @@ def test_a_file_that_is_no_face(pack, model_folder, adapter):
 
 
 def test_start_after_end(pack, model, adapter, face):
-    with pytest.raises(ValueError, match="Apply FeedFace: start 0.8 lies after end 0.2"):
+    with pytest.raises(ValueError, match="FeedFace Apply Adapter: start 0.8 lies after end 0.2"):
         apply(pack, model, adapter, face, start=0.8, end=0.2)
 
 
@@ -241,9 +246,9 @@ def test_masks_that_do_not_fit_the_picture(pack, model, adapter, face, mask, mes
 
 
 @pytest.mark.parametrize("mask, message", [
-    (torch.full((1, 16, 16), float("nan")), "Apply FeedFace: mask holds NaN"),
-    (torch.ones(1, 0, 16), "Apply FeedFace: mask must be"),
-    (torch.ones(1, 1, 16, 16), "Apply FeedFace: mask must be"),
+    (torch.full((1, 16, 16), float("nan")), "FeedFace Apply Adapter: mask holds NaN"),
+    (torch.ones(1, 0, 16), "FeedFace Apply Adapter: mask must be"),
+    (torch.ones(1, 1, 16, 16), "FeedFace Apply Adapter: mask must be"),
 ])
 def test_masks_that_are_none(pack, model, adapter, face, mask, message):
     with pytest.raises(ValueError, match=message):

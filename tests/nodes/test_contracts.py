@@ -1,4 +1,4 @@
-"""The promises of Apply FeedFace about numbers, against ComfyUI's own sampling."""
+"""The promises of FeedFace Apply Adapter about numbers, against ComfyUI's own sampling."""
 
 from __future__ import annotations
 

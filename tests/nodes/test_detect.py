@@ -1,4 +1,4 @@
-"""The node Detect Faces in ComfyUI: crops, boxes, preview and report, and errors that name the node and the photo."""
+"""The node FeedFace Detect Faces: crops, boxes, preview and report, and errors that name the node and the photo."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_mask_of_the_user(run, errors):
         ({"image": torch.full((1, 96, 128, 3), float("nan"))}, "image: NaN or infinite|holds NaN"),
         ({"image": torch.zeros(96, 128, 3)}, r"found the shape \(96, 128, 3\)"),
         ({"image": torch.zeros(0, 96, 128, 3)}, r"found the shape \(0, 96"),
-        ({"boxes": "[[10, 10, 15, 15]]"}, "largest has 5 pixels and the minimum size is 32"),
+        ({"boxes": "[[10, 10, 15, 15]]"}, "largest has 5 pixels and min_size is 32"),
         ({"boxes": "[[10, 10, 60, 60]]", "indexes": "1"}, "face 1 was asked for, but 1 face"),
         ({"boxes": "[[10, 10, 60, 60]]", "indexes": "first"}, "indexes: expected numbers"),
         ({"boxes": "[[200, 10, 260, 60]]"}, "outside the photo of 128 × 96"),

@@ -1,4 +1,4 @@
-"""Encode Faces with the crops of several photos on inputs of their own."""
+"""FeedFace Encode Faces with the crops of several photos on inputs of their own."""
 
 from __future__ import annotations
 

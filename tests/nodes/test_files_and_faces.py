@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -36,6 +38,28 @@ def test_folders_of_extra_model_paths_come_in(pack, folder_lists, tmp_path, monk
     assert pack.folders.find("feedface", "a.safetensors") == str(extra / "a.safetensors")
     assert pack.folders.face_path("people/bob") == (extra / "faces" / "people" / "bob.safetensors").resolve()
     assert not (tmp_path / "models").exists()  # nothing is created at import
+
+
+def options_of(node, name: str) -> list[str]:
+    """What the frontend offers for an input; it shows an empty list as "undefined"."""
+    (found,) = [one for one in node.define_schema().inputs if one.id == name]
+    return found.options
+
+
+def test_an_empty_list_says_which_folder_is_empty(pack, folder_lists, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack.folders, "OWN_ADAPTERS", tmp_path / "absent")
+    for name in ("feedface", "feedface_faces"):
+        folder_lists.pop(name)
+    pack.folders.register()
+    for node, name, folder in ((pack.loaders.LoadAdapter, "adapter_name", "models/feedface"),
+                               (pack.face.LoadFace, "face_name", "models/feedface/faces")):
+        (shown,) = options_of(node, name)
+        assert shown == f"nothing in {folder}"
+        assert re.search(rf"FeedFace: nothing to choose from; looked in .*{folder}", node.validate_inputs(shown))
+    face = tmp_path / "models/feedface/faces/ann.safetensors"
+    face.parent.mkdir(parents=True)
+    face.touch()
+    assert options_of(pack.face.LoadFace, "face_name") == ["ann.safetensors"]
 
 
 def test_the_adapter_that_comes_with_the_pack_is_listed_last(pack, folder_lists, tmp_path, monkeypatch):

@@ -62,5 +62,5 @@ def sample(model, positive=None, negative=None, cfg: float = 3.0, steps: int = 2
 
 
 def apply(pack, model, adapter, face=None, strength=1.0, start=0.0, end=1.0, mask=None):
-    """What the node Apply FeedFace makes of a model."""
+    """What the node FeedFace Apply Adapter makes of a model."""
     return pack.apply.ApplyFeedFace.execute(model, adapter, strength, start, end, face, mask).args[0]

@@ -14,7 +14,7 @@ from tools.server import ComfyServer, ServerError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/data/golden"
-WORKFLOW = ROOT / "workflows/feedface_unidiffuser_api.json"
+WORKFLOW = ROOT / "workflows/api/feedface_unidiffuser.json"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_mistakes_are_named(server: ComfyServer, portrait: Path, models: Path) -
         return " ".join(error["details"] for error in answer["node_errors"]["2"]["errors"])
 
     said = refused(changed(server, portrait, n2__uvit="uvit_v2.pth"))
-    assert "Load UniDiffuser: no file 'uvit_v2.pth'" in said and str(models / "diffusion_models") in said
+    assert "FeedFace Load UniDiffuser: no file 'uvit_v2.pth'" in said and str(models / "diffusion_models") in said
     with pytest.raises(ServerError, match=r"wrong\.pth: this is UniDiffuser's caption decoder \(models/text_enc"):
         shutil.copy(models / "text_encoders/caption_decoder.pth", models / "diffusion_models/wrong.pth")
         server.run(changed(server, portrait, n2__uvit="wrong.pth"))

@@ -81,7 +81,7 @@ def test_same_prediction(comfy, tmp_path, family, tap):
 
 
 def run_in_comfyui(comfy, patcher, loaded, core, crops, noisy, timesteps, text):
-    """The prediction of the model as the node Apply FeedFace leaves it, with the faces of its batch."""
+    """The prediction of the model as the node FeedFace Apply Adapter leaves it, with the faces of its batch."""
     patches = comfy.module("nodes.model_patch")
     control = core.FaceControl(core.Face(loaded.encode(crops)), 0.7)
     patch = patches.FacePatch(loaded, loaded.patcher(torch.float32), control)

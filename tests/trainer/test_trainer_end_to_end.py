@@ -96,7 +96,7 @@ def test_picture_in_comfyui(adapter, shared_faces, newest_comfyui, tmp_path):
     (models / "feedface").mkdir()
     (models / "feedface" / adapter.name).write_bytes(adapter.read_bytes())
     photo = sorted(shared_faces.glob("*_*.jpg"))[0]
-    workflow = json.loads((ROOT / "workflows" / "feedface_portrait_api.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "workflows" / "api" / "feedface_portrait.json").read_text(encoding="utf-8"))
     inputs = {
         entry["class_type"]: entry["inputs"] for entry in workflow.values() if entry["class_type"] != "CLIPTextEncode"
     }

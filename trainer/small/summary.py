@@ -29,7 +29,7 @@ nor any other held-out one, was seen in training.
 
 Captions name the scene and never the person, so the model alone cannot know who to draw; that is what the adapter adds.
 
-In ComfyUI: *FeedFace Small Model* gives MODEL, CLIP and VAE; the ordinary *Load Adapter* lists `feedface_small`; the
+In ComfyUI: *FeedFace Small Model* gives MODEL, CLIP and VAE; *FeedFace Load Adapter* lists `feedface_small`; the
 picture size is 64 × 64. `workflows/feedface_small.json` is the graph. The folder is a diffusers folder too.
 
 ## Words

@@ -2,7 +2,7 @@
 
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
 ``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter`` (the trained FeedFace adapter with its
-face encoder; the ordinary Load Adapter node lists it), ``examiner`` (for judging only) and ``people`` (references of
+face encoder; the node FeedFace Load Adapter lists it), ``examiner`` (for judging only) and ``people`` (references of
 held-out people, for the demo).
 """
 
@@ -21,7 +21,7 @@ from . import denoiser, text
 from .identity import CROP, Examiner, MaskReader
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
-ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which Load Adapter lists
+ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which FeedFace Load Adapter lists
 
 
 def half(module: nn.Module) -> nn.Module:

@@ -76,6 +76,9 @@ def model_folders(comfy, tmp_path, monkeypatch) -> Path:
 
 def test_files_are_found_and_misplaced_ones_named(uni, model_folders):
     node = uni.nodes.LoadUniDiffuser
+    (empty,) = node.define_schema().inputs[0].options
+    assert empty == "nothing in models/diffusion_models"
+    assert "FeedFace Load UniDiffuser: nothing to choose from (UniDiffuser's U-ViT" in node.validate_inputs(empty)
     answer = node.validate_inputs("uvit_v1.pth")
     assert "no file 'uvit_v1.pth'" in answer and str(model_folders / "diffusion_models") in answer
     shutil.copy(GOLDEN / "uvit.pth", model_folders / "checkpoints" / "uvit_v1.pth")
