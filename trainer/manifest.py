@@ -31,6 +31,8 @@ from typing import Any
 
 from feedface_core.faces import square_box
 
+from .jsonl import read_lines
+
 Box = tuple[float, float, float, float]
 _SHOWN = 5
 
@@ -100,19 +102,16 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        for number, line in read_lines(path):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ManifestError(f"manifest {path}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ManifestError(f"manifest {path}, line {number}: expected an object, found {line[:60]!r}")
+            rows.append(row)
     except UnicodeDecodeError as error:
         raise ManifestError(f"manifest {path}: not UTF-8 text ({error})") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ManifestError(f"manifest {path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ManifestError(f"manifest {path}, line {number}: expected an object, found {line[:60]!r}")
-        rows.append(row)
     return rows
 
 

@@ -7,10 +7,10 @@ is void, and the photo is worked on again.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from ..jsonl import keep_lines
 from .photo import Photo
 
 NAME = "progress.jsonl"
@@ -32,20 +32,9 @@ class Journal:
 
     def load(self) -> None:
         """Read the entries. A last line that was cut off by a crash is ignored, and cut off for good."""
-        if not self.path.is_file():
-            return
-        sound, lines = [], self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines:
-            try:
-                entry = json.loads(line)
+        if self.path.is_file():
+            for entry in keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry):
                 self.entries[entry["id"]] = entry
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-            sound.append(line)
-        if len(sound) < len(lines):
-            partial = self.path.with_name(f".{NAME}.partial")
-            partial.write_text("".join(line + "\n" for line in sound), encoding="utf-8")
-            os.replace(partial, self.path)
 
     def restore(self, photo: Photo, needs_caption: bool, needs_vector: bool) -> bool:
         """Fill a photo with what was found before; False if that has to be done (again)."""
