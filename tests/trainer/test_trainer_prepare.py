@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_only_what_changed_is_worked_on_again(table, tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "Pipeline", Watched)
     make_photo(table.parent / "1.png", seed=77, size=(180, 130))
-    (output / rows_of(output)[2]["mask_path"]).unlink()
+    (output / rows_of(output)[2]["crop_path"]).unlink()  # the masks of these photos are one file
     (table.parent / "empty.png").unlink()
     run(table, output)
     assert again == ["1.png", "2.png", "empty.png"]
@@ -211,6 +212,40 @@ def test_two_runs_in_one_folder_are_refused(table, tmp_path, capsys):
         assert command.main([str(table), str(tmp_path / "dataset")]) == 1
     assert "another trainer.prepare is writing to this folder" in capsys.readouterr().err
     assert command.main([str(table), str(tmp_path / "dataset")]) == 0
+
+
+def test_no_two_photos_share_a_file(tmp_path):
+    # The first pair of such names whose 32-bit hashes are equal: at 112,000 photos one is to be expected.
+    for seed, name in enumerate(("21027/a.png", "47608/a.png")):
+        make_photo(tmp_path / "photos" / name, seed)
+    rows = [{"path": name, "bbox": BOX} for name in ("21027/a.png", "47608/a.png")]
+    run(write_table(tmp_path / "photos/t.jsonl", rows), tmp_path / "out")
+    first, second = rows_of(tmp_path / "out")
+    assert first["crop_path"] != second["crop_path"]
+    crops = [Image.open(tmp_path / "out" / row["crop_path"]).tobytes() for row in (first, second)]
+    assert crops[0] != crops[1]
+
+
+def test_files_are_named_by_their_contents_in_folders(table, tmp_path):
+    output = tmp_path / "dataset"
+    run(table, output)
+    for row in rows_of(output):
+        for column, folder in (("mask_path", "masks"), ("crop_path", "crops")):
+            path = output / row[column]
+            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            assert row[column] == f"{folder}/{digest[:2]}/{digest}.png"
+    row = rows_of(output)[0]
+    (output / row["crop_path"]).write_bytes(b"")  # the disk lost it
+    run(table, output, "crop.size=112")
+    run(table, output)
+    Image.open(output / row["crop_path"]).load()
+
+
+def test_name_of_any_length_can_be_prepared(tmp_path):
+    name = "n" * 245 + ".png"
+    make_photo(tmp_path / "photos" / name)
+    run(write_table(tmp_path / "photos/t.jsonl", [{"path": name, "bbox": BOX}]), tmp_path / "out")
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == [name]
 
 
 def test_captions_can_be_required(table, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -185,27 +187,28 @@ class Write(Stage):
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        for name in ("masks", "crops"):
-            (output / name).mkdir(parents=True, exist_ok=True)
 
     def __call__(self, batch: list[Photo]) -> list[Photo]:
         return [photo.release() for photo in super().__call__(batch)]
 
     def process(self, photo: Photo) -> None:
-        name = f"{photo.path.stem}-{short_hash(photo.id)}.png"
-        for column, folder, picture in (
-            ("mask_path", "masks", pictures.to_picture(photo.mask.float())),
-            ("crop_path", "crops", pictures.to_picture(photo.crop)),
-        ):
-            target = self.output / folder / name
-            partial = target.with_name(f".{name}.{os.getpid()}.partial")
-            picture.save(partial, format="PNG")
+        photo.row["mask_path"] = self._write("masks", photo.mask.float())
+        photo.row["crop_path"] = self._write("crops", photo.crop)
+
+    def _write(self, folder: str, image: Tensor) -> str:
+        """Write a picture, and return its path from the output folder.
+
+        The name is a hash of the file's contents: two photos share a file only if it is the same. The first two
+        digits are a folder, so that none of the 256 holds more than a few thousand of a million photos.
+        """
+        encoded = BytesIO()
+        pictures.to_picture(image).save(encoded, format="PNG")
+        digest = hashlib.blake2b(encoded.getvalue(), digest_size=16).hexdigest()
+        name = f"{folder}/{digest[:2]}/{digest}.png"
+        target = self.output / name
+        if not target.is_file() or target.stat().st_size != len(encoded.getvalue()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+            partial.write_bytes(encoded.getvalue())
             os.replace(partial, target)
-            photo.row[column] = f"{folder}/{name}"
-
-
-def short_hash(text: str) -> str:
-    """Eight hexadecimal digits that tell apart photos of the same name in different folders."""
-    import hashlib
-
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return name
