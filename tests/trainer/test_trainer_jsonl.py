@@ -38,7 +38,7 @@ def test_journal_restores_a_caption_with_any_line_boundary(tmp_path):
     journal.close()
     again, photo = Journal(tmp_path, "settings"), Photo("a", picture)
     again.load()
-    assert again.restore(photo, False, None) and photo.row["caption"] == CAPTION
+    assert again.restore(photo, False, "no") and photo.row["caption"] == CAPTION
 
 
 @pytest.mark.parametrize("cut", range(1, 12))

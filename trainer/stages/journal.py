@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..jsonl import keep_lines
 from .photo import Photo
@@ -22,10 +22,11 @@ class Journal:
     Args:
         output: the folder.
         settings: text that changes with every setting the stages depend on.
+        recogniser: name of the recogniser that vectors have to be of; None if faces are not compared.
     """
 
-    def __init__(self, output: Path, settings: str) -> None:
-        self.output, self.settings = output, settings
+    def __init__(self, output: Path, settings: str, recogniser: str | None = None) -> None:
+        self.output, self.settings, self.recogniser = output, settings, recogniser
         self.path = output / NAME
         self.entries: dict[str, dict[str, Any]] = {}
         self.file = None
@@ -36,7 +37,7 @@ class Journal:
             for entry in keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry):
                 self.entries[entry["id"]] = entry
 
-    def restore(self, photo: Photo, needs_caption: bool, needs_vector: bool) -> bool:
+    def restore(self, photo: Photo, needs_caption: bool, vector: Literal["no", "looked for", "found"]) -> bool:
         """Fill a photo with what was found before; False if that has to be done (again)."""
         entry = self.entries.get(photo.id)
         if entry is None or entry["key"] != self._key(photo):
@@ -45,7 +46,9 @@ class Journal:
         if not entry["reason"]:
             if needs_caption and not photo.given.get("caption") and "caption" not in row:
                 return False
-            if needs_vector and entry["vector"] is None:
+            if vector != "no" and (entry["vector"] is None or entry.get("recogniser") != self.recogniser):
+                return False
+            if vector == "found" and not entry["vector"]:
                 return False
             if not all((self.output / row[column]).is_file() for column in ("mask_path", "crop_path")):
                 return False
@@ -67,6 +70,7 @@ class Journal:
             "reason": photo.reason,
             "detail": photo.detail,
             "vector": photo.vector,
+            "recogniser": self.recogniser,
             "row": photo.row,
         }
         self.entries[photo.id] = entry
