@@ -12,7 +12,7 @@ from feedface_core.adapter import FaceAdapter
 from feedface_core.config import AdapterConfig
 from feedface_core.format import AdapterFileError, load_adapter
 
-from .bases import DTYPES, Base, load_base
+from .bases import Base, load_base
 from .encoder import FaceEncoder, load_face_encoder
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def build_parts(config: Config, device: torch.device | str) -> Parts:
         BaseError, EncoderError, SetupError: for models that are missing or do not fit.
     """
     base = load_base(config.model, device)
-    encoder = load_face_encoder(config.adapter.encoder, DTYPES[config.model.precision], "cpu", config.model.allow_hub)
+    encoder = load_face_encoder(config.adapter.encoder, "cpu", config.model.allow_hub)
     described = adapter_config(config, base, encoder)
     adapter = make_adapter(config, described, encoder).to(device)
     encoder.to(device)

@@ -48,7 +48,8 @@ class ModelSettings(Settings):
     prediction: Literal["auto", "epsilon", "v"] = "auto"
     """What the base predicts; auto reads it from the scheduler's configuration."""
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
-    """Number format of the frozen base and of autocast. Trained weights stay in fp32."""
+    """Number format of the frozen U-Net or U-ViT and of autocast. The frozen encoders (autoencoder, text, faces) and
+    the trained weights are in fp32."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
     compile: bool = False

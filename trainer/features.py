@@ -39,7 +39,7 @@ class Keys:
                 "data.resolution": config.data.resolution,
                 "data.crop": config.data.crop,
             },
-            "text": {"text encoder": base.fingerprint(["text"])},
+            "text": {"text encoder": base.fingerprint(["text"]), "number format": str(base.dtype)},
             "face": {
                 "face encoder": weights_fingerprint({"encoder": encoder.module}),
                 "adapter.encoder.layer": face.layer,

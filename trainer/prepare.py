@@ -34,7 +34,7 @@ from .stages.identities import People, compares_faces, compile_pattern, identify
 from .stages.inputs import InputError, find_photos
 from .stages.journal import Journal
 from .stages.photo import Batch, Photo
-from .stages.recognisers import Recogniser, Recognise, load_recogniser
+from .stages.recognisers import Recognise, Recogniser, load_recogniser
 from .stages.report import contact_sheet, summarise, table
 from .stages.settings import PrepareSettings
 
@@ -197,7 +197,7 @@ def _run(
     settings: PrepareSettings, root: Path, detect: bool, recogniser: Recogniser | None, batches: Iterable[Batch]
 ) -> Iterator[Batch]:
     """The batches through the pipeline, here or in other processes, in their order."""
-    pipeline = Pipeline(settings, root, detect, recogniser)  # here in any case: an error elsewhere would have no message
+    pipeline = Pipeline(settings, root, detect, recogniser)  # in any case: an error elsewhere would have no message
     if settings.workers == 0:
         yield from map(pipeline, batches)
         return

@@ -20,7 +20,7 @@ from trainer.encoder import load_face_encoder
 from trainer.manifest import read_manifest
 from trainer.order import GlobalBatches
 from trainer.step import encode_batch
-from trainer.store import CacheError, FeatureStore, FileHashes, narrow
+from trainer.store import CacheError, FeatureStore, FileHashes
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +256,24 @@ def test_features_go_to_workers_that_are_spawned(run):
     assert torch.equal(again.moments(1, True)[0], cache.moments(1, True)[0])
 
 
-def test_storage_is_narrowed_only_without_loss():
-    exact = torch.tensor([1.0, -0.5, 300.0])
-    assert narrow(exact, torch.bfloat16).dtype == torch.bfloat16
-    assert narrow(torch.tensor([1.0, 1 / 3]), torch.bfloat16).dtype == torch.float32
-    assert narrow(torch.tensor([1e6]), torch.float16).dtype == torch.float32
+def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
+    """Moments and hidden states as in float32; text states as the U-Net reads them, bit for bit."""
+    run.make()
+    exact = run.open()
+    config = run.config(model__precision="bf16")
+    base, encoder = load_base(config.model), load_face_encoder(config.adapter.encoder)
+    with pytest.raises(CacheError, match="text: 3 of 3 .*number format is torch.bfloat16, in the cache torch.float32"):
+        open_cache(config, run.records(), base, encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        summary = CacheMaker(config, run.records(), base, encoder).run(progress=False)
+    assert summary.computed == {"picture": 0, "text": 3, "face": 0}  # the encoders are the same ones
+    found = open_cache(config, run.records(), base, encoder)
+    assert torch.equal(found.moments(0, True)[0], exact.moments(0, True)[0])
+    assert torch.equal(found.hidden(0, True), exact.hidden(0, True))
+    text, wide = found.text(0)["states"], exact.text(0)["states"]
+    assert text.dtype == torch.bfloat16 and torch.equal(text, wide.to(torch.bfloat16))
+    encoded = base.encode_text([run.records()[0].caption])["states"][0]
+    assert torch.equal(encoded, wide)  # without a cache it is the same number that the U-Net reads
 
 
 def test_hashes_are_read_once_and_follow_the_contents(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
 from feedface_core.hosts import uvit
 
-from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
+from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, full_precision, weights_fingerprint
 from .attached import Attached
 from .stable_diffusion import StableDiffusionBase
 from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, read_uvit
@@ -59,7 +59,7 @@ class UniDiffuserBase(Attached):
         image_encoder: a ``CLIPVisionModelWithProjection``, or None when everything is cached.
         parts: Stable Diffusion's autoencoder and text encoder, or None when everything is cached.
         name: shown in messages.
-        dtype: number format of the frozen weights.
+        dtype: number format of the U-ViT; the encoders compute in float32.
     """
 
     family = "unidiffuser"
@@ -76,8 +76,8 @@ class UniDiffuserBase(Attached):
     ):
         self.name, self.dtype, self.device = name, dtype, torch.device("cpu")
         self._host = None if host is None else freeze(host, dtype)
-        self._prefix = None if prefix is None else freeze(prefix, dtype)
-        self._image_encoder = None if image_encoder is None else freeze(image_encoder, dtype)
+        self._prefix = None if prefix is None else freeze(prefix, torch.float32)
+        self._image_encoder = None if image_encoder is None else freeze(image_encoder, torch.float32)
         self._parts = parts
         self._null_text: Text | None = None
         self.cell = 8 if parts is None else parts.cell
@@ -163,14 +163,12 @@ class UniDiffuserBase(Attached):
         height, width = height // self.cell, width // self.cell
         return self.channels, height + rows_below(width, self.token_width, self.channels), width
 
-    @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in −1…1 → ``(B, 8, h + rows, w)``: mean and log variance, unscaled, the token's zero."""
         mean, log_variance = self._part(self._parts, "autoencoder").encode_pixels(pixels).chunk(2, dim=1)
         token = self.image_token(pixels)  # (B, 1, D)
         return torch.cat([pack(mean, token), pack(log_variance, torch.full_like(token, _NO_VARIANCE))], dim=1)
 
-    @torch.no_grad()
     def image_token(self, pixels: Tensor) -> Tensor:
         """CLIP's projected image embedding ``(B, 1, 512)`` of pictures ``(B, 3, H, W)`` in −1…1, as UniDiffuser's."""
         encoder = self._part(self._image_encoder, "autoencoder").to(self.device)
@@ -179,7 +177,8 @@ class UniDiffuserBase(Attached):
         if pixels.shape[-2:] != (side, side):
             pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
         mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return encoder(((pixels - mean) / std).to(self.dtype)).image_embeds.float().unsqueeze(1)
+        with full_precision(self.device):
+            return encoder((pixels - mean) / std).image_embeds.unsqueeze(1)
 
     def sample_latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents ``(B, 4, h + rows, w)``: the picture as Stable Diffusion's, scaled; the token as it is."""
@@ -190,7 +189,6 @@ class UniDiffuserBase(Attached):
             picture = picture + spread * unpack(noise, self.token_width)[0]
         return pack(picture * 0.18215, token)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents → pixels ``(B, 3, H, W)`` in −1…1, float32; the token has no part in it."""
         return self._part(self._parts, "autoencoder").decode(unpack(latents, self.token_width)[0])
@@ -203,12 +201,12 @@ class UniDiffuserBase(Attached):
 
     # --- text --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Captions → ``states`` ``(B, 77, 64)``: CLIP-L's last hidden states through ``encode_prefix``."""
         prefix = self._part(self._prefix, "text").to(self.device)
         states = self._part(self._parts, "text").encode_text(captions)["states"]
-        return {"states": prefix(states.to(self.device, self.dtype))}
+        with full_precision(self.device):
+            return {"states": prefix(states.to(self.device))}
 
     def null_text(self) -> Text:
         """The text of the empty caption, computed once."""

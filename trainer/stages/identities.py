@@ -106,7 +106,8 @@ def _compare_folders(
         )
     if unlike:
         people.notes.append(
-            f"{len(unlike)} photo(s) are not of the person of their sub-folder ({_some(unlike)}): each is its own person"
+            f"{len(unlike)} photo(s) are not of the person of their sub-folder ({_some(unlike)}): each is its own "
+            "person"
         )
 
 

@@ -75,8 +75,8 @@ class IdentitySettings(Settings):
     """Who is in the photo; retrieval needs to know."""
 
     source: Literal["auto", "given", "pattern", "folder", "cluster", "none"] = "auto"
-    """auto: as given, else by pattern if there is one, else the sub-folder as far as a recogniser finds one person in it.
-    folder: the sub-folder, whoever is in it."""
+    """auto: as given, else by pattern if there is one, else the sub-folder as far as a recogniser finds one person in
+    it. folder: the sub-folder, whoever is in it."""
     pattern: str | None = None
     """Regular expression on the file name whose first group is the person, such as '(.+)_\\d+'."""
     recogniser: Literal["auto", "insightface", "dlib"] = "auto"
