@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from feedface_core.faces import crops
+
+from . import pictures
 from .bases import Base, weights_fingerprint
 from .config import Config
 from .encoder import FaceEncoder
@@ -15,7 +18,10 @@ from .manifest import Record
 from .store import CacheError, FeatureStore, FileHashes, differences, key_of
 
 KINDS = ("picture", "text", "face")
+PROBES = ("", "A photo of Zoë, 2 years old – smiling! 写真")
+"""Captions that tokenizers tell apart."""
 _SHOWN = 5
+_TOKENISED = 1024
 
 
 class Keys:
@@ -36,11 +42,17 @@ class Keys:
         self.about: dict[str, dict[str, Any]] = {
             "picture": {
                 "autoencoder": base.fingerprint(["autoencoder"]),
+                "version of the cutting code": pictures.VERSION,
                 "data.resolution": config.data.resolution,
                 "data.crop": config.data.crop,
             },
-            "text": {"text encoder": base.fingerprint(["text"]), "number format": str(base.dtype)},
+            "text": {
+                "text encoder": base.fingerprint(["text"]),
+                "tokenizer": key_of(base.token_ids(PROBES).tolist())[:16],
+                "number format": str(base.dtype),
+            },
             "face": {
+                "version of the crop code": crops.VERSION,
                 "face encoder": weights_fingerprint({"encoder": encoder.module}),
                 "adapter.encoder.layer": face.layer,
                 "adapter.encoder.image_size": face.image_size,
@@ -48,6 +60,14 @@ class Keys:
                 "adapter.encoder.image_std": list(face.image_std),
             },
         }
+
+        captions = list(dict.fromkeys(["", *(record.caption for record in records)]))
+        self._texts: dict[str, str] = {}
+        for start in range(0, len(captions), _TOKENISED):
+            part = captions[start : start + _TOKENISED]
+            # By the tokens: they are all that the encoder sees of a caption.
+            for caption, ids in zip(part, base.token_ids(part).tolist(), strict=True):
+                self._texts[caption] = key_of(self.about["text"], ids)
 
     def _hash(self, file: Path) -> str:
         # Each file is asked for up to eight times.
@@ -63,8 +83,8 @@ class Keys:
         return key_of(self.about["picture"], self._hash(record.path), mask, square, flip)
 
     def text(self, caption: str) -> str:
-        """Of the states of a caption."""
-        return key_of(self.about["text"], caption)
+        """Of the states of a caption of the run, or of the empty one."""
+        return self._texts[caption]
 
     def face(self, index: int, flip: bool) -> str:
         """Of the hidden states of a face crop."""
@@ -76,10 +96,9 @@ class Keys:
     def all(self) -> dict[str, dict[str, tuple[Any, bool]]]:
         """For each kind, what each key is of: index of the record or caption, and whether mirrored."""
         places = [(index, flip) for index in range(len(self.records)) for flip in self.flips]
-        captions = dict.fromkeys(["", *(record.caption for record in self.records)])
         return {
             "picture": {self.picture(*place): place for place in places},
-            "text": {self.text(caption): (caption, False) for caption in captions},
+            "text": {key: (caption, False) for caption, key in self._texts.items()},
             "face": {self.face(*place): place for place in places},
         }
 

@@ -19,6 +19,8 @@ Box = tuple[float, float, float, float]
 Square = tuple[int, int, int]
 """Left, top and side of the training square in pixels of the upright photo."""
 
+VERSION = 1
+"""Raise it when the training square, its pixels or its mask come out otherwise: cached ones are then made anew."""
 MASK_THRESHOLD = 11
 """Pixels above it belong to the face. Masks hold class × 23 (0 is background) or 0 and 255."""
 MASK_SHAPE_TOLERANCE = 0.02

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from feedface_core.faces import FaceError
+from feedface_core.faces import FaceError, crops, parsing
 
+from . import pictures
 from .manifest import write_rows
 from .settings import ConfigError, describe, load
 from .stages.captions import Caption
@@ -163,6 +164,7 @@ def _recogniser(settings: PrepareSettings, photos: Sequence[Photo]) -> tuple[Rec
 def _stage_settings(settings: PrepareSettings) -> str:
     """What the outcome of the stages depends on."""
     parts = settings.model_dump(include={"detect", "filter", "crop", "mask"})
+    parts["versions"] = [crops.VERSION, parsing.VERSION, pictures.VERSION]
     parts["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
     return json.dumps(parts, sort_keys=True)
 

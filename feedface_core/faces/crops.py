@@ -20,6 +20,9 @@ from .face import Box, FaceError, check_box
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+VERSION = 1
+"""Raise it when a crop of the same photo and box comes out otherwise: crops and features kept on disk are then made
+anew."""
 CROP_SCALE = 1.1
 CROP_SIZE = 224
 LARGEST_SQUARE = 16

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 from support.small_training import make_config, make_models, make_photos
+from transformers import CLIPTokenizer
 
+from feedface_core.faces import crops
 from trainer import cache as command
-from trainer import store
+from trainer import pictures, store
 from trainer.bases import load_base
 from trainer.cache import CacheMaker, open_cache
 from trainer.data import FaceDataset, TensorShapes, make_loader
@@ -162,6 +165,46 @@ def test_cache_of_other_models_is_refused(run, tmp_path):
     encoder = load_face_encoder(run.config().adapter.encoder.model_copy(update={"layer": -1}))
     with pytest.raises(CacheError, match="face: 12 of 12 .*adapter.encoder.layer is -1, in the cache -2"):
         open_cache(run.config(), run.records(), run.base, encoder)
+
+
+@pytest.mark.parametrize("change", ["padding", "vocabulary"])
+def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
+    run.make()
+    folder = shutil.copytree(run.models / "base", tmp_path / "base")
+    if change == "padding":
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        assert tokenizer.pad_token_id != 0
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.save_pretrained(folder / "tokenizer")
+    for path in (folder / "tokenizer").glob("*.json"):
+        values = json.loads(path.read_text())
+        vocabulary = values.get("model", {}).get("vocab") or values
+        if change == "vocabulary" and "h" in vocabulary:
+            vocabulary["h"], vocabulary["o"] = vocabulary["o"], vocabulary["h"]
+            path.write_text(json.dumps(values))
+    config = run.config(model__base=str(folder))
+    other = load_base(config.model)
+    text = "tokenizer is [0-9a-f]+, in the cache [0-9a-f]+"
+    with pytest.raises(CacheError, match=f"text: 3 of 3 features are missing .{text}.") as error:
+        open_cache(config, run.records(), other, run.encoder)
+    assert "picture" not in str(error.value) and "face" not in str(error.value)
+    summary = CacheMaker(config, run.records(), other, run.encoder).run(progress=False)
+    assert summary.computed == {"picture": 0, "text": 3, "face": 0}
+    found = open_cache(config, run.records(), other, run.encoder).text(0)["states"]
+    assert torch.equal(found, other.encode_text([run.records()[0].caption])["states"][0])
+    assert not torch.equal(found, run.open().text(0)["states"])
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "other"), [(pictures, "picture", "face"), (crops, "face", "picture")]
+)
+def test_cache_of_older_code_is_refused(run, monkeypatch, module, kind, other):
+    run.make()
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    with pytest.raises(CacheError, match=f"{kind}: 12 of 12 .*version of the .* code is 2, in the cache 1") as error:
+        run.open()
+    assert f"{other}:" not in str(error.value)
+    assert run.make().computed == {"picture": 0, "text": 0, "face": 0} | {kind: 12}
 
 
 def test_flips_are_only_made_when_wanted(run):

@@ -119,6 +119,9 @@ class Base(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents → pixels ``(B, 3, H, W)`` in −1…1."""
 
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions → all that the text encoders read of them, ``(B, N)`` int64."""
+
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Captions → named text states, each ``(B, …)`` in float32."""
 

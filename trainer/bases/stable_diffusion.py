@@ -176,6 +176,23 @@ class StableDiffusionBase(Attached):
 
     # --- text --------------------------------------------------------------------------------------------
 
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions → token ids ``(B, 77)`` of one text encoder, ``(B, 154)`` of two."""
+        return torch.cat(self._token_ids(captions), dim=1)
+
+    def _token_ids(self, captions: Sequence[str]) -> list[Tensor]:
+        encoders = self._part(self._text_encoders, "text")
+        return [
+            tokenizer(
+                list(captions),
+                padding="max_length",
+                truncation=True,
+                max_length=encoder.config.max_position_embeddings,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer, encoder in zip(self._tokenizers, encoders, strict=True)
+        ]
+
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Captions → ``states`` ``(B, 77, context_width)``; with two encoders also ``pooled`` ``(B, P)``.
 
@@ -184,11 +201,7 @@ class StableDiffusionBase(Attached):
         """
         encoders = self._part(self._text_encoders, "text")
         states, pooled = [], None
-        for tokenizer, encoder in zip(self._tokenizers, encoders, strict=True):
-            length = encoder.config.max_position_embeddings
-            ids = tokenizer(
-                list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-            ).input_ids
+        for ids, encoder in zip(self._token_ids(captions), encoders, strict=True):
             with full_precision(self.device):
                 out = encoder.to(self.device)(ids.to(self.device), output_hidden_states=True)
             states.append(out.last_hidden_state if len(encoders) == 1 else out.hidden_states[-2])

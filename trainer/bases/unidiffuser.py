@@ -201,6 +201,10 @@ class UniDiffuserBase(Attached):
 
     # --- text --------------------------------------------------------------------------------------------
 
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions → token ids ``(B, 77)`` of CLIP-L."""
+        return self._part(self._parts, "text").token_ids(captions)
+
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Captions → ``states`` ``(B, 77, 64)``: CLIP-L's last hidden states through ``encode_prefix``."""
         prefix = self._part(self._prefix, "text").to(self.device)
