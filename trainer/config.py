@@ -124,17 +124,27 @@ class DataSettings(Settings):
     crop: Literal["face", "centre"] = "face"
     """The training square: the middle of the photo, moved as little as it takes to hold the face, or not."""
     flip: bool = True
-    """Mirror half of the samples."""
+    """Mirror half of the samples, and half of the references."""
+    flip_references: bool | None = None
+    """Mirror half of the references; null does as data.flip says."""
     references: Annotated[int, Field(ge=1, le=MAX_REFERENCES)] = MAX_REFERENCES
     """Largest number of references of a sample; the number is drawn from 1 to it."""
     retrieval: bool = True
     """Take the references from other photos of the same identity where there are any."""
     duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 4
     """Photos or face crops whose hashes differ in at most this many of 64 bits are the same picture."""
+    augment_variants: Annotated[int, Field(ge=0)] = 8
+    """Where the own photo is the reference, because there is no other one of the person: in how many ways its crop is
+    changed (place, size, tilt, colours, blur, background). The cache holds all of them; 0 takes the crop as it is."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Positive = 1
     """How often a photo comes in one epoch."""
+
+    @property
+    def mirrors_references(self) -> bool:
+        """Whether references are mirrored at all."""
+        return self.flip if self.flip_references is None else self.flip_references
 
 
 class LossSettings(Settings):

@@ -30,8 +30,8 @@ from .optimiser import (
 from .step import Plan, TrainingStep, encode_batch
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .config import Config
-    from .data import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FaceError, image_from_pil
+from feedface_core.faces import FILL, FaceError, image_from_pil, resample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,6 +96,35 @@ def cut_pixels(photo: Image, square: Square, resolution: int) -> Tensor:
     resized = photo.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     values = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)  # (3, R, R)
     return values.float() / 127.5 - 1.0
+
+
+def cut_box(photo: Image, box: Box, size: int, fill: float = FILL) -> Tensor:
+    """Any square of a photo, ``(size, size, 3)`` in 0…1, as :func:`feedface_core.faces.resample` cuts it.
+
+    Only the pixels that count are unpacked: a large photo would take hundreds of megabytes as floats.
+    """
+    reach = math.ceil(2 * max((box[2] - box[0]) / size, (box[3] - box[1]) / size, 1.0)) + 2
+    left, top = (max(math.floor(value) - reach, 0) for value in box[:2])
+    right = min(math.ceil(box[2]) + reach, photo.width)
+    bottom = min(math.ceil(box[3]) + reach, photo.height)
+    if left >= right or top >= bottom:
+        return torch.full((size, size, 3), fill)
+    part = to_tensor(photo.crop((left, top, right, bottom)))
+    return resample(part, (box[0] - left, box[1] - top, box[2] - left, box[3] - top), size, size, fill)
+
+
+def cut_mask_box(mask: Tensor, size: tuple[int, int], box: Box, pixels: int) -> Tensor:
+    """Any square of a mask, ``(1, pixels, pixels)`` in 0…1; what lies past the border is not covered.
+
+    Args:
+        mask: ``(H, W)`` of the photo's shape, at any scale.
+        size: width and height of the photo, which the box refers to.
+        box: in pixels of the photo, may reach past the border.
+        pixels: side of the result.
+    """
+    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
+    own = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    return resample(mask.unsqueeze(-1), own, pixels, pixels, fill=0.0).movedim(-1, 0)
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:

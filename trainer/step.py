@@ -22,8 +22,8 @@ from trainer.bases import Base, Text
 from .losses import LossKind, min_snr_weights, sample_losses
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .config import LossSettings
-    from .data import Batch
     from .encoder import FaceEncoder
 
 

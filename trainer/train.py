@@ -21,10 +21,11 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .batch import Batch
 from .build import Parts, SetupError, build_parts
 from .checkpoint import CheckpointError, RunLock, RunLocked
 from .config import Config
-from .data import Batch, DataError, FaceDataset, TensorShapes, make_loader
+from .data import DataError, FaceDataset, TensorShapes, make_loader
 from .loop import Trainer
 from .manifest import ManifestError, read_manifest
 from .metrics import TrainingDiverged

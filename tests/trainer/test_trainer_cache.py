@@ -22,6 +22,7 @@ from trainer.data import FaceDataset, TensorShapes, make_loader
 from trainer.encoder import load_face_encoder
 from trainer.manifest import read_manifest
 from trainer.order import GlobalBatches
+from trainer.retrieval import Reference
 from trainer.step import encode_batch
 from trainer.store import CacheError, FeatureStore, FileHashes
 
@@ -237,7 +238,7 @@ def test_shard_that_vanishes_during_training_is_named(run):
     shard = next(run.cache.glob("face-*.safetensors"))
     shard.unlink()
     with pytest.raises(CacheError, match=shard.name):
-        cache.hidden(0, False)
+        cache.hidden(Reference(0))
 
 
 def test_killed_run_keeps_its_whole_shards(run, monkeypatch):
@@ -312,7 +313,7 @@ def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
     assert summary.computed == {"picture": 0, "text": 3, "face": 0}  # the encoders are the same ones
     found = open_cache(config, run.records(), base, encoder)
     assert torch.equal(found.moments(0, True)[0], exact.moments(0, True)[0])
-    assert torch.equal(found.hidden(0, True), exact.hidden(0, True))
+    assert torch.equal(found.hidden(Reference(0, True)), exact.hidden(Reference(0, True)))
     text, wide = found.text(0)["states"], exact.text(0)["states"]
     assert text.dtype == torch.bfloat16 and torch.equal(text, wide.to(torch.bfloat16))
     encoded = base.encode_text([run.records()[0].caption])["states"][0]

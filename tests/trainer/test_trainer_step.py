@@ -10,8 +10,9 @@ from support.small_training import make_config, make_models, make_photos
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from feedface_core.rows import Face, FaceContext, FaceRows
+from trainer.batch import collate
 from trainer.build import build_parts
-from trainer.data import FaceDataset, TensorShapes, collate
+from trainer.data import FaceDataset, TensorShapes
 from trainer.manifest import read_manifest
 from trainer.step import Plan, TrainingStep, encode_batch, face_tokens
 

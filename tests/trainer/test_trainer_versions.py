@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from feedface_core.faces import DetectedFace, crops, face_mask, parsing, resample
-from trainer import pictures
+from trainer import augmentation, pictures
+from trainer.augmentation import Augmentation, augmented_crop
 
 
 @pytest.fixture
@@ -48,3 +49,18 @@ def test_mask_of_a_face(image):
     ):
         mask, _ = face_mask(image, DetectedFace((10.0, 8.0, 30.0, 34.0), landmarks=landmarks))
         assert mask.mean(1)[::5].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_augmented_crop(image):
+    assert augmentation.VERSION == 1
+    changes = Augmentation((0.05, -0.1), 1.1, 15.0, 0.9, 1.2, 0.8, 0.02, 0.05, False, True)
+    mask = torch.zeros(20, 25)
+    mask[3:15, 4:22] = 1
+    crop = augmented_crop(pictures.to_picture(image), (5.0, 2.0, 35.0, 32.0), 24, changes, mask)
+    expected = [0.536, 0.417, 0.464, 0.5, 0.498, 0.499, 0.5, 0.5, 0.5, 0.63, 0.426, 0.3, 0.409, 0.296,
+                0.456, 0.204, 0.208, 0.438, 0.562, 0.631, 0.496, 0.352, 0.58, 0.441, 0.394, 0.491, 0.502]  # fmt: skip
+    assert crop[2::9, 2::9].flatten().tolist() == pytest.approx(expected, abs=5e-3)
+    drawn = Augmentation.draw(True, "a.jpg", 1)
+    assert drawn.shift == pytest.approx((-0.0741303, -0.0243306), abs=1e-6)
+    assert drawn.zoom == pytest.approx(0.9406504, abs=1e-6)
+    assert (drawn.blur, drawn.background, drawn.flip) == (0.0, False, True)
