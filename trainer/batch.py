@@ -35,6 +35,7 @@ class Batch:
         timesteps: ``(B,)`` int64.
         drop_face, drop_text, standard_loss: a decision for each sample, as plain lists: no device is read
             back.
+        unreadable: id and reason of each photo that could not be read; their samples are replaced by others.
     """
 
     ids: list[str]
@@ -53,6 +54,7 @@ class Batch:
     drop_face: list[bool]
     drop_text: list[bool]
     standard_loss: list[bool]
+    unreadable: list[tuple[str, str]]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,4 +110,5 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         drop_face=[draw.drop_face for draw in draws],
         drop_text=[draw.drop_text for draw in draws],
         standard_loss=[draw.standard_loss for draw in draws],
+        unreadable=[photo for sample in samples for photo in sample["unreadable"]],
     )

@@ -136,6 +136,9 @@ class DataSettings(Settings):
     augment_variants: Annotated[int, Field(ge=0)] = 8
     """Where the own photo is the reference, because there is no other one of the person: in how many ways its crop is
     changed (place, size, tilt, colours, blur, background). The cache holds all of them; 0 takes the crop as it is."""
+    unreadable_photos: Annotated[int, Field(ge=0)] = 10
+    """Photos that may turn out to be unreadable in one start of a run: their samples are replaced by others, and they
+    are named; one more saves and stops."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Positive = 1

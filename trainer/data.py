@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,8 +43,25 @@ logger = logging.getLogger(__name__)
 OpenPhoto = Callable[[Path], "Image"]
 
 
+REPLACEMENTS = 20
+"""So many samples are tried in place of one that cannot be read."""
+
+
 class DataError(RuntimeError):
-    """A sample that cannot be made: names the sample and the file."""
+    """Samples that cannot be made: names them and the files."""
+
+
+class UnreadablePhoto(DataError):
+    """A photo, crop or mask that cannot be read.
+
+    Args:
+        name: id of the sample that it belongs to.
+        reason: names the file and says what is wrong.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"sample {name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 class CachedFeatures(Protocol):
@@ -106,6 +124,9 @@ class Draws:
 class FaceDataset(torch.utils.data.Dataset):
     """Samples by ``(index, visit)``.
 
+    A sample of which a file cannot be read is replaced by another one, drawn from the seed, its id and the visit; so
+    the batches are the same however often a run is stopped, and at any number of workers and processes.
+
     Args:
         records: the photos.
         config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
@@ -144,13 +165,28 @@ class FaceDataset(torch.utils.data.Dataset):
         )
 
     def __getitem__(self, entry: Entry) -> dict[str, Any]:
+        """The sample, with the photos that could not be read as ``unreadable``.
+
+        Raises:
+            DataError: if none of :data:`REPLACEMENTS` other samples can be read either.
+        """
         index, visit = entry
+        name, unreadable = self.records[index].id, []
+        for attempt in range(REPLACEMENTS + 1):
+            try:
+                return {**self._sample(index, visit), "unreadable": unreadable}
+            except UnreadablePhoto as error:
+                unreadable.append((error.name, error.reason))
+            index = randomness.integer(len(self), self.seed, "replacement", name, visit, attempt)
+        raise DataError(
+            f"sample {name} cannot be read, nor can any of {REPLACEMENTS} others in its place; the last reason: "
+            f"{unreadable[-1][1]}"
+        )
+
+    def _sample(self, index: int, visit: int) -> dict[str, Any]:
         record = self.records[index]
         draws = self.draws(index, visit)
-        try:
-            sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
-        except (pictures.PictureError, FaceError, OSError) as error:
-            raise DataError(f"sample {record.id}: {error}") from error
+        sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
         # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:
@@ -173,16 +209,24 @@ class FaceDataset(torch.utils.data.Dataset):
         return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
 
     def _read(self, index: int, draws: Draws) -> dict[str, Any]:
-        pixels, mask = read_picture(self.records[index], self.data.resolution, self.data.crop, self.shapes.cell)
+        with _reading(self.records[index]):
+            pixels, mask = read_picture(self.records[index], self.data.resolution, self.data.crop, self.shapes.cell)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
-        crops = [
-            read_reference(
-                self.records[reference.index], self.crop_size, reference.flip, self.references.augmentation(reference)
-            )
-            for reference in draws.references
-        ]
+        crops = []
+        for reference in draws.references:
+            record, augmentation = self.records[reference.index], self.references.augmentation(reference)
+            with _reading(record):
+                crops.append(read_reference(record, self.crop_size, reference.flip, augmentation))
         return {"pixels": pixels, "mask": mask, "crops": crops}
+
+
+@contextmanager
+def _reading(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except (pictures.PictureError, FaceError, OSError) as error:
+        raise UnreadablePhoto(record.id, str(error)) from error
 
 
 def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from .optimiser import (
     set_learning_rate,
 )
 from .step import Plan, TrainingStep, encode_batch
+from .unreadable import PhotoBudget
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -65,6 +66,7 @@ class Trainer:
         self.output = Path(config.train.output)
         self.stop_requested = False
         self.done = 0
+        self.photo_budget = PhotoBudget(config.data.unreadable_photos)
         self.parameters = dict(parts.adapter.named_parameters())
         self.fingerprint = parts.base.fingerprint(("host",))
         optimiser = make_optimiser(self.parameters, config.optimiser)
@@ -232,6 +234,7 @@ class Trainer:
             self.optimiser.step()
             self.optimiser.zero_grad()
         self.meter.add(StepRecord(**record, losses=losses), len(batch))
+        self.meter.add_unreadable(batch.unreadable)
         if accelerator.sync_gradients and self.average is not None:
             self.average.update(self.parameters, self.done)
         return accelerator.sync_gradients
@@ -269,9 +272,14 @@ class Trainer:
     def _log(self) -> None:
         sums = Sums.over_processes(gather_object([self.meter.take()]))
         sums.check(self._kept())
+        if self.photo_budget.exceeded_by(sums.unreadable):  # the same photos in all processes: all stop together
+            self.save()
+            raise self.photo_budget.error(self.done)
         if not self.accelerator.is_main_process:
             return
         values = sums.means()
+        if self.photo_budget.photos:
+            values["unreadable photos"] = len(self.photo_budget.photos)
         values["learning rate"] = learning_rate(self.done - 1, self.config.train.steps, self.config.optimiser)
         self.log_file.write(self.done, values)
         self.accelerator.log(values, step=self.done)

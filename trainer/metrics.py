@@ -53,6 +53,7 @@ class Meter:
     timesteps: int
     _records: list[StepRecord] = field(default_factory=list)
     _norms: list[Tensor] = field(default_factory=list)
+    _unreadable: dict[str, str] = field(default_factory=dict)
     _samples: int = 0
     _since: float = field(default_factory=time.perf_counter)
 
@@ -67,13 +68,17 @@ class Meter:
         """The norm of the gradient before clipping."""
         self._norms.append(norm.detach())
 
+    def add_unreadable(self, photos: Iterable[tuple[str, str]]) -> None:
+        """Photos that could not be read, by id, with the reason."""
+        self._unreadable.update(photos)
+
     def take(self) -> Sums:
         """Read everything back from the device in one go, and start anew."""
         losses = torch.cat([record.losses for record in self._records]) if self._records else torch.zeros(0)
         norms = torch.stack(self._norms) if self._norms else torch.zeros(0)
         values, norms = losses.float().cpu().tolist(), norms.float().cpu().tolist()
         now = time.perf_counter()
-        sums = Sums(samples=self._samples, seconds=now - self._since)
+        sums = Sums(samples=self._samples, seconds=now - self._since, unreadable=self._unreadable)
         place = 0
         for record in self._records:
             own = values[place : place + len(record.ids)]
@@ -82,6 +87,7 @@ class Meter:
         for norm in norms:
             sums.put("gradient norm", norm)
         self._records, self._norms, self._samples, self._since = [], [], 0, now
+        self._unreadable = {}
         return sums
 
     def pause(self, seconds: float) -> None:
@@ -95,6 +101,7 @@ class Sums:
 
     Args:
         bad: step and sample ids of the first forward pass whose loss is no number.
+        unreadable: photos that could not be read, by id, with the reason.
     """
 
     samples: int = 0
@@ -102,6 +109,7 @@ class Sums:
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bad: tuple[int, list[str]] | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def put(self, name: str, value: float) -> None:
         """Count a value in."""
@@ -128,6 +136,7 @@ class Sums:
         for part in parts:
             total.samples += part.samples
             total.seconds = max(total.seconds, part.seconds)
+            total.unreadable |= part.unreadable
             for name in part.totals:
                 total.totals[name] += part.totals[name]
                 total.counts[name] += part.counts[name]
