@@ -28,7 +28,7 @@ from feedface_core.faces import FaceError
 from . import pictures, randomness
 from .augmentation import Augmentation, augmented_crop
 from .batch import collate
-from .manifest import Record
+from .manifest import Record, fingerprint
 from .order import Entry, GlobalBatches
 from .retrieval import Reference, References
 
@@ -149,6 +149,10 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of the data it was trained on."""
+        return {"photos": len(self), "fingerprint": fingerprint(self.records)}
 
     def draws(self, index: int, visit: int) -> Draws:
         """All random choices of a visit of a sample, except for its noise."""

@@ -51,6 +51,7 @@ class Trainer:
         parts: base, encoder and adapter.
         batches: from the first optimiser step to do, this process's batches.
         validate: called on the main process with the number of steps done; None makes no pictures.
+        data: what checkpoints say of the data (:meth:`trainer.data.FaceDataset.described`).
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Trainer:
         parts: Parts,
         batches: Batches,
         validate: Validate | None = None,
+        data: dict | None = None,
     ):
         self.config, self.accelerator, self.parts, self.batches = config, accelerator, parts, batches
-        self.validate = validate
+        self.validate, self.data = validate, data
         self.output = Path(config.train.output)
         self.stop_requested = False
         self.done = 0
@@ -82,6 +84,8 @@ class Trainer:
         self.step_module, self.optimiser = accelerator.prepare(module, optimiser)
         self.meter = Meter(parts.base.schedule.steps)
         self.log_file = LogFile(self.output / "log.jsonl")
+        if accelerator.is_main_process:
+            self.log_file.cut(self.done)
 
     # --- checkpoints -------------------------------------------------------------------------------------
 
@@ -122,7 +126,7 @@ class Trainer:
         old, new = _flat(json.loads(state["config"])), _flat(json.loads(self.config.to_json()))
         ignored = (
             "train.output",
-            "train.steps",
+            *(["train.steps"] if self.config.optimiser.schedule == "constant" else []),
             "train.log",
             "train.keep",
             "train.checkpoint_every",
@@ -131,14 +135,19 @@ class Trainer:
             "train.resume",
             "validation.",
             "data.workers",
+            "data.unreadable_photos",
         )
         changed = [
-            name
+            f"{name} {old.get(name)!r} → {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name) and not name.startswith(ignored)
         ]
+        before, now = state.get("data"), self.data
+        if before is not None and now is not None and before != now:
+            counts = f"{before['photos']} photos, now {now['photos']}"
+            changed.append(f"the records of the data set ({counts}; their captions, boxes, people or order)")
         if changed:
-            told = ", ".join(f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in changed)
+            told = ", ".join(changed)
             logger.warning("going on with other settings than before, so the run is no longer reproducible: %s", told)
 
     def save(self) -> None:
@@ -160,6 +169,7 @@ class Trainer:
                 "adapter": self.parts.adapter.config.to_json(),
                 "base": self.fingerprint,
                 "base_name": self.config.model.base,
+                "data": self.data,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             path = save_checkpoint(self.output, files, state, self.config.train.keep)

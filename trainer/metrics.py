@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .jsonl import keep_lines
+
 BUCKETS = 4
 
 
@@ -168,6 +170,11 @@ class LogFile:
 
     def __init__(self, path: Path):
         self._path = path
+
+    def cut(self, step: int) -> None:
+        """Delete what a run that was killed logged after its last checkpoint, at this step: it comes again."""
+        if self._path.is_file():
+            keep_lines(self._path, lambda line: isinstance(line, dict) and line.get("step", math.inf) <= step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of a step."""

@@ -189,7 +189,7 @@ def train(config: Config) -> bool:
         release_encoders(config, parts)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = Trainer(config, accelerator, parts, batches, validation)
+        trainer = Trainer(config, accelerator, parts, batches, validation, dataset.described())
         listen(trainer)
         count = sum(value.numel() for value in trainer.parameters.values())
         logger.info(
