@@ -262,7 +262,7 @@ def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_p
         crop = pictures.open_photo(record.crop)
         if crop.size == (size, size):
             return pictures.to_tensor(crop)
-    return pictures.cut_box(open_photo(record.path), record.square, size)
+    return pictures.cut_box(open_photo(record.path), record.square, size, record.rule.fill)
 
 
 def read_reference(

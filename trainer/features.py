@@ -101,7 +101,7 @@ class Keys:
             return key_of(self.about["face"], photo, record.square, mask, changes)
         # A crop made in advance may have been replaced; otherwise photo and square say all.
         crop = self._hash(record.crop) if record.crop is not None else None
-        return key_of(self.about["face"], photo, record.square, crop, reference.flip)
+        return key_of(self.about["face"], photo, record.square, record.rule.fill, crop, reference.flip)
 
     def all(self) -> dict[str, dict[str, tuple[Any, ...]]]:
         """For each kind, what each key is of: index of the record and whether mirrored, caption, or reference."""

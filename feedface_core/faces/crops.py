@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..config import BORDERS
 from .face import Box, FaceError, check_box
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ def square_box(box: Box, scale: float = CROP_SCALE) -> Box:
     return centre_x - half, centre_y - half, centre_x + half, centre_y + half
 
 
+def clamp_square(square: Box, width: int, height: int) -> Box:
+    """A square that lies inside the photo: moved, and shrunk to the photo's shorter side if it is longer."""
+    x0, y0, x1, y1 = square
+    side = min(x1 - x0, width, height)
+    left = min(max((x0 + x1 - side) / 2, 0.0), width - side)
+    top = min(max((y0 + y1 - side) / 2, 0.0), height - side)
+    return left, top, left + side, top + side
+
+
 def resample(image: Tensor, box: Box, height: int, width: int, fill: float = FILL) -> Tensor:
     """Resample any box of a photo with an antialiased bicubic filter (a = −0.5, the one of Pillow's
     ``BICUBIC``).
@@ -138,7 +148,14 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL) -> Tensor:
+def crop_face(
+    image: Tensor,
+    box: Box,
+    size: int = CROP_SIZE,
+    scale: float = CROP_SCALE,
+    fill: float = FILL,
+    border: str = "pad",
+) -> Tensor:
     """The square face crop ``(size, size, 3)`` in 0..1.
 
     Args:
@@ -147,9 +164,10 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
         size: side of the crop, the encoder's image size.
         scale: side of the square over the longer side of the box.
         fill: value where the square reaches past the border.
+        border: ``pad`` fills up there, ``clamp`` moves and shrinks the square until it lies inside the photo.
 
     Raises:
-        FaceError: for a bad photo or box, or a box that lies outside the photo.
+        FaceError: for a bad photo, box or border, or a box that lies outside the photo.
     """
     image = check_image(image)
     if size < 1:
@@ -163,7 +181,10 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
             f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} times {scale:g} is more than {LARGEST_SQUARE} times as large"
             f" as the photo of {width} × {height} pixels"
         )
-    return resample(image, square_box(box, scale), size, size, fill)
+    if border not in BORDERS:
+        raise FaceError(f"the border of the crop is {border!r}, expected one of {', '.join(BORDERS)}")
+    square = square_box(box, scale)
+    return resample(image, clamp_square(square, width, height) if border == "clamp" else square, size, size, fill)
 
 
 def crop_faces(

@@ -5,50 +5,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
+from support.preparation import BOX, dropped_of, make_photo, rows_of, run, write_table
 
-from feedface_core.faces import parsing
+from feedface_core.faces import crop_face, parsing
+from trainer import pictures
 from trainer import prepare as command
-from trainer.manifest import read_manifest
-from trainer.settings import load
-from trainer.stages.settings import PrepareSettings as Settings
-
-
-def make_photo(path: Path, seed: int = 0, size: tuple[int, int] = (160, 120), blur: float = 0.0) -> Path:
-    """A picture with fine structure and an outlined disc at (50, 30) … (110, 90)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
-    photo = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(photo)
-    draw.ellipse((50, 30, 110, 90), outline="white", width=3)
-    photo.filter(ImageFilter.GaussianBlur(blur)).save(path)
-    return path
-
-
-BOX = [50, 30, 110, 90]
-
-
-def write_table(path: Path, rows: list[dict]) -> Path:
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    return path
-
-
-def run(photos, output, *settings: str) -> dict:
-    return command.prepare(load(Settings, None, settings, {"photos": str(photos), "output": str(output)}), False)
-
-
-def rows_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
-
-
-def dropped_of(output: Path) -> dict[str, str]:
-    lines = (output / "dropped.jsonl").read_text().splitlines()
-    return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+from trainer.manifest import CropRule, ManifestError, common_rule, read_manifest
 
 
 @pytest.fixture
@@ -220,6 +187,29 @@ def test_two_runs_in_one_folder_are_refused(table, tmp_path, capsys):
     assert command.main([str(table), str(tmp_path / "dataset")]) == 0
 
 
+def test_manifest_says_how_the_crops_were_made(table, tmp_path):
+    run(table, tmp_path / "out", "crop.scale=1.3", "crop.border=clamp", "crop.size=64")
+    row = rows_of(tmp_path / "out")[0]
+    assert (row["crop_scale"], row["crop_border"], row["crop_fill"]) == (1.3, "clamp", 0.5)
+    records, _ = read_manifest(tmp_path / "out/manifest.jsonl")
+    assert {record.rule for record in records} == {CropRule(1.3, "clamp", 0.5)} == {common_rule(records)}
+    with Image.open(table.parent / "0.png") as photo, Image.open(tmp_path / "out" / row["crop_path"]) as crop:
+        again = crop_face(pictures.to_tensor(photo.convert("RGB")), tuple(row["bbox"]), 64, 1.3, 0.5, "clamp")
+        assert (pictures.to_tensor(crop) - again).abs().max() <= 0.5 / 255 + 1e-6  # as the nodes cut it
+    run(table, tmp_path / "plain")
+    older = [{name: value for name, value in row.items() if not name.startswith("crop_")} for row in
+             rows_of(tmp_path / "plain")]  # fmt: skip
+    write_table(tmp_path / "plain/older.jsonl", older)
+    assert common_rule(read_manifest(tmp_path / "plain/older.jsonl")[0]) == CropRule(1.1, "pad", 0.5)
+    both, _ = read_manifest([tmp_path / "out/manifest.jsonl", tmp_path / "plain/older.jsonl"])
+    with pytest.raises(ManifestError, match=r"made in 2 ways \(4 with 1.3, clamp, fill 0.5, 4 with 1.1, pad"):
+        common_rule(both)
+    older[0]["crop_border"] = "cut"
+    write_table(tmp_path / "plain/older.jsonl", older)
+    with pytest.raises(ManifestError, match="crop_border 'cut'"):
+        read_manifest(tmp_path / "plain/older.jsonl")
+
+
 def test_no_two_photos_share_a_file(tmp_path):
     # The first pair of such names whose 32-bit hashes are equal: at 112,000 photos one is to be expected.
     for seed, name in enumerate(("21027/a.png", "47608/a.png")):
@@ -277,79 +267,6 @@ def test_other_processes_give_the_same_manifest(table, tmp_path):
     run(table, tmp_path / "here", "batch_size=2")
     run(table, tmp_path / "there", "batch_size=2", "workers=2")
     assert (tmp_path / "here/manifest.jsonl").read_bytes() == (tmp_path / "there/manifest.jsonl").read_bytes()
-
-
-# --- who is in the photos --------------------------------------------------------------------------------
-
-
-class ByColour:
-    """A recogniser for discs: the mean colour of the box is the face, dark ones are not recognised."""
-
-    name, distance = "colour", 0.3
-
-    def __init__(self):
-        self.seen: list[str] = []
-
-    def vector(self, photo):
-        self.seen.append(photo.id)
-        values = np.asarray(photo.picture.crop(BOX), dtype=float).mean((0, 1)) / 255
-        return values if values.max() > 0.3 else None
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """``ann`` holds one person and a stranger, ``00000`` three strangers; all with boxes in a table."""
-    colours = {
-        "ann/1.png": "red", "ann/2.png": "red", "ann/3.png": "red", "ann/4.png": "blue",
-        "00000/1.png": "red", "00000/2.png": "lime", "00000/3.png": "blue", "single.png": "red",
-    }  # fmt: skip
-    rows = []
-    for seed, (name, colour) in enumerate(colours.items()):
-        path = make_photo(tmp_path / "photos" / name, seed)
-        with Image.open(path) as file:
-            photo = file.convert("RGB")
-        ImageDraw.Draw(photo).rectangle((50, 30, 110, 85), fill=colour)
-        photo.save(path)
-        rows.append({"path": name, "bbox": BOX})
-    return write_table(tmp_path / "photos/t.jsonl", rows)
-
-
-def identities_of(output):
-    return {row["id"]: row["identity"] for row in rows_of(output)}
-
-
-def test_strangers_in_a_folder_are_no_person(folders, tmp_path, monkeypatch, capsys):
-    recogniser = ByColour()
-    monkeypatch.setattr(command, "load_recogniser", lambda *_: recogniser)
-    loose = "filter.minimum_sharpness=0"
-    summary = run(folders, tmp_path / "out", loose)
-    people = identities_of(tmp_path / "out")
-    assert {name for name, person in people.items() if person == "ann"} == {"ann/1.png", "ann/2.png", "ann/3.png"}
-    assert [person for person in people.values() if person != "ann"] == [None] * 5
-    assert summary["identities_from"] == {"none": 5, "folder": 3} and summary["identities"] == 1
-    assert len(summary["notes"]) == 2 and "several people (00000)" in summary["notes"][0]
-    assert len(recogniser.seen) == 7  # the one without a folder has nobody to be compared with
-    assert run(folders, tmp_path / "out", loose) == summary and len(recogniser.seen) == 7
-    recogniser.name = "another"  # whose vectors are not comparable
-    run(folders, tmp_path / "out", loose)
-    assert len(recogniser.seen) == 14
-    assert command.main([str(folders), str(tmp_path / "out"), loose]) == 0
-    assert "1 sub-folder(s) hold several people" in capsys.readouterr().out
-
-
-def test_without_a_recogniser_folders_are_people_only_if_asked_for(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("trainer.stages.recognisers.find_insightface_packs", lambda _: [])
-    monkeypatch.setitem(sys.modules, "dlib", None)
-    loose = "filter.minimum_sharpness=0"
-    summary = run(folders, tmp_path / "out", loose)
-    assert set(identities_of(tmp_path / "out").values()) == {None}
-    assert "7 photos lie in 2 sub-folder(s), and nothing says whether each is one person" in summary["notes"][0]
-    assert "no InsightFace models" in summary["notes"][0]
-    run(folders, tmp_path / "out", loose, "identity.source=folder")
-    assert set(identities_of(tmp_path / "out").values()) == {None, "ann", "00000"}
-    wanted = "identity.recogniser=dlib"
-    assert command.main([str(folders), str(tmp_path / "out"), wanted]) == 1
-    assert "identity.source=auto needs a face recogniser" in capsys.readouterr().err
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -437,43 +354,3 @@ def test_portrait_is_found_upright_and_a_pair_is_not_one_person(tmp_path):
     assert upright["mask_kind"] == "ellipse from landmarks" and summary["detectors"] == {"mtcnn": 2}
     with Image.open(tmp_path / "out/contact_sheet.png") as sheet:
         assert sheet.width > 1000 and len(sheet.getcolors(1_000_000)) > 1000
-
-
-def test_photos_of_several_people(shared_faces, tmp_path):
-    pytest.importorskip("facenet_pytorch")
-    names = [f"{person}_{number}.jpg" for person in (1433, 1540, 1558) for number in (1, 2)]
-    for name in names:
-        (tmp_path / name).write_bytes((shared_faces / name).read_bytes())
-    summary = run(tmp_path, tmp_path / "out", r"identity.pattern=^(\d+)_", "detect.detector=mtcnn")
-    assert summary["kept"] == 6 and summary["identities"] == 3 and summary["without_other_photo"] == 0
-    assert [row["identity"] for row in rows_of(tmp_path / "out")] == [name[:4] for name in names]
-    assert summary["near_duplicate_pairs"] == 0
-
-
-def test_clustering_with_dlib(shared_faces, tmp_path):
-    pytest.importorskip("dlib")
-    pytest.importorskip("facenet_pytorch")
-    names = ["1540_1.jpg", "1540_2.jpg", "1558_3.jpg", "1558_6.jpg", "1558_7.jpg"]
-    for name in names:
-        (tmp_path / name).write_bytes((shared_faces / name).read_bytes())
-    settings = ("identity.source=cluster", "identity.recogniser=dlib", "detect.detector=mtcnn")
-    summary = run(tmp_path, tmp_path / "out", *settings)
-    people = {row["id"]: row["identity"] for row in rows_of(tmp_path / "out")}
-    assert people == {name: "person-0001" if name.startswith("1558") else "person-0002" for name in names}
-    assert summary["photos_per_identity"] == [2, 2.5, 3]
-    assert "vector" not in (tmp_path / "out/manifest.jsonl").read_text()
-
-
-def test_folders_of_photographs_are_compared(shared_faces, tmp_path):
-    pytest.importorskip("dlib")
-    pytest.importorskip("facenet_pytorch")
-    folders = {"one": ("1558_3", "1558_6", "1558_7"), "many": ("1540_1", "1558_1", "1433_1")}
-    for folder, names in folders.items():
-        (tmp_path / folder).mkdir()
-        for name in names:
-            (tmp_path / folder / f"{name}.jpg").write_bytes((shared_faces / f"{name}.jpg").read_bytes())
-    summary = run(tmp_path, tmp_path / "out", "identity.recogniser=dlib", "detect.detector=mtcnn")
-    assert summary["kept"] == 6 and summary["identities"] == 1
-    people = {row["id"]: row["identity"] for row in rows_of(tmp_path / "out")}
-    assert {id_ for id_, person in people.items() if person == "one"} == {f"one/{name}.jpg" for name in folders["one"]}
-    assert "several people (many)" in summary["notes"][0]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from feedface_core.faces import DetectedFace
+from feedface_core.faces import DetectedFace, clamp_square
 from trainer.settings import ConfigError
 from trainer.stages.captions import Caption
-from trainer.stages.faces import Crop, Filter, Mask, clamp_square, sharpness
+from trainer.stages.faces import Crop, Filter, Mask, sharpness
 from trainer.stages.identities import cluster, compares_faces, identify, named_identity
 from trainer.stages.inputs import InputError, find_photos
 from trainer.stages.photo import Photo

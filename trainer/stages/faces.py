@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from feedface_core.faces import (
+    FILL,
     DetectedFace,
     FaceError,
+    clamp_square,
     face_mask,
     load_detector,
     load_parser,
@@ -133,19 +135,13 @@ class Crop(Stage):
         if self.settings.border == "clamp":
             square = clamp_square(square, width, height)
         photo.crop = resample(photo.image, square, self.settings.size, self.settings.size)
-        photo.row["square_bbox"] = [round(value, 2) for value in square]
+        photo.row |= {
+            "square_bbox": [round(value, 2) for value in square],
+            "crop_scale": self.settings.scale,
+            "crop_border": self.settings.border,
+            "crop_fill": FILL,
+        }
         photo.row["crop_hash"] = f"{pictures.perceptual_hash(pictures.to_picture(photo.crop)):016x}"
-
-
-def clamp_square(
-    square: tuple[float, float, float, float], width: int, height: int
-) -> tuple[float, float, float, float]:
-    """A square that lies inside the photo: moved, and shrunk to the photo's shorter side if it is longer."""
-    x0, y0, x1, y1 = square
-    side = min(x1 - x0, width, height)
-    left = min(max((x0 + x1 - side) / 2, 0.0), width - side)
-    top = min(max((y0 + y1 - side) / 2, 0.0), height - side)
-    return left, top, left + side, top + side
 
 
 class Mask(Stage):

@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from feedface_core.faces import square_box
+from feedface_core.faces import clamp_square, square_box
 
 from .. import pictures
-from .faces import clamp_square
 from .identities import People
 from .photo import Photo
 
