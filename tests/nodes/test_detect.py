@@ -124,10 +124,10 @@ def test_crops_are_cut_as_in_the_training_of_a_connected_adapter(run, comfy):
     image = torch.rand(1, 96, 128, 3, generator=torch.Generator().manual_seed(0))
     given, box = "[[0, 20, 40, 60]]", (0.0, 20.0, 40.0, 60.0)
     crops, _, _, report = run(image, boxes=given, adapter=adapter).args
-    torch.testing.assert_close(crops[0], crops_of(image[0], box, 48, 1.5, border="clamp"))
+    torch.testing.assert_close(crops[0], crops_of(image[0], box, 48, 1.5, 0.2, "clamp"))
     assert "crops: 1.5 × the box, 48 pixels, border: clamp" in report
     own, *_ = run(image, boxes=given, adapter=adapter, crop_scale=2.0, crop_size=64).args
-    torch.testing.assert_close(own[0], crops_of(image[0], box, 64, 2.0, border="clamp"))
+    torch.testing.assert_close(own[0], crops_of(image[0], box, 64, 2.0, 0.2, "clamp"))
     plain, _, _, report = run(image, boxes=given).args
     torch.testing.assert_close(plain[0], crops_of(image[0], box, 224, 1.1))
     assert "crops:" not in report
