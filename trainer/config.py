@@ -41,6 +41,8 @@ class ModelSettings(Settings):
     """For UniDiffuser: caption_decoder.pth or its conversion; null looks beside the base."""
     image_encoder: str | None = None
     """For UniDiffuser: a folder with CLIP ViT-B/32 (CLIPModel) and its projection, which makes the image token."""
+    data_type: Literal[0, 1] = 1
+    """For UniDiffuser: the data-type token in training. Sampling has 1; the published training has 0."""
     tokenizer: str | None = None
     """A folder with CLIP's vocab.json and merges.txt, for single-file checkpoints (ComfyUI's comfy/sd1_tokenizer)."""
     family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"] = "auto"
@@ -163,6 +165,9 @@ class LossSettings(Settings):
     """Share of samples whose face is dropped."""
     text_dropout: Probability = 0.1
     """Share of samples whose caption is replaced by the empty one."""
+    image_token_weight: Annotated[float, Field(ge=0)] = 1.0
+    """For UniDiffuser: how much a value of the CLIP image token counts beside one of the picture; the published
+    training has 0, the picture alone."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR weighting of timesteps (Hang et al. 2023); null weighs all timesteps the same."""
 

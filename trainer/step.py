@@ -181,7 +181,8 @@ class TrainingStep(nn.Module):
         prediction = self.base.predict(noisy, timesteps, text, faces)
         weights = self.base.loss_weights(batch.masks.to(device)[rows], latents)
         target = schedule.target(latents, noise, timesteps)
-        losses = sample_losses(prediction, target, weights, plan.kinds, original, self.settings.normalise)
+        importance = self.base.importance(latents, self.settings.image_token_weight)
+        losses = sample_losses(prediction, target, weights, plan.kinds, original, self.settings.normalise, importance)
         weighted = losses
         if self.settings.min_snr_gamma is not None:
             weighted = losses * min_snr_weights(

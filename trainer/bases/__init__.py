@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -140,6 +140,17 @@ class Base(Protocol):
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """A mask ``(B, 1, h, w)`` over latent cells → weights that broadcast to the latents' shape."""
+
+    def importance(self, latents: Tensor, image_token: float) -> Tensor | None:
+        """How much each value counts in a loss, broadcasting to the latents; None where all count the same.
+
+        Args:
+            latents: of a batch.
+            image_token: how much each value of a CLIP image token counts, if the host denoises one.
+        """
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Within it, predictions are those of sampling, where the host is trained with other inputs."""
 
     def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
         """The sites that a new adapter gets, in order.

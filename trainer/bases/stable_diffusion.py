@@ -174,6 +174,10 @@ class StableDiffusionBase(Attached):
         """The mask itself: one weight for each latent cell, the same for all channels."""
         return mask.to(latents.device, torch.float32)
 
+    def importance(self, latents: Tensor, image_token: float) -> None:
+        """All values count the same."""
+        return None
+
     # --- text --------------------------------------------------------------------------------------------
 
     def token_ids(self, captions: Sequence[str]) -> Tensor:

@@ -7,7 +7,8 @@ further rows below the picture, so that noise, losses and samplers treat them al
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,8 @@ from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diff
 if TYPE_CHECKING:
     from trainer.config import ModelSettings
 
+#: The data-type token that the released model samples with.
+SAMPLED_DATA_TYPE = 1
 #: Stands for a log variance of minus infinity: the token has none.
 _NO_VARIANCE = -30.0
 
@@ -60,6 +63,7 @@ class UniDiffuserBase(Attached):
         parts: Stable Diffusion's autoencoder and text encoder, or None when everything is cached.
         name: shown in messages.
         dtype: number format of the U-ViT; the encoders compute in float32.
+        data_type: the data-type token in training; sampling has 1.
     """
 
     family = "unidiffuser"
@@ -73,6 +77,7 @@ class UniDiffuserBase(Attached):
         name: str = "UniDiffuser",
         dtype: torch.dtype = torch.float32,
         token_width: int = 512,
+        data_type: int = SAMPLED_DATA_TYPE,
     ):
         self.name, self.dtype, self.device = name, dtype, torch.device("cpu")
         self._host = None if host is None else freeze(host, dtype)
@@ -80,6 +85,7 @@ class UniDiffuserBase(Attached):
         self._image_encoder = None if image_encoder is None else freeze(image_encoder, torch.float32)
         self._parts = parts
         self._null_text: Text | None = None
+        self._data_type = data_type
         self.cell = 8 if parts is None else parts.cell
         self.channels = 4 if host is None else host.config.latent_channels
         self.token_width = token_width if host is None else host.config.clip_width
@@ -111,6 +117,7 @@ class UniDiffuserBase(Attached):
             settings.base,
             dtype,
             config.clip_width,
+            settings.data_type,
         ).to(device)
 
     # --- parts -------------------------------------------------------------------------------------------
@@ -199,6 +206,13 @@ class UniDiffuserBase(Attached):
         share = mask.mean(dim=(1, 2, 3), keepdim=False).view(-1, 1, 1).expand(-1, 1, self.token_width)
         return pack(mask.expand(-1, self.channels, -1, -1), share)
 
+    def importance(self, latents: Tensor, image_token: float) -> Tensor | None:
+        """1 for the picture, ``image_token`` for the token, 0 for cells that hold nothing; None if all are 1."""
+        if image_token == 1.0:
+            return None
+        picture, token = unpack(latents[:1], self.token_width)
+        return pack(torch.ones_like(picture), torch.full_like(token, image_token))
+
     # --- text --------------------------------------------------------------------------------------------
 
     def token_ids(self, captions: Sequence[str]) -> Tensor:
@@ -221,7 +235,7 @@ class UniDiffuserBase(Attached):
     # --- prediction --------------------------------------------------------------------------------------
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
-        """The U-ViT's prediction in float32; see :meth:`trainer.bases.Base.predict`. Data type 1, as when sampling."""
+        """The U-ViT's prediction in float32; see :meth:`trainer.bases.Base.predict`."""
         picture, token = unpack(noisy, self.token_width)
         times = timesteps.to(self.device)
         with self._faces(rows):
@@ -230,6 +244,7 @@ class UniDiffuserBase(Attached):
                 token.to(self.device, self.dtype),
                 text["states"].to(self.device, self.dtype),
                 times.float() + 1.0,  # UniDiffuser counts from 1
+                data_type=torch.full_like(times, self._data_type),
             )
         out = pack(*(part.float() for part in predicted))
         left_over = self.channels * rows_below(noisy.shape[3], self.token_width, self.channels) * noisy.shape[3]
@@ -239,6 +254,15 @@ class UniDiffuserBase(Attached):
         used = pack(torch.ones_like(picture), torch.ones_like(token)).bool()
         sigma = (1.0 - self.schedule.alphas_cumprod.to(self.device)[times]).sqrt().view(-1, 1, 1, 1)
         return torch.where(used.to(self.device), out, noisy.to(self.device).float() / sigma)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within it, the data-type token is that of sampling."""
+        trained, self._data_type = self._data_type, SAMPLED_DATA_TYPE
+        try:
+            yield
+        finally:
+            self._data_type = trained
 
     # --- adapter -----------------------------------------------------------------------------------------
 
