@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -213,15 +214,17 @@ class FaceDataset(torch.utils.data.Dataset):
         return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
 
     def _read(self, index: int, draws: Draws) -> dict[str, Any]:
+        open_photo = cache(pictures.open_photo)  # the reference may be cut from the same photo
+        data, cell = self.data, self.shapes.cell
         with _reading(self.records[index]):
-            pixels, mask = read_picture(self.records[index], self.data.resolution, self.data.crop, self.shapes.cell)
+            pixels, mask = read_picture(self.records[index], data.resolution, data.crop, cell, open_photo)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         crops = []
         for reference in draws.references:
             record, augmentation = self.records[reference.index], self.references.augmentation(reference)
             with _reading(record):
-                crops.append(read_reference(record, self.crop_size, reference.flip, augmentation))
+                crops.append(read_reference(record, self.crop_size, reference.flip, augmentation, open_photo))
         return {"pixels": pixels, "mask": mask, "crops": crops}
 
 
@@ -233,7 +236,9 @@ def _reading(record: Record) -> Iterator[None]:
         raise UnreadablePhoto(record.id, str(error)) from error
 
 
-def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple[Tensor, Tensor]:
+def read_picture(
+    record: Record, resolution: int, crop: str, cell: int, open_photo: OpenPhoto = pictures.open_photo
+) -> tuple[Tensor, Tensor]:
     """Read a photo and its mask and cut the training square out of both.
 
     Returns:
@@ -242,7 +247,7 @@ def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple
     Raises:
         PictureError: a photo or mask that cannot be read, or a mask of another shape than its photo.
     """
-    photo = pictures.open_photo(record.path)
+    photo = open_photo(record.path)
     square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
     cells = resolution // cell
     if record.mask is None:

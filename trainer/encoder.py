@@ -48,9 +48,13 @@ class FaceEncoder:
         self.module = module.eval().requires_grad_(False)
         self.config = replace(config, fingerprint=core.fingerprint(config, self.tensors()))
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
     def encode(self, crops: Tensor) -> Tensor:
         """Face crops ``(N, H, W, 3)`` in 0…1 → hidden states ``(N, T, E)``."""
-        with full_precision(crops.device):
+        with full_precision(self._device):
             return core.encode(self.module, self.config, crops)
 
     def null_hidden(self) -> Tensor:
@@ -58,7 +62,7 @@ class FaceEncoder:
         face.
         """
         size = self.config.image_size
-        with full_precision(next(self.module.parameters()).device):
+        with full_precision(self._device):
             return core.encode_pixels(self.module, self.config, torch.zeros(1, 3, size, size))
 
     def release(self) -> None:

@@ -79,9 +79,12 @@ class References:
 
     def candidates(self, index: int) -> list[int]:
         """Other photos of the same person that are not the same picture, by id."""
+        return list(self._candidates(index))
+
+    def _candidates(self, index: int) -> Iterator[int]:
         target = self.records[index]
         others = self.members.get(target.identity, ()) if target.identity is not None else ()
-        return [other for other in others if not self._same_picture(target, self.records[other])]
+        return (other for other in others if not self._same_picture(target, self.records[other]))
 
     def draw(self, index: int, seed: int, visit: int) -> tuple[Reference, ...]:
         """One visit's references: 1 to ``most`` other photos, or a variant of the sample if there are none."""
@@ -104,7 +107,7 @@ class References:
         flips = (False, True) if self.flip else (False,)
         for index in range(len(self.records)):
             # Being another photo of somebody is mutual: who has no candidates is nobody's.
-            if self.variants and not self.candidates(index):
+            if self.variants and next(self._candidates(index), None) is None:
                 yield from (Reference(index, variant=variant) for variant in range(self.variants))
             else:
                 yield from (Reference(index, flip) for flip in flips)

@@ -172,6 +172,14 @@ def test_reference_of_a_person_with_one_photo_is_not_the_crop_of_the_target(sing
     assert all(torch.equal(unchanged[0, visit]["crops"][0], before) for visit in range(4))
 
 
+def test_photo_is_unpacked_once_for_target_and_reference(singles, monkeypatch):
+    opened = []
+    read = pictures.open_photo
+    monkeypatch.setattr(pictures, "open_photo", lambda path: opened.append(path) or read(path))
+    _ = make_dataset(singles)[0, 0]
+    assert opened == [singles.parent / "0.png"]
+
+
 def test_augmented_samples_depend_on_seed_id_and_visit_alone(singles):
     dataset, state = make_dataset(singles), torch.get_rng_state()
     first = [dataset[index, visit]["crops"][0] for index in range(6) for visit in range(3)]
