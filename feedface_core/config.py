@@ -14,6 +14,8 @@ HOSTS = {
     "sd_unet": "a U-Net with Stable Diffusion's layout",
     "unidiffuser": "UniDiffuser (U-ViT)",
 }
+#: What becomes of a face crop that reaches past the photo's border.
+BORDERS = ("pad", "clamp")
 COMBINATIONS = ("concat", "average", "weighted_average")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,6 +54,10 @@ class EncoderConfig:
         name: where the encoder comes from, shown to the user when it is not inside the adapter file.
         included: whether the adapter file carries the encoder's weights.
         fingerprint: short hash that says whether two adapters can share encoded faces.
+        crop_scale: side of the square face crop over the longer side of the detected box.
+        crop_border: a crop that reaches past the border is filled up there (``pad``), or moved and shrunk until it
+            lies inside (``clamp``).
+        crop_fill: grey value 0…1 past the border.
     """
 
     config: dict = field(default_factory=dict)
@@ -63,6 +69,9 @@ class EncoderConfig:
     included: bool = True
     type: str = "clip_vision"
     fingerprint: str = ""
+    crop_scale: float = 1.1
+    crop_border: str = "pad"
+    crop_fill: float = 0.5
 
     def __post_init__(self):
         object.__setattr__(self, "image_mean", tuple(float(value) for value in self.image_mean))
@@ -72,6 +81,9 @@ class EncoderConfig:
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
             raise ValueError(f"image_mean {self.image_mean} and image_std {self.image_std} need three values each, "
                              "the latter positive")
+        if not self.crop_scale > 0 or not 0 <= self.crop_fill <= 1 or self.crop_border not in BORDERS:
+            raise ValueError(f"face crop with crop_scale {self.crop_scale}, crop_fill {self.crop_fill} and crop_border "
+                             f"{self.crop_border!r}: expected a positive scale, a fill of 0 to 1 and one of {BORDERS}")
 
     @property
     def width(self) -> int:

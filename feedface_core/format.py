@@ -228,8 +228,8 @@ def describe(found: AdapterFile) -> str:
         f"{config.context_width}",
         f"encoder       {config.encoder.name} ({config.encoder.fingerprint or 'no fingerprint'}), "
         + (f"included, {encoder_count / 1e6:.1f} M parameters" if found.encoder_tensors else "not included"),
-        f"crops         {config.encoder.image_size} px, mean {config.encoder.image_mean}, "
-        f"std {config.encoder.image_std}",
+        f"crops         {config.encoder.crop_scale:g} × the box, {config.encoder.crop_border} at the border, "
+        f"{config.encoder.image_size} px, mean {config.encoder.image_mean}, std {config.encoder.image_std}",
         f"defaults      strength {config.strength}, {config.combination}, at most {config.max_references} references, "
         f"dropped face: {config.null}",
     ]

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..feedface_core.config import EncoderConfig
 from ..feedface_core.faces import (
     AUTO,
     CROP_SCALE,
@@ -29,7 +30,9 @@ from ..feedface_core.faces import (
     parse_indexes,
     select_from_photo,
 )
+from .adapter import LoadedAdapter
 from .compat import make_schema, model_folders
+from .types import Adapter
 
 NAME = "FeedFace Detect Faces"
 
@@ -86,7 +89,12 @@ class DetectFaces(io.ComfyNode):
         crop_size: int = CROP_SIZE,
         boxes: str = "",
         mask: Tensor | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> io.NodeOutput:
+        encoder = EncoderConfig() if adapter is None else adapter.config.encoder
+        # A widget that was not touched follows the adapter.
+        crop_scale = encoder.crop_scale if crop_scale == CROP_SCALE else crop_scale
+        crop_size = encoder.image_size if crop_size == CROP_SIZE else crop_size
         try:
             detectors = _detectors(image, detector, boxes, mask)
             chosen = parse_indexes(indexes)
@@ -106,13 +114,15 @@ class DetectFaces(io.ComfyNode):
                     )
                 )
                 progress.update(1)
-            crops = _crops(image, selections, crop_scale, crop_size)
+            crops = _crops(image, selections, crop_scale, crop_size, encoder)
         except FaceError as error:
             raise type(error)(f"{NAME}: {error}") from error
         preview = torch.stack(
             [draw_faces(photo, found, crop_scale) for photo, found in zip(image, selections, strict=True)]
         )
         report = _report(detectors[0], selections)
+        if adapter is not None:
+            report += f"\ncrops: {crop_scale:g} × the box, {crop_size} pixels, border: {encoder.crop_border}"
         return io.NodeOutput(
             crops,
             faces_to_json([found.chosen_faces for found in selections]),
@@ -166,7 +176,8 @@ def _inputs() -> list[io.Input]:
             max=4.0,
             step=0.05,
             optional=True,
-            tooltip="Side of the square crop over the longer side of the face's box. Adapters are trained with 1.1.",
+            tooltip="Side of the square crop over the longer side of the face's box. Adapters are trained with 1.1"
+            " unless they say otherwise: connect the adapter, and 1.1 means what it was trained with.",
         ),
         io.Int.Input(
             "crop_size",
@@ -175,7 +186,8 @@ def _inputs() -> list[io.Input]:
             max=1024,
             step=8,
             optional=True,
-            tooltip="Side of the crops in pixels: the image size of the adapter's encoder, usually 224.",
+            tooltip="Side of the crops in pixels: the image size of the adapter's encoder, usually 224. With an"
+            " adapter connected, 224 means its own.",
         ),
         io.String.Input(
             "boxes",
@@ -191,6 +203,12 @@ def _inputs() -> list[io.Input]:
             optional=True,
             tooltip="Marks the faces by hand, instead of a detector: each connected region is one face. As"
             " large as the photo; one for all photos or one for each.",
+        ),
+        Adapter.Input(
+            "adapter",
+            optional=True,
+            tooltip="The adapter that the crops are for: they are cut as in its training (scale, size, border)."
+            " Needed only for adapters that were trained with other crops than 1.1 times the box.",
         ),
     ]
 
@@ -216,10 +234,12 @@ def _photo_names(count: int) -> list[str]:
     return ["image"] if count == 1 else [f"photo {index + 1} of {count}" for index in range(count)]
 
 
-def _crops(image: Tensor, selections: list[Selection], scale: float, size: int) -> Tensor:
+def _crops(
+    image: Tensor, selections: list[Selection], scale: float, size: int, encoder: EncoderConfig
+) -> Tensor:
     """All crops ``(N, size, size, 3)``, photo by photo."""
     crops = [
-        crop_face(photo, face.box, size, crop_scale_of(face, scale))
+        crop_face(photo, face.box, size, crop_scale_of(face, scale), encoder.crop_fill, encoder.crop_border)
         for photo, found in zip(image, selections, strict=True)
         for face in found.chosen_faces
     ]

@@ -105,7 +105,7 @@ def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> 
     from trainer.build import build_parts
     from trainer.config import Config
     from trainer.loop import Trainer
-    from trainer.train import be_deterministic, make_accelerator, make_batches, release_encoders
+    from trainer.train import be_deterministic, make_accelerator, make_batches, read_records, release_encoders
 
     config = Config.from_json(path.read_text())
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> 
     be_deterministic(config)
     accelerator = make_accelerator(config)
     parts = build_parts(config, accelerator.device)
-    _, batches = make_batches(config, accelerator, parts)
+    _, batches = make_batches(config, accelerator, parts, read_records(config))
     release_encoders(config, parts)
     trainer = Trainer(config, accelerator, parts, lambda start: paced(batches(start), steps, idle))
     if name == "bare":

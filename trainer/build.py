@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +12,9 @@ from feedface_core.adapter import FaceAdapter
 from feedface_core.config import AdapterConfig
 from feedface_core.format import AdapterFileError, load_adapter
 
-from .bases import DTYPES, Base, load_base
+from .bases import Base, load_base
 from .encoder import FaceEncoder, load_face_encoder
+from .manifest import DEFAULT_RULE, CropRule
 
 if TYPE_CHECKING:
     from .config import Config
@@ -43,14 +44,18 @@ class Parts:
     adapter: FaceAdapter
 
 
-def adapter_config(config: Config, base: Base, encoder: FaceEncoder) -> AdapterConfig:
-    """What the settings, the base and the encoder make of an adapter."""
+def adapter_config(
+    config: Config, base: Base, encoder: FaceEncoder, rule: CropRule = DEFAULT_RULE
+) -> AdapterConfig:
+    """What the settings, the base, the encoder and the face crops make of an adapter."""
     settings = config.adapter
     return AdapterConfig(
         host=base.family,
         sites=tuple(base.sites(settings.sites, settings.heads)),
         context_width=settings.context_width or base.context_width,
-        encoder=encoder.config,
+        encoder=replace(
+            encoder.config, crop_scale=rule.scale, crop_border=rule.border, crop_fill=rule.fill
+        ),
         tap=settings.tap,
         self_attention=settings.self_attention,
         depth=settings.depth,
@@ -124,15 +129,18 @@ def check_same_adapter(saved: AdapterConfig, wanted: AdapterConfig, where: str) 
             )
 
 
-def build_parts(config: Config, device: torch.device | str) -> Parts:
+def build_parts(config: Config, device: torch.device | str, rule: CropRule = DEFAULT_RULE) -> Parts:
     """Load the frozen models and make the adapter, attached.
+
+    Args:
+        rule: how the face crops were made, which the adapter's configuration says.
 
     Raises:
         BaseError, EncoderError, SetupError: for models that are missing or do not fit.
     """
     base = load_base(config.model, device)
-    encoder = load_face_encoder(config.adapter.encoder, DTYPES[config.model.precision], "cpu", config.model.allow_hub)
-    described = adapter_config(config, base, encoder)
+    encoder = load_face_encoder(config.adapter.encoder, "cpu", config.model.allow_hub)
+    described = adapter_config(config, base, encoder, rule)
     adapter = make_adapter(config, described, encoder).to(device)
     encoder.to(device)
     base.attach(adapter)

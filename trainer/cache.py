@@ -3,9 +3,10 @@
     python -m trainer.cache trainer/configs/sd15.yaml
     accelerate launch -m trainer.cache trainer/configs/sd15.yaml data.cache=dataset/cache --prune
 
-Photos and crops are encoded both ways round (``data.flip``), captions once each. Run again after anything changed: only
-what is missing is computed. Training with a cache needs neither photos nor encoders; it stops if the cache does not
-belong to its models, settings and photos.
+Photos and crops are encoded both ways round (``data.flip``), captions once each, and the crop of a person with one
+photo in ``data.augment_variants`` augmented ways. Run again after anything changed: only what is missing is computed.
+Training with a cache needs neither photos nor encoders; it stops if the cache does not belong to its models, settings
+and photos.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from torch import Tensor
 from feedface_core.faces import FaceError
 
 from . import pictures
-from .bases import DTYPES, Base, BaseError, load_base
+from .bases import Base, BaseError, load_base
 from .config import Config
-from .data import read_crop, read_picture
+from .data import read_picture, read_reference
 from .encoder import EncoderError, FaceEncoder, load_face_encoder
 from .features import KINDS, Keys, open_cache
 from .manifest import ManifestError, Record, read_manifest
+from .retrieval import Reference, References
 from .settings import ConfigError, describe, load
-from .store import CacheError, FeatureStore, FileHashes, narrow
+from .store import CacheError, FeatureStore, FileHashes
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -60,20 +62,25 @@ class CacheSummary:
 
 
 class _Sources(torch.utils.data.Dataset):
-    """Reads pictures and crops in the loader's processes; a problem comes back as text."""
+    """Reads pictures and crops in the loader's processes; a problem comes back as text.
 
-    def __init__(self, places: Sequence[tuple[str, tuple[int, bool]]], read: Callable[[int], Any]) -> None:
+    Args:
+        places: the key and the place of each feature; a place begins with the index of the record.
+        read: from a place to tensors.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, tuple]], read: Callable[[Any], Any]) -> None:
         self.places, self.read = list(places), read
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, place: int) -> tuple[str, int, bool, Any]:
-        key, (index, flip) = self.places[place]
+    def __getitem__(self, number: int) -> tuple[str, tuple, Any]:
+        key, place = self.places[number]
         try:
-            return key, index, flip, self.read(index)
+            return key, place, self.read(place)
         except (pictures.PictureError, FaceError, OSError) as error:
-            return key, index, flip, str(error)
+            return key, place, str(error)
 
 
 @dataclass(frozen=True)
@@ -83,17 +90,28 @@ class _ReadPicture:
     crop: str
     cell: int
 
-    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
-        return read_picture(self.records[index], self.resolution, self.crop, self.cell)
+    def __call__(self, place: tuple[int, bool]) -> tuple[Tensor, Tensor]:
+        index, flip = place
+        pixels, mask = read_picture(self.records[index], self.resolution, self.crop, self.cell)
+        return (pixels.flip(-1), mask.flip(-1)) if flip else (pixels, mask)
 
 
-@dataclass(frozen=True)
-class _ReadCrop:
-    records: Sequence[Record]
-    size: int
+class _ReadFace:
+    """Keeps the photo it opened last: the variants of a crop come one after the other."""
 
-    def __call__(self, index: int) -> Tensor:
-        return read_crop(self.records[index], self.size)
+    def __init__(self, references: References, size: int) -> None:
+        self.references, self.size = references, size
+        self._path: Path | None = None
+        self._photo: Any = None
+
+    def __call__(self, place: Reference) -> Tensor:
+        record = self.references.records[place.index]
+        return read_reference(record, self.size, place.flip, self.references.augmentation(place), self._open)
+
+    def _open(self, path: Path) -> Any:
+        if path != self._path:
+            self._photo, self._path = pictures.open_photo(path), path
+        return self._photo
 
 
 class CacheMaker:
@@ -158,7 +176,7 @@ class CacheMaker:
         """Shards that hold nothing of this run, read anew: other processes have written since."""
         return [path for kind in KINDS for path in FeatureStore(self.folder, kind).unused(self.wanted[kind])]
 
-    def _loader(self, places: Sequence[Any], read: Callable[[int], Any]) -> DataLoader:
+    def _loader(self, places: Sequence[Any], read: Callable[[Any], Any]) -> DataLoader:
         from torch.utils.data import DataLoader
 
         data = self.config.data
@@ -167,10 +185,10 @@ class CacheMaker:
         )
 
     def _readable(self, batch: Sequence[Any]) -> list[Any]:
-        for _, index, flip, content in batch:
-            if isinstance(content, str) and not flip:
-                self.summary.unreadable[self.records[index].id] = content
-        return [entry for entry in batch if not isinstance(entry[3], str)]
+        for _, place, content in batch:
+            if isinstance(content, str):
+                self.summary.unreadable[self.records[place[0]].id] = content
+        return [entry for entry in batch if not isinstance(entry[2], str)]
 
     def _pictures(self, places: Sequence[Any]) -> Iterator[int]:
         data = self.config.data
@@ -178,15 +196,11 @@ class CacheMaker:
         for batch in self._loader(places, read):
             sound = self._readable(batch)
             if sound:
-                pixels = [content[0].flip(-1) if flip else content[0] for _, _, flip, content in sound]
-                moments = self.base.encode_pixels(torch.stack(pixels)).cpu()
-            for place, (key, index, flip, (_, mask)) in enumerate(sound):
+                moments = self.base.encode_pixels(torch.stack([pixels for _, _, (pixels, _) in sound])).cpu()
+            for row, (key, (index, flip), (_, mask)) in enumerate(sound):
                 if not flip:
                     self._note_mask(self.records[index].id, mask)
-                tensors = {
-                    "moments": narrow(moments[place], self.base.dtype),
-                    "mask": mask.flip(-1) if flip else mask,
-                }
+                tensors = {"moments": moments[row], "mask": mask}
                 self.stores["picture"].add(key, tensors, self.keys.about["picture"])
             yield len(batch)
 
@@ -200,20 +214,21 @@ class CacheMaker:
         size = self.config.data.cache_batch
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            states = self.base.encode_text([caption for _, (caption, _) in part])
-            for place, (key, _) in enumerate(part):
-                tensors = {name: tensor[place] for name, tensor in states.items()}
+            states = self.base.encode_text([caption for _, (caption,) in part])
+            for row, (key, _) in enumerate(part):
+                # In the host's number format, in which it reads them: that loses nothing, and takes half the room.
+                tensors = {name: tensor[row].to(self.base.dtype) for name, tensor in states.items()}
                 self.stores["text"].add(key, tensors, self.keys.about["text"])
             yield len(part)
 
     def _faces(self, places: Sequence[Any]) -> Iterator[int]:
-        for batch in self._loader(places, _ReadCrop(self.records, self.encoder.config.image_size)):
+        for batch in self._loader(places, _ReadFace(self.keys.references, self.encoder.config.image_size)):
             sound = self._readable(batch)
             if sound:
-                crops = [content.flip(1) if flip else content for _, _, flip, content in sound]  # (S, S, 3)
-                hidden = self.encoder.encode(torch.stack(crops).to(self.base.device)).cpu()
-            for place, (key, _, _, _) in enumerate(sound):
-                self.stores["face"].add(key, {"hidden": hidden[place]}, self.keys.about["face"])
+                crops = torch.stack([crop for _, _, crop in sound])  # (N, S, S, 3)
+                hidden = self.encoder.encode(crops.to(self.base.device)).cpu()
+            for row, (key, _, _) in enumerate(sound):
+                self.stores["face"].add(key, {"hidden": hidden[row]}, self.keys.about["face"])
             yield len(batch)
 
 
@@ -246,9 +261,7 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     for line in dropped[:_SHOWN]:
         logger.warning("left out: %s", line)
     base = load_base(config.model, state.device, parts=("autoencoder", "text"))
-    encoder = load_face_encoder(
-        config.adapter.encoder, DTYPES[config.model.precision], state.device, config.model.allow_hub
-    )
+    encoder = load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)
     maker = CacheMaker(config, records, base, encoder, state.process_index, state.num_processes)
     state.wait_for_everyone()
     summary = maker.run(progress and state.is_main_process)

@@ -41,6 +41,8 @@ class ModelSettings(Settings):
     """For UniDiffuser: caption_decoder.pth or its conversion; null looks beside the base."""
     image_encoder: str | None = None
     """For UniDiffuser: a folder with CLIP ViT-B/32 (CLIPModel) and its projection, which makes the image token."""
+    data_type: Literal[0, 1] = 1
+    """For UniDiffuser: the data-type token in training. Sampling has 1; the published training has 0."""
     tokenizer: str | None = None
     """A folder with CLIP's vocab.json and merges.txt, for single-file checkpoints (ComfyUI's comfy/sd1_tokenizer)."""
     family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"] = "auto"
@@ -48,7 +50,8 @@ class ModelSettings(Settings):
     prediction: Literal["auto", "epsilon", "v"] = "auto"
     """What the base predicts; auto reads it from the scheduler's configuration."""
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
-    """Number format of the frozen base and of autocast. Trained weights stay in fp32."""
+    """Number format of the frozen U-Net or U-ViT and of autocast. The frozen encoders (autoencoder, text, faces) and
+    the trained weights are in fp32."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
     compile: bool = False
@@ -123,17 +126,30 @@ class DataSettings(Settings):
     crop: Literal["face", "centre"] = "face"
     """The training square: the middle of the photo, moved as little as it takes to hold the face, or not."""
     flip: bool = True
-    """Mirror half of the samples."""
+    """Mirror half of the samples, and half of the references."""
+    flip_references: bool | None = None
+    """Mirror half of the references; null does as data.flip says."""
     references: Annotated[int, Field(ge=1, le=MAX_REFERENCES)] = MAX_REFERENCES
     """Largest number of references of a sample; the number is drawn from 1 to it."""
     retrieval: bool = True
     """Take the references from other photos of the same identity where there are any."""
     duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 4
     """Photos or face crops whose hashes differ in at most this many of 64 bits are the same picture."""
+    augment_variants: Annotated[int, Field(ge=0)] = 8
+    """Where the own photo is the reference, because there is no other one of the person: in how many ways its crop is
+    changed (place, size, tilt, colours, blur, background). The cache holds all of them; 0 takes the crop as it is."""
+    unreadable_photos: Annotated[int, Field(ge=0)] = 10
+    """Photos that may turn out to be unreadable in one start of a run: their samples are replaced by others, and they
+    are named; one more saves and stops."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Positive = 1
     """How often a photo comes in one epoch."""
+
+    @property
+    def mirrors_references(self) -> bool:
+        """Whether references are mirrored at all."""
+        return self.flip if self.flip_references is None else self.flip_references
 
 
 class LossSettings(Settings):
@@ -149,6 +165,9 @@ class LossSettings(Settings):
     """Share of samples whose face is dropped."""
     text_dropout: Probability = 0.1
     """Share of samples whose caption is replaced by the empty one."""
+    image_token_weight: Annotated[float, Field(ge=0)] = 1.0
+    """For UniDiffuser: how much a value of the CLIP image token counts beside one of the picture; the published
+    training has 0, the picture alone."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR weighting of timesteps (Hang et al. 2023); null weighs all timesteps the same."""
 

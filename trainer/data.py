@@ -14,30 +14,55 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FaceError, resample
+from feedface_core.faces import FaceError
 
 from . import pictures, randomness
-from .manifest import Record
+from .augmentation import Augmentation, augmented_crop
+from .batch import collate
+from .manifest import Record, fingerprint
 from .order import Entry, GlobalBatches
-from .retrieval import References
+from .retrieval import Reference, References
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch.utils.data import DataLoader
 
     from .config import Config
 
 logger = logging.getLogger(__name__)
 
+OpenPhoto = Callable[[Path], "Image"]
+
+
+REPLACEMENTS = 20
+"""So many samples are tried in place of one that cannot be read."""
+
 
 class DataError(RuntimeError):
-    """A sample that cannot be made: names the sample and the file."""
+    """Samples that cannot be made: names them and the files."""
+
+
+class UnreadablePhoto(DataError):
+    """A photo, crop or mask that cannot be read.
+
+    Args:
+        name: id of the sample that it belongs to.
+        reason: names the file and says what is wrong.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"sample {name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 class CachedFeatures(Protocol):
@@ -52,8 +77,8 @@ class CachedFeatures(Protocol):
     def null_text(self) -> dict[str, Tensor]:
         """Text states of the empty caption."""
 
-    def hidden(self, index: int, flip: bool) -> Tensor:
-        """Hidden states ``(T, E)`` of the face crop."""
+    def hidden(self, reference: Reference) -> Tensor:
+        """Hidden states ``(T, E)`` of a face crop."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +111,7 @@ class Draws:
         drop_text: the caption is replaced by the empty one.
         standard_loss: the sample is trained without its mask.
         flip: photo and mask are mirrored.
-        references: indices of the reference photos, empty if the face is dropped.
-        flip_references: for each reference, whether its crop is mirrored.
+        references: the face crops, none if the face is dropped.
     """
 
     timestep: int
@@ -95,75 +119,14 @@ class Draws:
     drop_text: bool
     standard_loss: bool
     flip: bool
-    references: tuple[int, ...]
-    flip_references: tuple[bool, ...]
-
-
-@dataclass
-class Batch:
-    """Samples of one forward pass, B of them with R references in all.
-
-    Args:
-        ids: sample ids.
-        visits: how often each sample came before.
-        captions: texts, empty where dropped.
-        text: cached text states, each ``(B, …)``, the empty caption's where dropped; or None.
-        pixels: ``(B, 3, H, W)`` in −1…1, or None with a cache.
-        moments: cached moments ``(B, …)``, or None.
-        crops: face crops ``(R, S, S, 3)`` in 0…1 in the order of the samples; None with a cache or with R =
-            0.
-        hidden: cached hidden states ``(R, T, E)``, or None likewise.
-        reference_counts: references of each sample; 0 where the face is dropped.
-        masks: ``(B, 1, h, w)`` in 0…1 over latent cells.
-        noise: ``(B, *latent)`` standard normal.
-        latent_noise: the same, for sampling the latents from their moments.
-        timesteps: ``(B,)`` int64.
-        drop_face, drop_text, standard_loss: a decision for each sample, as plain lists: no device is read
-            back.
-    """
-
-    ids: list[str]
-    visits: list[int]
-    captions: list[str]
-    text: dict[str, Tensor] | None
-    pixels: Tensor | None
-    moments: Tensor | None
-    crops: Tensor | None
-    hidden: Tensor | None
-    reference_counts: list[int]
-    masks: Tensor
-    noise: Tensor
-    latent_noise: Tensor
-    timesteps: Tensor
-    drop_face: list[bool]
-    drop_text: list[bool]
-    standard_loss: list[bool]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _with_tensors(self, change) -> Batch:
-        values = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                value = change(value)
-            elif isinstance(value, dict):
-                value = {name: change(tensor) for name, tensor in value.items()}
-            values[field.name] = value
-        return Batch(**values)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch with its tensors on a device."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; called by the loader."""
-        return self._with_tensors(lambda tensor: tensor.pin_memory())
+    references: tuple[Reference, ...]
 
 
 class FaceDataset(torch.utils.data.Dataset):
     """Samples by ``(index, visit)``.
+
+    A sample of which a file cannot be read is replaced by another one, drawn from the seed, its id and the visit; so
+    the batches are the same however often a run is stopped, and at any number of workers and processes.
 
     Args:
         records: the photos.
@@ -183,17 +146,19 @@ class FaceDataset(torch.utils.data.Dataset):
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
         self._warned: set[str] = set()
         self.crop_size = config.adapter.encoder.image_size
-        data = config.data
-        self.references = References(self.records, data.references, data.retrieval, data.duplicate_distance)
+        self.references = References.of(self.records, config.data)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of the data it was trained on."""
+        return {"photos": len(self), "fingerprint": fingerprint(self.records)}
 
     def draws(self, index: int, visit: int) -> Draws:
         """All random choices of a visit of a sample, except for its noise."""
         name, seed, loss = self.records[index].id, self.seed, self.loss
         drop_face = randomness.chance(loss.face_dropout, seed, "drop face", name, visit)
-        references = () if drop_face else tuple(self.references.draw(index, seed, visit))
         return Draws(
             timestep=randomness.integer(self.shapes.timesteps, seed, "timestep", name, visit),
             drop_face=drop_face,
@@ -201,21 +166,32 @@ class FaceDataset(torch.utils.data.Dataset):
             standard_loss=loss.kind == "standard"
             or randomness.chance(loss.standard_probability, seed, "standard loss", name, visit),
             flip=self.data.flip and randomness.chance(0.5, seed, "flip", name, visit),
-            references=references,
-            flip_references=tuple(
-                self.data.flip and randomness.chance(0.5, seed, "flip reference", name, visit, place)
-                for place in range(len(references))
-            ),
+            references=() if drop_face else self.references.draw(index, seed, visit),
         )
 
     def __getitem__(self, entry: Entry) -> dict[str, Any]:
+        """The sample, with the photos that could not be read as ``unreadable``.
+
+        Raises:
+            DataError: if none of :data:`REPLACEMENTS` other samples can be read either.
+        """
         index, visit = entry
+        name, unreadable = self.records[index].id, []
+        for attempt in range(REPLACEMENTS + 1):
+            try:
+                return {**self._sample(index, visit), "unreadable": unreadable}
+            except UnreadablePhoto as error:
+                unreadable.append((error.name, error.reason))
+            index = randomness.integer(len(self), self.seed, "replacement", name, visit, attempt)
+        raise DataError(
+            f"sample {name} cannot be read, nor can any of {REPLACEMENTS} others in its place; the last reason: "
+            f"{unreadable[-1][1]}"
+        )
+
+    def _sample(self, index: int, visit: int) -> dict[str, Any]:
         record = self.records[index]
         draws = self.draws(index, visit)
-        try:
-            sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
-        except (pictures.PictureError, FaceError, OSError) as error:
-            raise DataError(f"sample {record.id}: {error}") from error
+        sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
         # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:
@@ -233,25 +209,36 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def _recall(self, index: int, draws: Draws) -> dict[str, Any]:
         moments, mask = self.cache.moments(index, draws.flip)
-        hidden = [
-            self.cache.hidden(reference, flip)
-            for reference, flip in zip(draws.references, draws.flip_references, strict=True)
-        ]
+        hidden = [self.cache.hidden(reference) for reference in draws.references]
         text = self.cache.null_text() if draws.drop_text else self.cache.text(index)
         return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
 
     def _read(self, index: int, draws: Draws) -> dict[str, Any]:
-        pixels, mask = read_picture(self.records[index], self.data.resolution, self.data.crop, self.shapes.cell)
+        open_photo = cache(pictures.open_photo)  # the reference may be cut from the same photo
+        data, cell = self.data, self.shapes.cell
+        with _reading(self.records[index]):
+            pixels, mask = read_picture(self.records[index], data.resolution, data.crop, cell, open_photo)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         crops = []
-        for reference, flip in zip(draws.references, draws.flip_references, strict=True):
-            crop = read_crop(self.records[reference], self.crop_size)  # (S, S, 3)
-            crops.append(crop.flip(1) if flip else crop)
+        for reference in draws.references:
+            record, augmentation = self.records[reference.index], self.references.augmentation(reference)
+            with _reading(record):
+                crops.append(read_reference(record, self.crop_size, reference.flip, augmentation, open_photo))
         return {"pixels": pixels, "mask": mask, "crops": crops}
 
 
-def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple[Tensor, Tensor]:
+@contextmanager
+def _reading(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except (pictures.PictureError, FaceError, OSError) as error:
+        raise UnreadablePhoto(record.id, str(error)) from error
+
+
+def read_picture(
+    record: Record, resolution: int, crop: str, cell: int, open_photo: OpenPhoto = pictures.open_photo
+) -> tuple[Tensor, Tensor]:
     """Read a photo and its mask and cut the training square out of both.
 
     Returns:
@@ -260,7 +247,7 @@ def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple
     Raises:
         PictureError: a photo or mask that cannot be read, or a mask of another shape than its photo.
     """
-    photo = pictures.open_photo(record.path)
+    photo = open_photo(record.path)
     square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
     cells = resolution // cell
     if record.mask is None:
@@ -270,7 +257,7 @@ def read_picture(record: Record, resolution: int, crop: str, cell: int) -> tuple
     return pictures.cut_pixels(photo, square, resolution), mask
 
 
-def read_crop(record: Record, size: int) -> Tensor:
+def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_photo) -> Tensor:
     """The face crop ``(size, size, 3)`` in 0…1: the one made in advance if it has that size, else cut anew.
 
     Raises:
@@ -280,42 +267,29 @@ def read_crop(record: Record, size: int) -> Tensor:
         crop = pictures.open_photo(record.crop)
         if crop.size == (size, size):
             return pictures.to_tensor(crop)
-    photo = pictures.to_tensor(pictures.open_photo(record.path))
-    return resample(photo, record.square, size, size)
+    return pictures.cut_box(open_photo(record.path), record.square, size, record.rule.fill)
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> Batch:
-    """Samples → one :class:`Batch`."""
+def read_reference(
+    record: Record,
+    size: int,
+    flip: bool,
+    augmentation: Augmentation | None,
+    open_photo: OpenPhoto = pictures.open_photo,
+) -> Tensor:
+    """The face crop ``(size, size, 3)`` of a reference: the plain one, mirrored or not, or the augmented one.
 
-    def stack(name: str) -> Tensor | None:
-        return torch.stack([sample[name] for sample in samples]) if name in samples[0] else None
-
-    def chain(name: str) -> Tensor | None:
-        parts = [tensor for sample in samples for tensor in sample.get(name, ())]
-        return torch.stack(parts) if parts else None
-
-    text = None
-    if "text" in samples[0]:
-        text = {name: torch.stack([s["text"][name] for s in samples]) for name in samples[0]["text"]}
-    draws: list[Draws] = [sample["draws"] for sample in samples]
-    return Batch(
-        ids=[sample["id"] for sample in samples],
-        visits=[sample["visit"] for sample in samples],
-        captions=[sample["caption"] for sample in samples],
-        text=text,
-        pixels=stack("pixels"),
-        moments=stack("moments"),
-        crops=chain("crops"),
-        hidden=chain("hidden"),
-        reference_counts=[len(draw.references) for draw in draws],
-        masks=stack("mask"),
-        noise=stack("noise"),
-        latent_noise=stack("latent_noise"),
-        timesteps=torch.tensor([draw.timestep for draw in draws], dtype=torch.int64),
-        drop_face=[draw.drop_face for draw in draws],
-        drop_text=[draw.drop_text for draw in draws],
-        standard_loss=[draw.standard_loss for draw in draws],
-    )
+    Raises:
+        PictureError: a file that cannot be read.
+    """
+    if augmentation is None:
+        crop = read_crop(record, size, open_photo)
+        return crop.flip(1) if flip else crop
+    photo = open_photo(record.path)
+    mask = None
+    if record.mask is not None and not augmentation.background:
+        mask = pictures.read_mask(record.mask, photo.size)
+    return augmented_crop(photo, record.square, size, augmentation, mask)
 
 
 def make_loader(dataset: FaceDataset, order: GlobalBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader:

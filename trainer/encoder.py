@@ -1,4 +1,4 @@
-"""The frozen face encoder on the training side: a CLIP vision transformer from a local folder."""
+"""The frozen face encoder on the training side: a CLIP vision transformer from a local folder, in float32."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from feedface_core import encoder as core
 from feedface_core.config import EncoderConfig
+
+from .bases import full_precision
 
 if TYPE_CHECKING:
     from trainer.config import EncoderSettings
@@ -46,16 +48,22 @@ class FaceEncoder:
         self.module = module.eval().requires_grad_(False)
         self.config = replace(config, fingerprint=core.fingerprint(config, self.tensors()))
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
     def encode(self, crops: Tensor) -> Tensor:
         """Face crops ``(N, H, W, 3)`` in 0…1 → hidden states ``(N, T, E)``."""
-        return core.encode(self.module, self.config, crops)
+        with full_precision(self._device):
+            return core.encode(self.module, self.config, crops)
 
     def null_hidden(self) -> Tensor:
         """Hidden states ``(1, T, E)`` of a crop that is zero after normalisation, the published dropped
         face.
         """
         size = self.config.image_size
-        return core.encode_pixels(self.module, self.config, torch.zeros(1, 3, size, size))
+        with full_precision(self._device):
+            return core.encode_pixels(self.module, self.config, torch.zeros(1, 3, size, size))
 
     def release(self) -> None:
         """Free its memory, once everything is cached."""
@@ -72,10 +80,7 @@ class FaceEncoder:
 
 
 def load_face_encoder(
-    settings: EncoderSettings,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    allow_hub: bool = False,
+    settings: EncoderSettings, device: torch.device | str = "cpu", allow_hub: bool = False
 ) -> FaceEncoder:
     """Load the encoder that the settings name.
 
@@ -138,6 +143,4 @@ def load_face_encoder(
         name=settings.name or path.name,
         included=settings.included,
     )
-    encoder = FaceEncoder(module, config)  # its fingerprint is that of the full-precision weights
-    encoder.module.to(device, dtype)
-    return encoder
+    return FaceEncoder(module, config).to(device)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from feedface_core.faces import crops
+
+from . import pictures
+from .augmentation import VERSION as AUGMENTATION_VERSION
 from .bases import Base, weights_fingerprint
 from .config import Config
 from .encoder import FaceEncoder
 from .manifest import Record
+from .retrieval import Reference, References
 from .store import CacheError, FeatureStore, FileHashes, differences, key_of
 
 KINDS = ("picture", "text", "face")
+PROBES = ("", "A photo of Zoë, 2 years old – smiling! 写真")
+"""Captions that tokenizers tell apart."""
 _SHOWN = 5
+_TOKENISED = 1024
 
 
 class Keys:
@@ -32,15 +41,22 @@ class Keys:
         self.records, self.hashes = records, hashes
         self._known: dict[Path, str] = {}
         self.flips = (False, True) if config.data.flip else (False,)
+        self.references = References.of(records, config.data)
         face = encoder.config
         self.about: dict[str, dict[str, Any]] = {
             "picture": {
                 "autoencoder": base.fingerprint(["autoencoder"]),
+                "version of the cutting code": pictures.VERSION,
                 "data.resolution": config.data.resolution,
                 "data.crop": config.data.crop,
             },
-            "text": {"text encoder": base.fingerprint(["text"])},
+            "text": {
+                "text encoder": base.fingerprint(["text"]),
+                "tokenizer": key_of(base.token_ids(PROBES).tolist())[:16],
+                "number format": str(base.dtype),
+            },
             "face": {
+                "version of the crop code": crops.VERSION,
                 "face encoder": weights_fingerprint({"encoder": encoder.module}),
                 "adapter.encoder.layer": face.layer,
                 "adapter.encoder.image_size": face.image_size,
@@ -48,6 +64,14 @@ class Keys:
                 "adapter.encoder.image_std": list(face.image_std),
             },
         }
+
+        captions = list(dict.fromkeys(["", *(record.caption for record in records)]))
+        self._texts: dict[str, str] = {}
+        for start in range(0, len(captions), _TOKENISED):
+            part = captions[start : start + _TOKENISED]
+            # By the tokens: they are all that the encoder sees of a caption.
+            for caption, ids in zip(part, base.token_ids(part).tolist(), strict=True):
+                self._texts[caption] = key_of(self.about["text"], ids)
 
     def _hash(self, file: Path) -> str:
         # Each file is asked for up to eight times.
@@ -63,24 +87,29 @@ class Keys:
         return key_of(self.about["picture"], self._hash(record.path), mask, square, flip)
 
     def text(self, caption: str) -> str:
-        """Of the states of a caption."""
-        return key_of(self.about["text"], caption)
+        """Of the states of a caption of the run, or of the empty one."""
+        return self._texts[caption]
 
-    def face(self, index: int, flip: bool) -> str:
+    def face(self, reference: Reference) -> str:
         """Of the hidden states of a face crop."""
-        record = self.records[index]
+        record = self.records[reference.index]
+        photo = self._hash(record.path)
+        augmentation = self.references.augmentation(reference)
+        if augmentation is not None:
+            mask = self._hash(record.mask) if record.mask is not None and not augmentation.background else None
+            changes = [AUGMENTATION_VERSION, asdict(augmentation)]
+            return key_of(self.about["face"], photo, record.square, mask, changes)
         # A crop made in advance may have been replaced; otherwise photo and square say all.
         crop = self._hash(record.crop) if record.crop is not None else None
-        return key_of(self.about["face"], self._hash(record.path), record.square, crop, flip)
+        return key_of(self.about["face"], photo, record.square, record.rule.fill, crop, reference.flip)
 
-    def all(self) -> dict[str, dict[str, tuple[Any, bool]]]:
-        """For each kind, what each key is of: index of the record or caption, and whether mirrored."""
+    def all(self) -> dict[str, dict[str, tuple[Any, ...]]]:
+        """For each kind, what each key is of: index of the record and whether mirrored, caption, or reference."""
         places = [(index, flip) for index in range(len(self.records)) for flip in self.flips]
-        captions = dict.fromkeys(["", *(record.caption for record in self.records)])
         return {
             "picture": {self.picture(*place): place for place in places},
-            "text": {self.text(caption): (caption, False) for caption in captions},
-            "face": {self.face(*place): place for place in places},
+            "text": {key: (caption,) for caption, key in self._texts.items()},
+            "face": {self.face(reference): reference for reference in self.references.all()},
         }
 
 
@@ -90,7 +119,7 @@ class FeatureCache:
     def __init__(self, keys: Keys, stores: Mapping[str, FeatureStore]) -> None:
         self.stores = dict(stores)
         self.pictures = {(i, f): keys.picture(i, f) for i in range(len(keys.records)) for f in keys.flips}
-        self.faces = {(i, f): keys.face(i, f) for i in range(len(keys.records)) for f in keys.flips}
+        self.faces = {reference: keys.face(reference) for reference in keys.references.all()}
         self.texts = [keys.text(record.caption) for record in keys.records]
         self.null = keys.text("")
 
@@ -107,9 +136,9 @@ class FeatureCache:
         """Text states of the empty caption."""
         return self.stores["text"].get(self.null)
 
-    def hidden(self, index: int, flip: bool) -> Tensor:
-        """Hidden states ``(T, E)`` of the face crop."""
-        return self.stores["face"].get(self.faces[index, flip])["hidden"]
+    def hidden(self, reference: Reference) -> Tensor:
+        """Hidden states ``(T, E)`` of a face crop."""
+        return self.stores["face"].get(self.faces[reference])["hidden"]
 
 
 def open_cache(config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder) -> FeatureCache:

@@ -28,10 +28,11 @@ from .optimiser import (
     set_learning_rate,
 )
 from .step import Plan, TrainingStep, encode_batch
+from .unreadable import PhotoBudget
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .config import Config
-    from .data import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Trainer:
         parts: base, encoder and adapter.
         batches: from the first optimiser step to do, this process's batches.
         validate: called on the main process with the number of steps done; None makes no pictures.
+        data: what checkpoints say of the data (:meth:`trainer.data.FaceDataset.described`).
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Trainer:
         parts: Parts,
         batches: Batches,
         validate: Validate | None = None,
+        data: dict | None = None,
     ):
         self.config, self.accelerator, self.parts, self.batches = config, accelerator, parts, batches
-        self.validate = validate
+        self.validate, self.data = validate, data
         self.output = Path(config.train.output)
         self.stop_requested = False
         self.done = 0
+        self.photo_budget = PhotoBudget(config.data.unreadable_photos)
         self.parameters = dict(parts.adapter.named_parameters())
         self.fingerprint = parts.base.fingerprint(("host",))
         optimiser = make_optimiser(self.parameters, config.optimiser)
@@ -77,6 +81,8 @@ class Trainer:
         self.step_module, self.optimiser = accelerator.prepare(module, optimiser)
         self.meter = Meter(parts.base.schedule.steps)
         self.log_file = LogFile(self.output / "log.jsonl")
+        if accelerator.is_main_process:
+            self.log_file.cut(self.done)
 
     # --- checkpoints -------------------------------------------------------------------------------------
 
@@ -117,7 +123,7 @@ class Trainer:
         old, new = _flat(json.loads(state["config"])), _flat(json.loads(self.config.to_json()))
         ignored = (
             "train.output",
-            "train.steps",
+            *(["train.steps"] if self.config.optimiser.schedule == "constant" else []),
             "train.log",
             "train.keep",
             "train.checkpoint_every",
@@ -126,14 +132,19 @@ class Trainer:
             "train.resume",
             "validation.",
             "data.workers",
+            "data.unreadable_photos",
         )
         changed = [
-            name
+            f"{name} {old.get(name)!r} → {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name) and not name.startswith(ignored)
         ]
+        before, now = state.get("data"), self.data
+        if before is not None and now is not None and before != now:
+            counts = f"{before['photos']} photos, now {now['photos']}"
+            changed.append(f"the records of the data set ({counts}; their captions, boxes, people or order)")
         if changed:
-            told = ", ".join(f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in changed)
+            told = ", ".join(changed)
             logger.warning("going on with other settings than before, so the run is no longer reproducible: %s", told)
 
     def save(self) -> None:
@@ -155,6 +166,7 @@ class Trainer:
                 "adapter": self.parts.adapter.config.to_json(),
                 "base": self.fingerprint,
                 "base_name": self.config.model.base,
+                "data": self.data,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             path = save_checkpoint(self.output, files, state, self.config.train.keep)
@@ -229,6 +241,7 @@ class Trainer:
             self.optimiser.step()
             self.optimiser.zero_grad()
         self.meter.add(StepRecord(**record, losses=losses), len(batch))
+        self.meter.add_unreadable(batch.unreadable)
         if accelerator.sync_gradients and self.average is not None:
             self.average.update(self.parameters, self.done)
         return accelerator.sync_gradients
@@ -266,9 +279,14 @@ class Trainer:
     def _log(self) -> None:
         sums = Sums.over_processes(gather_object([self.meter.take()]))
         sums.check(self._kept())
+        if self.photo_budget.exceeded_by(sums.unreadable):  # the same photos in all processes: all stop together
+            self.save()
+            raise self.photo_budget.error(self.done)
         if not self.accelerator.is_main_process:
             return
         values = sums.means()
+        if self.photo_budget.photos:
+            values["unreadable photos"] = len(self.photo_budget.photos)
         values["learning rate"] = learning_rate(self.done - 1, self.config.train.steps, self.config.optimiser)
         self.log_file.write(self.done, values)
         self.accelerator.log(values, step=self.done)

@@ -9,7 +9,8 @@ over the latent cells (C channels)::
 
 Dividing by the area makes a small face count as much as a large one; ``average`` divides by all cells
 instead, as published. An all-zero mask leaves only the second term, an all-one mask only the first, which
-then is the standard loss.
+then is the standard loss. Values may count differently (UniDiffuser's image token beside the picture): their
+importance is a factor of every weight, and of every number that is divided by.
 """
 
 from __future__ import annotations
@@ -30,18 +31,28 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten(1)  # (B, everything)
 
 
-def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor, normalise: Normalisation = "area") -> Tensor:
+def weighted_error(
+    prediction: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    normalise: Normalisation = "area",
+    importance: Tensor | None = None,
+) -> Tensor:
     """Squared error under weights, for each sample: ``(B,)``.
 
     Args:
         prediction, target: ``(B, …)``.
         weights: 0…1, broadcasting to the prediction's shape, such as ``(B, 1, h, w)``.
         normalise: ``area`` divides by the sum of the weights, ``average`` by the number of values.
+        importance: how much each value counts, broadcasting likewise; None is 1 everywhere.
     """
     weights = weights.float().expand_as(prediction)
+    if importance is not None:
+        importance = importance.float().expand_as(prediction)
+        weights = weights * importance
     weighted = _flat((prediction.float() - target.float()).square() * weights)  # (B, N)
     if normalise == "average":
-        return weighted.mean(1)
+        return weighted.mean(1) if importance is None else weighted.sum(1) / _flat(importance).sum(1)
     return weighted.sum(1) / (_flat(weights).sum(1) + EPSILON)
 
 
@@ -52,6 +63,7 @@ def sample_losses(
     kinds: Sequence[LossKind],
     original: Tensor | None = None,
     normalise: Normalisation = "area",
+    importance: Tensor | None = None,
 ) -> Tensor:
     """The loss of each sample, of the kind drawn for it: ``(B,)`` float32.
 
@@ -61,6 +73,7 @@ def sample_losses(
         kinds: one of :data:`KINDS` for each sample. They are known in Python, so nothing is read back from
             the device.
         original: the frozen model's prediction without gradient for the regularised samples, in their order.
+        importance: how much each value counts, the same for all samples; None is 1 everywhere.
 
     Raises:
         ValueError: for a number of kinds or of original predictions that does not fit the batch.
@@ -76,16 +89,16 @@ def sample_losses(
     if rows["standard"]:
         index = _index(rows["standard"], prediction)
         ones = torch.ones(1, device=prediction.device)
-        error = weighted_error(prediction[index], target[index], ones, "average")
+        error = weighted_error(prediction[index], target[index], ones, "average", importance)
         losses = losses.index_add(0, index, error)
     masked = sorted(rows["mask"] + regularised)
     if masked:
         index = _index(masked, prediction)
-        error = weighted_error(prediction[index], target[index], weights[index], normalise)
+        error = weighted_error(prediction[index], target[index], weights[index], normalise, importance)
         losses = losses.index_add(0, index, error)
     if regularised:
         index = _index(regularised, prediction)
-        error = weighted_error(prediction[index], original, 1.0 - weights[index].float(), normalise)
+        error = weighted_error(prediction[index], original, 1.0 - weights[index].float(), normalise, importance)
         losses = losses.index_add(0, index, error)
     return losses
 

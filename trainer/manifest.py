@@ -10,6 +10,9 @@ bbox            face box ``[x0, y0, x1, y1]`` in pixels
 square_bbox     the square around it (1.1 × the longer side); may reach past the border
 mask_path       picture of the photo's shape whose pixels are 0 outside the face and hair
 crop_path       the face crop, or null
+crop_scale      side of the square over the longer side of the box; 1.1 if it is not said
+crop_border     ``pad`` or ``clamp``: whether squares may reach past the border; ``pad`` if it is not said
+crop_fill       grey value past the border; 0.5 if it is not said
 identity        name of the person, or null
 photo_hash      64-bit perceptual hash of the photo, hexadecimal, or null
 crop_hash       the same of the face crop
@@ -21,15 +24,21 @@ Further columns are kept out of training.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from feedface_core.faces import square_box
+from feedface_core.config import EncoderConfig
+from feedface_core.faces import CROP_SCALE, FILL, square_box
+
+from .jsonl import read_lines
 
 Box = tuple[float, float, float, float]
 _SHOWN = 5
@@ -37,6 +46,17 @@ _SHOWN = 5
 
 class ManifestError(ValueError):
     """A manifest that cannot be used."""
+
+
+class CropRule(NamedTuple):
+    """How face boxes became crops; nodes have to do the same. See ``feedface_core.config.EncoderConfig``."""
+
+    scale: float = CROP_SCALE
+    border: str = "pad"
+    fill: float = FILL
+
+
+DEFAULT_RULE = CropRule()
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Record:
         crop: the face crop made in advance, or None.
         identity: the person, or None.
         photo_hash, crop_hash: 64-bit perceptual hashes, or None.
+        rule: how the square came from the box.
     """
 
     id: str
@@ -65,6 +86,7 @@ class Record:
     identity: str | None = None
     photo_hash: int | None = None
     crop_hash: int | None = None
+    rule: CropRule = DEFAULT_RULE
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -100,19 +122,16 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        for number, line in read_lines(path):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ManifestError(f"manifest {path}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ManifestError(f"manifest {path}, line {number}: expected an object, found {line[:60]!r}")
+            rows.append(row)
     except UnicodeDecodeError as error:
         raise ManifestError(f"manifest {path}: not UTF-8 text ({error})") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ManifestError(f"manifest {path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ManifestError(f"manifest {path}, line {number}: expected an object, found {line[:60]!r}")
-        rows.append(row)
     return rows
 
 
@@ -199,23 +218,61 @@ def parse_row(row: Mapping[str, Any], folder: Path) -> Record:
     box = _box(row, "bbox", name)
     square = _box(row, "square_bbox", name) if row.get("square_bbox") is not None else None
     identity = row.get("identity")
+    rule = _rule(row, name)
     return Record(
         id=str(row.get("id") or name),
         path=_existing(folder, name, "path"),
         caption=(caption or "").strip(),
         box=box,
-        square=square_of(square, 1.0) if square is not None else square_of(box),
+        square=square_box(box, rule.scale) if square is None else square_box(square, 1.0),
         mask=_existing(folder, row["mask_path"], "mask_path") if row.get("mask_path") else None,
         crop=_existing(folder, row["crop_path"], "crop_path") if row.get("crop_path") else None,
         identity=None if identity is None or identity == "" else str(identity),
         photo_hash=_hash(row, "photo_hash", name),
         crop_hash=_hash(row, "crop_hash", name),
+        rule=rule,
     )
 
 
-def square_of(box: Box, scale: float = 1.1) -> Box:
-    """The square around a box's centre whose side is its longer side times ``scale``."""
-    return square_box(box, scale)
+def _rule(row: Mapping[str, Any], name: str) -> CropRule:
+    rule = CropRule(*(
+        default if row.get(f"crop_{field}") is None else row[f"crop_{field}"]
+        for field, default in DEFAULT_RULE._asdict().items()
+    ))  # fmt: skip
+    try:
+        EncoderConfig(crop_scale=rule.scale, crop_border=rule.border, crop_fill=rule.fill)
+    except (ValueError, TypeError) as error:
+        raise ManifestError(f"{name}: {error}") from error
+    return rule
+
+
+def common_rule(records: Sequence[Record]) -> CropRule:
+    """How the crops of all records were made.
+
+    Raises:
+        ManifestError: when they were made in several ways, so that no setting of the nodes would fit the adapter.
+    """
+    counts = Counter(record.rule for record in records)
+    if len(counts) > 1:
+        listed = ", ".join(
+            f"{count} with {rule.scale:g}, {rule.border}, fill {rule.fill:g}" for rule, count in counts.most_common()
+        )
+        raise ManifestError(
+            f"the photos' face crops were made in {len(counts)} ways ({listed}: scale, border and fill), but an "
+            "adapter is used with one. Prepare all of them with the same crop.scale and crop.border"
+        )
+    return next(iter(counts), DEFAULT_RULE)
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """Sixteen hex digits over what training takes from the records, in their order; not over where the files lie."""
+    digest = hashlib.blake2b(digest_size=8)
+    for record in records:
+        values = dataclasses.asdict(record)
+        values |= {name: values[name] is not None for name in ("mask", "crop")}
+        del values["path"]
+        digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _existing(folder: Path, name: str, column: str) -> Path:

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .jsonl import keep_lines
+
 BUCKETS = 4
 
 
@@ -53,6 +55,7 @@ class Meter:
     timesteps: int
     _records: list[StepRecord] = field(default_factory=list)
     _norms: list[Tensor] = field(default_factory=list)
+    _unreadable: dict[str, str] = field(default_factory=dict)
     _samples: int = 0
     _since: float = field(default_factory=time.perf_counter)
 
@@ -67,13 +70,17 @@ class Meter:
         """The norm of the gradient before clipping."""
         self._norms.append(norm.detach())
 
+    def add_unreadable(self, photos: Iterable[tuple[str, str]]) -> None:
+        """Photos that could not be read, by id, with the reason."""
+        self._unreadable.update(photos)
+
     def take(self) -> Sums:
         """Read everything back from the device in one go, and start anew."""
         losses = torch.cat([record.losses for record in self._records]) if self._records else torch.zeros(0)
         norms = torch.stack(self._norms) if self._norms else torch.zeros(0)
         values, norms = losses.float().cpu().tolist(), norms.float().cpu().tolist()
         now = time.perf_counter()
-        sums = Sums(samples=self._samples, seconds=now - self._since)
+        sums = Sums(samples=self._samples, seconds=now - self._since, unreadable=self._unreadable)
         place = 0
         for record in self._records:
             own = values[place : place + len(record.ids)]
@@ -82,6 +89,7 @@ class Meter:
         for norm in norms:
             sums.put("gradient norm", norm)
         self._records, self._norms, self._samples, self._since = [], [], 0, now
+        self._unreadable = {}
         return sums
 
     def pause(self, seconds: float) -> None:
@@ -95,6 +103,7 @@ class Sums:
 
     Args:
         bad: step and sample ids of the first forward pass whose loss is no number.
+        unreadable: photos that could not be read, by id, with the reason.
     """
 
     samples: int = 0
@@ -102,6 +111,7 @@ class Sums:
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bad: tuple[int, list[str]] | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def put(self, name: str, value: float) -> None:
         """Count a value in."""
@@ -128,6 +138,7 @@ class Sums:
         for part in parts:
             total.samples += part.samples
             total.seconds = max(total.seconds, part.seconds)
+            total.unreadable |= part.unreadable
             for name in part.totals:
                 total.totals[name] += part.totals[name]
                 total.counts[name] += part.counts[name]
@@ -159,6 +170,11 @@ class LogFile:
 
     def __init__(self, path: Path):
         self._path = path
+
+    def cut(self, step: int) -> None:
+        """Delete what a run that was killed logged after its last checkpoint, at this step: it comes again."""
+        if self._path.is_file():
+            keep_lines(self._path, lambda line: isinstance(line, dict) and line.get("step", math.inf) <= step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of a step."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FaceError, image_from_pil
+from feedface_core.faces import FILL, image_from_pil, resample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +19,8 @@ Box = tuple[float, float, float, float]
 Square = tuple[int, int, int]
 """Left, top and side of the training square in pixels of the upright photo."""
 
+VERSION = 1
+"""Raise it when the training square, its pixels or its mask come out otherwise: cached ones are then made anew."""
 MASK_THRESHOLD = 11
 """Pixels above it belong to the face. Masks hold class × 23 (0 is background) or 0 and 255."""
 MASK_SHAPE_TOLERANCE = 0.02
@@ -43,7 +45,7 @@ def open_photo(path: str | Path) -> Image:
             return to_picture(image_from_pil(file))
     except FileNotFoundError as error:
         raise PictureError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, FaceError, Image.DecompressionBombError) as error:
+    except Exception as error:  # the decoders of a dozen formats raise all kinds for broken files
         raise PictureError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
 
 
@@ -96,6 +98,35 @@ def cut_pixels(photo: Image, square: Square, resolution: int) -> Tensor:
     return values.float() / 127.5 - 1.0
 
 
+def cut_box(photo: Image, box: Box, size: int, fill: float = FILL) -> Tensor:
+    """Any square of a photo, ``(size, size, 3)`` in 0…1, as :func:`feedface_core.faces.resample` cuts it.
+
+    Only the pixels that count are unpacked: a large photo would take hundreds of megabytes as floats.
+    """
+    reach = math.ceil(2 * max((box[2] - box[0]) / size, (box[3] - box[1]) / size, 1.0)) + 2
+    left, top = (max(math.floor(value) - reach, 0) for value in box[:2])
+    right = min(math.ceil(box[2]) + reach, photo.width)
+    bottom = min(math.ceil(box[3]) + reach, photo.height)
+    if left >= right or top >= bottom:
+        return torch.full((size, size, 3), fill)
+    part = to_tensor(photo.crop((left, top, right, bottom)))
+    return resample(part, (box[0] - left, box[1] - top, box[2] - left, box[3] - top), size, size, fill)
+
+
+def cut_mask_box(mask: Tensor, size: tuple[int, int], box: Box, pixels: int) -> Tensor:
+    """Any square of a mask, ``(1, pixels, pixels)`` in 0…1; what lies past the border is not covered.
+
+    Args:
+        mask: ``(H, W)`` of the photo's shape, at any scale.
+        size: width and height of the photo, which the box refers to.
+        box: in pixels of the photo, may reach past the border.
+        pixels: side of the result.
+    """
+    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
+    own = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    return resample(mask.unsqueeze(-1), own, pixels, pixels, fill=0.0).movedim(-1, 0)
+
+
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     """A mask file as ``(H, W)`` floats 0 or 1, at the file's own size.
 
@@ -111,7 +142,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     try:
         with Image.open(path) as file:
             values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as above
         raise PictureError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
     height, width = values.shape
     if abs(width / height / (size[0] / size[1]) - 1) > MASK_SHAPE_TOLERANCE:

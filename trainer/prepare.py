@@ -17,22 +17,25 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from feedface_core.faces import FaceError
+from feedface_core.faces import FaceError, crops, parsing
 
+from . import pictures
 from .manifest import write_rows
 from .settings import ConfigError, describe, load
 from .stages.captions import Caption
 from .stages.faces import Crop, Detect, Filter, Mask, Read, Write
-from .stages.identities import Recognise, cluster, compile_pattern, load_recogniser, named_identity
+from .stages.identities import People, compares_faces, compile_pattern, identify
 from .stages.inputs import InputError, find_photos
 from .stages.journal import Journal
 from .stages.photo import Batch, Photo
+from .stages.recognisers import Recognise, Recogniser, load_recogniser
 from .stages.report import contact_sheet, summarise, table
 from .stages.settings import PrepareSettings
 
@@ -49,12 +52,15 @@ class Pipeline:
         settings: of the stages.
         root: folder that the table's paths are relative to.
         detect: False if every photo came with its box.
+        recogniser: for photos whose faces are compared; None compares none.
 
     Raises:
         ConfigError, FaceError: a detector, parser or model that is missing: before any photo is read.
     """
 
-    def __init__(self, settings: PrepareSettings, root: Path, detect: bool = True) -> None:
+    def __init__(
+        self, settings: PrepareSettings, root: Path, detect: bool = True, recogniser: Recogniser | None = None
+    ) -> None:
         self.stages: list[Callable[[Batch], Batch]] = [
             Read(),
             Detect(settings.detect if detect else None),
@@ -63,8 +69,9 @@ class Pipeline:
             Mask(settings.mask, root),
             Caption(settings.caption),
         ]
-        if settings.identity.source == "cluster":
-            self.stages.append(Recognise(settings.identity, settings.detect))
+        if recogniser is not None:
+            wanted = partial(compares_faces, settings=settings.identity)
+            self.stages.append(Recognise(recogniser, wanted, required=settings.identity.source == "cluster"))
         self.stages.append(Write(Path(settings.output)))
 
     def __call__(self, batch: Batch) -> Batch:
@@ -109,35 +116,66 @@ def _alone(output: Path) -> Iterator[None]:
 def _prepare(
     settings: PrepareSettings, photos: list[Photo], root: Path, output: Path, progress: bool
 ) -> dict[str, Any]:
-    journal = Journal(output, _stage_settings(settings))
+    recogniser, why_not = _recogniser(settings, photos)
+    journal = Journal(output, _stage_settings(settings), None if recogniser is None else recogniser.name)
     journal.load()
-    clustering = settings.identity.source == "cluster"
     wants_caption = settings.caption.model is not None
-    todo = [photo for photo in photos if not journal.restore(photo, wants_caption, clustering)]
+    wanted = "found" if settings.identity.source == "cluster" else "looked for"
+
+    def done_before(photo: Photo) -> bool:
+        compared = recogniser is not None and compares_faces(photo, settings.identity)
+        return journal.restore(photo, wants_caption, wanted if compared else "no")
+
+    todo = [photo for photo in photos if not done_before(photo)]
     if len(todo) < len(photos):
         logger.info("%d of %d photos were done before", len(photos) - len(todo), len(photos))
-    done = {photo.id: photo for photo in _work(settings, root, todo, journal, progress)}
+    done = {photo.id: photo for photo in _work(settings, root, todo, journal, recogniser, progress)}
     photos = [done.get(photo.id, photo) for photo in photos]
-    _finish_rows(photos, settings, output)
+    _finish_captions(photos, settings)
+    kept = [photo for photo in photos if photo.kept]
+    limit = None if recogniser is None else settings.identity.distance or recogniser.distance
+    people = identify(kept, settings.identity, limit, why_not)
+    _finish_rows(kept, people, output)
     write_rows(output / f"manifest.{settings.manifest}", [photo.row for photo in photos if photo.kept])
     _write_json_lines(output / "dropped.jsonl", photos)
-    summary = summarise(photos, DUPLICATE_DISTANCE)
+    summary = summarise(photos, people, DUPLICATE_DISTANCE)
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if settings.sheet:
         contact_sheet(photos, output, settings.sheet)
     return summary
 
 
+def _recogniser(settings: PrepareSettings, photos: Sequence[Photo]) -> tuple[Recogniser | None, str]:
+    """The recogniser if faces have to be compared, or None and why not.
+
+    Raises:
+        ConfigError: if faces have to be compared and there is no recogniser, or not the one that was asked for.
+    """
+    if not any(compares_faces(photo, settings.identity) for photo in photos):
+        return None, ""
+    try:
+        return load_recogniser(settings.identity, settings.detect), ""
+    except ConfigError as error:
+        if settings.identity.source == "cluster" or settings.identity.recogniser != "auto":
+            raise
+        return None, str(error)
+
+
 def _stage_settings(settings: PrepareSettings) -> str:
     """What the outcome of the stages depends on."""
     parts = settings.model_dump(include={"detect", "filter", "crop", "mask"})
+    parts["versions"] = [crops.VERSION, parsing.VERSION, pictures.VERSION]
     parts["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
-    parts["recogniser"] = settings.identity.recogniser
     return json.dumps(parts, sort_keys=True)
 
 
 def _work(
-    settings: PrepareSettings, root: Path, todo: Sequence[Photo], journal: Journal, progress: bool
+    settings: PrepareSettings,
+    root: Path,
+    todo: Sequence[Photo],
+    journal: Journal,
+    recogniser: Recogniser | None,
+    progress: bool,
 ) -> Iterator[Photo]:
     from tqdm import tqdm
 
@@ -148,7 +186,7 @@ def _work(
     batches = [list(todo[place : place + size]) for place in range(0, len(todo), size)]
     try:
         with tqdm(total=len(todo), unit="photo", disable=None if progress else True) as bar:
-            for batch in _run(settings, root, detect, batches):
+            for batch in _run(settings, root, detect, recogniser, batches):
                 for photo in batch:
                     journal.add(photo)
                     yield photo
@@ -157,15 +195,17 @@ def _work(
         journal.close()
 
 
-def _run(settings: PrepareSettings, root: Path, detect: bool, batches: Iterable[Batch]) -> Iterator[Batch]:
+def _run(
+    settings: PrepareSettings, root: Path, detect: bool, recogniser: Recogniser | None, batches: Iterable[Batch]
+) -> Iterator[Batch]:
     """The batches through the pipeline, here or in other processes, in their order."""
+    pipeline = Pipeline(settings, root, detect, recogniser)  # in any case: an error elsewhere would have no message
     if settings.workers == 0:
-        yield from map(Pipeline(settings, root, detect), batches)
+        yield from map(pipeline, batches)
         return
-    Pipeline(settings, root, detect)  # an error in another process would have no message
     # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
     context = get_context("spawn")
-    arguments = (settings, root, detect)
+    arguments = (settings, root, detect, recogniser is not None)
     with ProcessPoolExecutor(settings.workers, context, _start_worker, arguments) as pool:
         yield from pool.map(_work_on, batches)
 
@@ -173,10 +213,11 @@ def _run(settings: PrepareSettings, root: Path, detect: bool, batches: Iterable[
 _pipeline: Pipeline | None = None
 
 
-def _start_worker(settings: PrepareSettings, root: Path, detect: bool) -> None:
+def _start_worker(settings: PrepareSettings, root: Path, detect: bool, recognise: bool) -> None:
     global _pipeline
     torch.set_num_threads(1)
-    _pipeline = Pipeline(settings, root, detect)
+    recogniser = load_recogniser(settings.identity, settings.detect) if recognise else None
+    _pipeline = Pipeline(settings, root, detect, recogniser)
 
 
 def _work_on(batch: Batch) -> Batch:
@@ -184,8 +225,8 @@ def _work_on(batch: Batch) -> Batch:
     return _pipeline(batch)
 
 
-def _finish_rows(photos: Sequence[Photo], settings: PrepareSettings, output: Path) -> None:
-    """Captions and identities, which may change from run to run without working on the photos again."""
+def _finish_captions(photos: Sequence[Photo], settings: PrepareSettings) -> None:
+    """Captions may change from run to run without working on the photos again."""
     for photo in photos:
         if not photo.kept:
             continue
@@ -197,14 +238,12 @@ def _finish_rows(photos: Sequence[Photo], settings: PrepareSettings, output: Pat
             photo.row["caption"] = ""
             if settings.caption.missing == "drop":
                 photo.reason = "no caption"
-    kept = [photo for photo in photos if photo.kept]
-    if settings.identity.source == "cluster" and kept:
-        limit = settings.identity.distance or load_recogniser(settings.identity, settings.detect).distance
-        people = cluster([photo.id for photo in kept], [photo.vector for photo in kept], limit)
-    else:
-        people = {photo.id: named_identity(photo, settings.identity) for photo in kept}
+
+
+def _finish_rows(kept: Sequence[Photo], people: People, output: Path) -> None:
+    """The manifest's rows, with their columns in order."""
     for photo in kept:
-        row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people[photo.id]}
+        row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people.names[photo.id]}
         photo.row = {name: row[name] for name in (*_COLUMNS, *(name for name in row if name not in _COLUMNS))}
 
 

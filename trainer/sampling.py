@@ -65,7 +65,8 @@ def sample(
     for timestep in scheduler.timesteps.tolist():
         batch = latents.expand(len(names), *latents.shape[1:])  # (predictions, …)
         times = torch.full((len(names),), timestep, device=base.device)
-        predictions = base.predict(batch, times, states, rows)
+        with base.sampling():
+            predictions = base.predict(batch, times, states, rows)
         guided = form.combine({name: predictions[i : i + 1] for i, name in enumerate(names)})
         latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents

@@ -21,8 +21,8 @@ from trainer.bases import Base, Text
 from .losses import LossKind, min_snr_weights, sample_losses
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .config import LossSettings
-    from .data import Batch
     from .encoder import FaceEncoder
 
 
@@ -150,7 +150,8 @@ class TrainingStep(nn.Module):
         prediction = self.base.predict(noisy, timesteps, text, faces)
         weights = self.base.loss_weights(batch.masks.to(device)[rows], latents)
         target = schedule.target(latents, noise, timesteps)
-        losses = sample_losses(prediction, target, weights, plan.kinds, original, self.settings.normalise)
+        importance = self.base.importance(latents, self.settings.image_token_weight)
+        losses = sample_losses(prediction, target, weights, plan.kinds, original, self.settings.normalise, importance)
         weighted = losses
         if self.settings.min_snr_gamma is not None:
             weighted = losses * min_snr_weights(

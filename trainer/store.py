@@ -38,12 +38,6 @@ def key_of(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a smaller format if that loses nothing, as with features of a half-precision model."""
-    small = tensor.to(dtype)
-    return small if torch.equal(small.to(tensor.dtype), tensor) else tensor
-
-
 class FileHashes:
     """Hashes of files' contents; a file whose size and time of change are the same is not read again.
 

@@ -21,12 +21,13 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .batch import Batch
 from .build import Parts, SetupError, build_parts
 from .checkpoint import CheckpointError, RunLock, RunLocked
 from .config import Config
-from .data import Batch, DataError, FaceDataset, TensorShapes, make_loader
+from .data import DataError, FaceDataset, TensorShapes, make_loader
 from .loop import Trainer
-from .manifest import ManifestError, read_manifest
+from .manifest import ManifestError, Record, common_rule, read_manifest
 from .metrics import TrainingDiverged
 from .order import GlobalBatches
 from .settings import ConfigError, describe, load
@@ -106,22 +107,33 @@ def be_deterministic(config: Config) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
 
 
-def make_batches(config: Config, accelerator: Accelerator, parts: Parts) -> tuple[FaceDataset, Callable]:
-    """The samples, and a function from the first step to the batches of this process.
+def read_records(config: Config) -> list[Record]:
+    """The photos of the run.
 
     Raises:
-        ManifestError, CacheError: photos or cached features that cannot be used.
+        ManifestError: photos that cannot be used.
     """
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:5]:
         logger.warning("left out: %s", line)
+    logger.info("%d photos%s", len(records), f", {len(dropped)} rows left out" if dropped else "")
+    return records
+
+
+def make_batches(
+    config: Config, accelerator: Accelerator, parts: Parts, records: Sequence[Record]
+) -> tuple[FaceDataset, Callable]:
+    """The samples, and a function from the first step to the batches of this process.
+
+    Raises:
+        CacheError: cached features that cannot be used.
+    """
     cache = None
     if config.data.cache is not None:
         from .cache import open_cache
 
         cache = open_cache(config, records, parts.base, parts.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(parts.base, config.data.resolution), cache)
-    logger.info("%d photos%s", len(records), f", {len(dropped)} rows left out" if dropped else "")
 
     def batches(start: int) -> Iterator[Batch]:
         order = GlobalBatches(
@@ -182,13 +194,14 @@ def train(config: Config) -> bool:
         if config.model.attention == "plain":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         accelerator.wait_for_everyone()
-        parts = build_parts(config, accelerator.device)
-        dataset, batches = make_batches(config, accelerator, parts)
+        records = read_records(config)
+        parts = build_parts(config, accelerator.device, common_rule(records))
+        dataset, batches = make_batches(config, accelerator, parts, records)
         validation = make_validation(config, accelerator, parts, dataset)
         release_encoders(config, parts)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = Trainer(config, accelerator, parts, batches, validation)
+        trainer = Trainer(config, accelerator, parts, batches, validation, dataset.described())
         listen(trainer)
         count = sum(value.numel() for value in trainer.parameters.values())
         logger.info(

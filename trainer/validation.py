@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from feedface_core.conditioning import Face
+from feedface_core.config import EncoderConfig
 
 from . import randomness
 from .bases import Text
@@ -67,7 +68,8 @@ class Validation:
 
     def _people(self, dataset: FaceDataset, size: int) -> list[Person]:
         if self.settings.references:
-            crops = [torch.stack([_crop_of(path, size) for path in self.settings.references])]
+            encoder = self.parts.adapter.config.encoder
+            crops = [torch.stack([_crop_of(path, encoder) for path in self.settings.references])]
         else:
             crops = [read_crop(record, size).unsqueeze(0) for record in dataset.records[:SAMPLE_PEOPLE]]
         return [Person(own, self.parts.encoder.encode(own).float()) for own in crops]
@@ -105,9 +107,9 @@ class Validation:
         return path
 
 
-def _crop_of(path: str, size: int) -> Tensor:
-    """The largest face of a photo as a crop ``(size, size, 3)``; the whole photo where no detector finds
-    one.
+def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:
+    """The largest face of a photo as a crop ``(S, S, 3)``, cut as in training; the whole photo where no
+    detector finds one.
     """
     from feedface_core.faces import FaceError, crop_face, load_detector, load_image, select_from_photo
     from feedface_core.faces.selection import crop_scale_of
@@ -115,7 +117,8 @@ def _crop_of(path: str, size: int) -> Tensor:
     try:
         photo = load_image(path)
         chosen = select_from_photo(photo, load_detector(), when_none="whole image", name=path).chosen_faces[0]
-        return crop_face(photo, chosen.box, size, crop_scale_of(chosen))
+        scale = crop_scale_of(chosen, encoder.crop_scale)
+        return crop_face(photo, chosen.box, encoder.image_size, scale, encoder.crop_fill, encoder.crop_border)
     except (FaceError, OSError, ValueError) as error:
         raise SetupError(f"validation.references: {path}: {error}") from error
 

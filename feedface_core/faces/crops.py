@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..config import BORDERS
 from .face import Box, FaceError, check_box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+VERSION = 1
+"""Raise it when a crop of the same photo and box comes out otherwise: crops and features kept on disk are then made
+anew."""
 CROP_SCALE = 1.1
 CROP_SIZE = 224
 LARGEST_SQUARE = 16
@@ -76,6 +80,15 @@ def square_box(box: Box, scale: float = CROP_SCALE) -> Box:
     half = max(x1 - x0, y1 - y0) * scale / 2
     centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     return centre_x - half, centre_y - half, centre_x + half, centre_y + half
+
+
+def clamp_square(square: Box, width: int, height: int) -> Box:
+    """A square that lies inside the photo: moved, and shrunk to the photo's shorter side if it is longer."""
+    x0, y0, x1, y1 = square
+    side = min(x1 - x0, width, height)
+    left = min(max((x0 + x1 - side) / 2, 0.0), width - side)
+    top = min(max((y0 + y1 - side) / 2, 0.0), height - side)
+    return left, top, left + side, top + side
 
 
 def resample(image: Tensor, box: Box, height: int, width: int, fill: float = FILL) -> Tensor:
@@ -135,7 +148,14 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL) -> Tensor:
+def crop_face(
+    image: Tensor,
+    box: Box,
+    size: int = CROP_SIZE,
+    scale: float = CROP_SCALE,
+    fill: float = FILL,
+    border: str = "pad",
+) -> Tensor:
     """The square face crop ``(size, size, 3)`` in 0..1.
 
     Args:
@@ -144,9 +164,10 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
         size: side of the crop, the encoder's image size.
         scale: side of the square over the longer side of the box.
         fill: value where the square reaches past the border.
+        border: ``pad`` fills up there, ``clamp`` moves and shrinks the square until it lies inside the photo.
 
     Raises:
-        FaceError: for a bad photo or box, or a box that lies outside the photo.
+        FaceError: for a bad photo, box or border, or a box that lies outside the photo.
     """
     image = check_image(image)
     if size < 1:
@@ -160,7 +181,10 @@ def crop_face(image: Tensor, box: Box, size: int = CROP_SIZE, scale: float = CRO
             f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} times {scale:g} is more than {LARGEST_SQUARE} times as large"
             f" as the photo of {width} × {height} pixels"
         )
-    return resample(image, square_box(box, scale), size, size, fill)
+    if border not in BORDERS:
+        raise FaceError(f"the border of the crop is {border!r}, expected one of {', '.join(BORDERS)}")
+    square = square_box(box, scale)
+    return resample(image, clamp_square(square, width, height) if border == "clamp" else square, size, size, fill)
 
 
 def crop_faces(
@@ -209,7 +233,7 @@ def load_image(path: str | Path) -> Tensor:
             return image_from_pil(picture)
     except FileNotFoundError as error:
         raise FaceError(f"{path}: no such photo") from error
-    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
+    except Exception as error:  # the decoders of a dozen formats raise all kinds for broken files
         raise FaceError(f"{path}: not a photo that can be read ({error})") from error
 
 

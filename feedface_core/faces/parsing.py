@@ -21,6 +21,8 @@ from .face import Box, DetectedFace, FaceError
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""Raise it when the mask of the same face comes out otherwise: prepared masks are then made anew."""
 REGION_SCALE = 4.0
 """The parser sees the square of this many times the face box: room for long hair."""
 REGION_SIDE = 512

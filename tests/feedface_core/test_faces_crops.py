@@ -260,3 +260,14 @@ def test_mask_gives_one_box_a_region_largest_first_without_specks():
     assert mask_boxes(torch.zeros(10, 10)) == []
     with pytest.raises(FaceError, match=r"\(1, 10, 10\)"):
         mask_boxes(torch.zeros(1, 10, 10))
+
+
+def test_crop_at_the_border_is_filled_up_or_moved_inside():
+    image = torch.rand(60, 80, 3, generator=torch.Generator().manual_seed(0))
+    box = (-4.0, 10.0, 36.0, 50.0)
+    padded = crop_face(image, box, 44, 1.1, fill=0.25)
+    assert (padded[:, :4] - 0.25).abs().max() < 1e-5
+    clamped = crop_face(image, box, 44, 1.1, border="clamp")
+    torch.testing.assert_close(clamped, image[8:52, 0:44], atol=1e-5, rtol=0)
+    with pytest.raises(FaceError, match="the border of the crop is 'cut', expected one of pad, clamp"):
+        crop_face(image, box, border="cut")

@@ -16,6 +16,7 @@ from feedface_core.conditioning import Face
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
 from feedface_core.encoder import build_encoder
 from feedface_core.face_file import FaceFileError, load_face, save_face
+from feedface_core.faces import CROP_SCALE, FILL
 from feedface_core.files import write_safetensors
 from feedface_core.format import AdapterFileError, describe, load_adapter, main, save_adapter
 
@@ -45,6 +46,26 @@ def test_what_was_written_is_read(written):
     assert not [leftover for leftover in path.parent.iterdir() if leftover != path]
     (path.parent / "plain").touch()
     assert path.stat().st_mode == (path.parent / "plain").stat().st_mode  # safetensors writes for the owner alone
+
+
+def test_file_that_does_not_know_of_face_crops_means_the_old_ones(written):
+    path, _ = written
+    older = json.loads(CONFIG.to_json())
+    for name in ("crop_scale", "crop_border", "crop_fill"):
+        del older["encoder"][name]
+    found = AdapterConfig.from_json(json.dumps(older))
+    assert found == CONFIG
+    assert (found.encoder.crop_scale, found.encoder.crop_border, found.encoder.crop_fill) == (CROP_SCALE, "pad", FILL)
+    other = replace(CONFIG, encoder=replace(ENCODER, crop_scale=1.4, crop_border="clamp", crop_fill=0.25))
+    assert AdapterConfig.from_json(other.to_json()) == other
+    assert "1.1 × the box, pad at the border" in describe(load_adapter(path))
+
+
+@pytest.mark.parametrize("changes", [{"crop_scale": 0.0}, {"crop_scale": float("nan")}, {"crop_border": "cut"},
+                                     {"crop_fill": 1.5}])
+def test_face_crops_that_cannot_be_are_refused(changes):
+    with pytest.raises(ValueError, match="expected a positive scale, a fill of 0 to 1 and one of"):
+        replace(ENCODER, **changes)
 
 
 def test_equal_contents_give_equal_files(tmp_path):

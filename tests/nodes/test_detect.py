@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +113,26 @@ def test_boxes_of_the_user(run):
     torch.testing.assert_close(crops[0, 4:-4, 4:-4], torch.tensor([1.0, 0, 0]).expand(56, 56, 3), atol=1e-3, rtol=0)
     assert json.loads(boxes)[0][0]["box"] == [30, 20, 70, 60]
     assert report.startswith("detector: boxes")
+
+
+def test_crops_are_cut_as_in_the_training_of_a_connected_adapter(run, comfy):
+    crops_of = comfy.module("feedface_core.faces").crop_face
+    encoder = comfy.module("feedface_core.config").EncoderConfig(
+        image_size=48, crop_scale=1.5, crop_border="clamp", crop_fill=0.2
+    )
+    adapter = SimpleNamespace(config=SimpleNamespace(encoder=encoder))
+    image = torch.rand(1, 96, 128, 3, generator=torch.Generator().manual_seed(0))
+    given, box = "[[0, 20, 40, 60]]", (0.0, 20.0, 40.0, 60.0)
+    crops, _, _, report = run(image, boxes=given, adapter=adapter).args
+    torch.testing.assert_close(crops[0], crops_of(image[0], box, 48, 1.5, 0.2, "clamp"))
+    assert "crops: 1.5 × the box, 48 pixels, border: clamp" in report
+    own, *_ = run(image, boxes=given, adapter=adapter, crop_scale=2.0, crop_size=64).args
+    torch.testing.assert_close(own[0], crops_of(image[0], box, 64, 2.0, 0.2, "clamp"))
+    plain, _, _, report = run(image, boxes=given).args
+    torch.testing.assert_close(plain[0], crops_of(image[0], box, 224, 1.1))
+    assert "crops:" not in report
+    adapter.config.encoder = comfy.module("feedface_core.config").EncoderConfig()
+    torch.testing.assert_close(run(image, boxes=given, adapter=adapter).args[0], plain)
 
 
 def test_boxes_going_out_and_in_again_give_the_same_crops(run):

@@ -75,6 +75,29 @@ def test_single_file_is_the_same_model_as_its_folder(folders, family, tmp_path):
     assert torch.equal(one.predict(noisy, timesteps, text), other.predict(noisy, timesteps, text))
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_encoders_compute_in_full_precision(folders, family, kind, tmp_path):
+    """Whatever the number format of the U-Net and under autocast: as the nodes do."""
+    path, settings = folders[family], {}
+    if kind == "file":
+        path = folder_to_single_file(path, tmp_path / "model.safetensors", family)
+        settings = {"tokenizer": str(folders[family] / "tokenizer")}
+    exact, half = (load_base(ModelSettings(base=str(path), precision=name, **settings)) for name in ("fp32", "bf16"))
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    moments, text = exact.encode_pixels(pixels), exact.encode_text(CAPTIONS)
+    latents = exact.sample_latents(moments)
+    decoded = exact.decode(latents)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            assert torch.equal(half.encode_pixels(pixels), moments)
+            found = half.encode_text(CAPTIONS)
+            assert torch.equal(half.decode(latents), decoded)
+        assert all(torch.equal(found[name], text[name]) and found[name].dtype == torch.float32 for name in text)
+    assert {parameter.dtype for parameter in half.host.parameters()} == {torch.bfloat16}
+    assert half.fingerprint(("autoencoder", "text")) == exact.fingerprint(("autoencoder", "text"))
+
+
 def test_single_file_questions_are_asked(folders, tmp_path):
     file = folder_to_single_file(folders["sd2"], tmp_path / "two.safetensors", "sd2")
     with pytest.raises(BaseError, match=r"does not say what it predicts.*model\.prediction to v"):

@@ -5,22 +5,26 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 from support.small_training import make_config, make_models, make_photos
+from transformers import CLIPTokenizer
 
+from feedface_core.faces import crops
 from trainer import cache as command
-from trainer import store
+from trainer import pictures, store
 from trainer.bases import load_base
 from trainer.cache import CacheMaker, open_cache
 from trainer.data import FaceDataset, TensorShapes, make_loader
 from trainer.encoder import load_face_encoder
 from trainer.manifest import read_manifest
 from trainer.order import GlobalBatches
+from trainer.retrieval import Reference
 from trainer.step import encode_batch
-from trainer.store import CacheError, FeatureStore, FileHashes, narrow
+from trainer.store import CacheError, FeatureStore, FileHashes
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +168,46 @@ def test_cache_of_other_models_is_refused(run, tmp_path):
         open_cache(run.config(), run.records(), run.base, encoder)
 
 
+@pytest.mark.parametrize("change", ["padding", "vocabulary"])
+def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
+    run.make()
+    folder = shutil.copytree(run.models / "base", tmp_path / "base")
+    if change == "padding":
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        assert tokenizer.pad_token_id != 0
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.save_pretrained(folder / "tokenizer")
+    for path in (folder / "tokenizer").glob("*.json"):
+        values = json.loads(path.read_text())
+        vocabulary = values.get("model", {}).get("vocab") or values
+        if change == "vocabulary" and "h" in vocabulary:
+            vocabulary["h"], vocabulary["o"] = vocabulary["o"], vocabulary["h"]
+            path.write_text(json.dumps(values))
+    config = run.config(model__base=str(folder))
+    other = load_base(config.model)
+    text = "tokenizer is [0-9a-f]+, in the cache [0-9a-f]+"
+    with pytest.raises(CacheError, match=f"text: 3 of 3 features are missing .{text}.") as error:
+        open_cache(config, run.records(), other, run.encoder)
+    assert "picture" not in str(error.value) and "face" not in str(error.value)
+    summary = CacheMaker(config, run.records(), other, run.encoder).run(progress=False)
+    assert summary.computed == {"picture": 0, "text": 3, "face": 0}
+    found = open_cache(config, run.records(), other, run.encoder).text(0)["states"]
+    assert torch.equal(found, other.encode_text([run.records()[0].caption])["states"][0])
+    assert not torch.equal(found, run.open().text(0)["states"])
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "other"), [(pictures, "picture", "face"), (crops, "face", "picture")]
+)
+def test_cache_of_older_code_is_refused(run, monkeypatch, module, kind, other):
+    run.make()
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    with pytest.raises(CacheError, match=f"{kind}: 12 of 12 .*version of the .* code is 2, in the cache 1") as error:
+        run.open()
+    assert f"{other}:" not in str(error.value)
+    assert run.make().computed == {"picture": 0, "text": 0, "face": 0} | {kind: 12}
+
+
 def test_flips_are_only_made_when_wanted(run):
     assert run.make(data__flip=False).computed == {"picture": 6, "text": 3, "face": 6}
     run.open(data__flip=False)
@@ -194,7 +238,7 @@ def test_shard_that_vanishes_during_training_is_named(run):
     shard = next(run.cache.glob("face-*.safetensors"))
     shard.unlink()
     with pytest.raises(CacheError, match=shard.name):
-        cache.hidden(0, False)
+        cache.hidden(Reference(0))
 
 
 def test_killed_run_keeps_its_whole_shards(run, monkeypatch):
@@ -256,11 +300,24 @@ def test_features_go_to_workers_that_are_spawned(run):
     assert torch.equal(again.moments(1, True)[0], cache.moments(1, True)[0])
 
 
-def test_storage_is_narrowed_only_without_loss():
-    exact = torch.tensor([1.0, -0.5, 300.0])
-    assert narrow(exact, torch.bfloat16).dtype == torch.bfloat16
-    assert narrow(torch.tensor([1.0, 1 / 3]), torch.bfloat16).dtype == torch.float32
-    assert narrow(torch.tensor([1e6]), torch.float16).dtype == torch.float32
+def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
+    """Moments and hidden states as in float32; text states as the U-Net reads them, bit for bit."""
+    run.make()
+    exact = run.open()
+    config = run.config(model__precision="bf16")
+    base, encoder = load_base(config.model), load_face_encoder(config.adapter.encoder)
+    with pytest.raises(CacheError, match="text: 3 of 3 .*number format is torch.bfloat16, in the cache torch.float32"):
+        open_cache(config, run.records(), base, encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        summary = CacheMaker(config, run.records(), base, encoder).run(progress=False)
+    assert summary.computed == {"picture": 0, "text": 3, "face": 0}  # the encoders are the same ones
+    found = open_cache(config, run.records(), base, encoder)
+    assert torch.equal(found.moments(0, True)[0], exact.moments(0, True)[0])
+    assert torch.equal(found.hidden(Reference(0, True)), exact.hidden(Reference(0, True)))
+    text, wide = found.text(0)["states"], exact.text(0)["states"]
+    assert text.dtype == torch.bfloat16 and torch.equal(text, wide.to(torch.bfloat16))
+    encoded = base.encode_text([run.records()[0].caption])["states"][0]
+    assert torch.equal(encoded, wide)  # without a cache it is the same number that the U-Net reads
 
 
 def test_hashes_are_read_once_and_follow_the_contents(tmp_path, monkeypatch):

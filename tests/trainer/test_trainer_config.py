@@ -13,7 +13,7 @@ from trainer.stages.settings import PrepareSettings
 CONFIGS = Path(__file__).resolve().parents[2] / "trainer/configs"
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "tiny"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "tiny", "unidiffuser", "paper"])
 def test_shipped_configs_load_survive_json_and_show_their_launch_command(name):
     path = CONFIGS / f"{name}.yaml"
     config = load_config(path)

@@ -13,10 +13,11 @@ from PIL import Image
 from support.small_training import make_config, make_photos
 
 from trainer import pictures, randomness
-from trainer.data import Batch, FaceDataset, TensorShapes, make_loader, read_crop
+from trainer.batch import Batch
+from trainer.data import FaceDataset, TensorShapes, make_loader, read_crop
 from trainer.manifest import Record, read_manifest
 from trainer.order import GlobalBatches
-from trainer.retrieval import References
+from trainer.retrieval import Reference, References
 
 SHAPES = TensorShapes((4, 8, 8))
 
@@ -151,13 +152,12 @@ def test_draws_do_not_depend_on_the_place_in_the_manifest(manifest):
     first, second = make_dataset(manifest, records=records), make_dataset(manifest, records=backwards)
     for index, record in enumerate(records):
         a, b = first.draws(index, 5), second.draws(len(records) - 1 - index, 5)
-        assert [records[r].id for r in a.references] == [backwards[r].id for r in b.references], record.id
-        assert (a.timestep, a.flip, a.drop_face, a.flip_references) == (
-            b.timestep,
-            b.flip,
-            b.drop_face,
-            b.flip_references,
+        own, other = (
+            [(kept[r.index].id, r.flip, r.variant) for r in draws.references]
+            for kept, draws in ((records, a), (backwards, b))
         )
+        assert own == other, record.id
+        assert (a.timestep, a.flip, a.drop_face) == (b.timestep, b.flip, b.drop_face)
 
 
 def test_shares_of_drops_are_as_set_and_independent(manifest):
@@ -198,14 +198,14 @@ def test_references_are_other_photos_of_the_person():
     references = References(records, most=5, retrieval=True, duplicate_distance=4)
     counts = Counter()
     for visit in range(500):
-        drawn = references.draw(3, 0, visit)
+        drawn = [reference.index for reference in references.draw(3, 0, visit)]
         assert 3 not in drawn and len(set(drawn)) == len(drawn) and set(drawn) <= set(range(8))
         counts[len(drawn)] += 1
     assert sorted(counts) == [1, 2, 3, 4, 5] and min(counts.values()) > 70
-    assert references.draw(8, 0, 0) == [8]  # the only photo of bob
-    assert references.draw(9, 0, 0) == [9]  # nobody knows who that is
+    assert references.draw(8, 0, 0) == (Reference(8),)  # the only photo of bob
+    assert references.draw(9, 0, 0) == (Reference(9),)  # nobody knows who that is
     off = References(records, most=5, retrieval=False, duplicate_distance=4)
-    assert off.draw(3, 0, 0) == [3]
+    assert off.draw(3, 0, 0) == (Reference(3),)
 
 
 def test_near_duplicates_are_no_references():

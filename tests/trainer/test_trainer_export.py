@@ -17,9 +17,10 @@ from trainer.export import ExportError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
-    config = make_config(
-        make_models(root / "models"), make_photos(root / "photos"), root / "run", adapter__title="Somebody"
-    )
+    manifest = make_photos(root / "photos")
+    rows = [json.loads(line) | {"crop_scale": 1.25, "crop_border": "clamp"} for line in open(manifest)]
+    manifest.write_text("\n".join(json.dumps(row) for row in rows))
+    config = make_config(make_models(root / "models"), manifest, root / "run", adapter__title="Somebody")
     result = train_in_process_of_its_own(config)
     assert result.returncode == 0, result.stderr
     return root
@@ -34,6 +35,8 @@ def test_moving_average_in_half_precision_is_the_default(trained):
     assert all(torch.equal(found.tensors[name], value.half()) for name, value in average.items())
     assert found.config.title == "Somebody" and found.config.host == "sd_unet"
     assert found.encoder_tensors and found.config.encoder.included
+    encoder = found.config.encoder  # says how the face crops of the manifest were made
+    assert (encoder.crop_scale, encoder.crop_border, encoder.crop_fill) == (1.25, "clamp", 0.5)
     told = found.metadata
     assert told["training.step"] == "6" and told["training.samples"] == "24" and told["training.weights"] == "ema"
     assert told["modelspec.resolution"] == "64x64" and told["modelspec.title"] == "Somebody"

@@ -22,6 +22,30 @@ def test_area_and_average(quarter):
     assert weighted_error(prediction, target, mask, "average").item() == pytest.approx(1.0)  # 4 × 12 / 48
 
 
+@pytest.mark.parametrize("normalise", ["area", "average"])
+def test_values_of_no_importance_are_as_if_they_were_not_there(normalise):
+    generator = torch.Generator().manual_seed(0)
+    prediction, target, original = (torch.randn(3, 4, 6, 4, generator=generator) for _ in range(3))
+    mask = torch.rand(3, 1, 6, 4, generator=generator)
+    importance = torch.ones(1, 1, 6, 1)
+    importance[:, :, 4:] = 0.0
+    kinds = ["regularised", "standard", "mask"]
+    found = sample_losses(prediction, target, mask, kinds, original[:1], normalise, importance)
+    smaller = (tensor[:, :, :4] for tensor in (prediction, target, mask))
+    expected = sample_losses(*smaller, kinds, original[:1, :, :4], normalise)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    same = sample_losses(prediction, target, mask, kinds, original[:1], normalise, torch.ones(1))
+    torch.testing.assert_close(same, sample_losses(prediction, target, mask, kinds, original[:1], normalise))
+
+
+def test_importance_is_a_factor_of_error_and_area():
+    target = torch.tensor([[[[1.0, 3.0]]]])  # d² = 1, 9
+    importance = torch.tensor([[[[1.0, 0.25]]]])
+    for normalise in ("area", "average"):
+        found = weighted_error(torch.zeros_like(target), target, torch.ones(1), normalise, importance).item()
+        assert found == pytest.approx((1.0 + 0.25 * 9.0) / 1.25, rel=1e-5)
+
+
 def test_soft_mask():
     target = torch.tensor([[[[1.0, 3.0]]]])  # d² = 1, 9
     mask = torch.tensor([[[[1.0, 0.5]]]])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from PIL import Image
 from support.small_training import make_config, make_photos
 
-from trainer.data import DataError, FaceDataset, TensorShapes
+from trainer.data import FaceDataset, TensorShapes, UnreadablePhoto
 from trainer.manifest import ManifestError, read_manifest, write_rows
 
 SHAPES = TensorShapes((4, 8, 8))
@@ -110,5 +111,7 @@ def test_files_that_cannot_be_read_name_the_sample(manifest, broken):
         "shape": ({"mask_path": "narrow.png"}, "mask is 50 × 80, which is not the shape of its photo, 96 × 80"),
     }[broken]
     dataset = make_dataset(change_row(manifest, folder / f"{broken}.jsonl", **changes))
-    with pytest.raises(DataError, match=expected):
-        dataset[1, 0]
+    replaced = dataset[1, 0]
+    name = dataset.records[1].id
+    assert replaced["id"] != name and [own for own, _ in replaced["unreadable"]] == [name]
+    assert re.search(expected, str(UnreadablePhoto(*replaced["unreadable"][0])))

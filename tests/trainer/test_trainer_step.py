@@ -10,8 +10,9 @@ from support.small_training import make_config, make_models, make_photos
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from feedface_core.conditioning import Face
+from trainer.batch import collate
 from trainer.build import build_parts
-from trainer.data import FaceDataset, TensorShapes, collate
+from trainer.data import FaceDataset, TensorShapes
 from trainer.manifest import read_manifest
 from trainer.step import Plan, TrainingStep, encode_batch
 
@@ -155,6 +156,21 @@ def test_bf16_is_close_to_fp32(files):
         other, *_ = half.gradients()
     assert other.item() == pytest.approx(loss.item(), rel=0.03)
     assert all(value.dtype == torch.float32 for value in half.parts.adapter.parameters())
+
+
+@pytest.mark.parametrize("null", ["off", "zero_crop"])
+def test_bf16_narrows_no_frozen_encoder(files, null):
+    exact, half = Case(files, adapter__null=null), Case(files, adapter__null=null, model__precision="bf16")
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            features = encode_batch(half.batch, half.parts.base, half.parts.encoder)
+            again = half.parts.encoder.null_hidden()
+        assert torch.equal(features.latents, exact.features.latents)
+        assert torch.equal(features.text["states"], exact.features.text["states"])
+        assert torch.equal(features.hidden, exact.features.hidden)
+        assert torch.equal(again, exact.parts.encoder.null_hidden())
+    if null == "zero_crop":
+        assert torch.equal(half.parts.adapter.null_hidden, exact.parts.adapter.null_hidden)
 
 
 def test_min_snr_weighs_the_gradient(files):

@@ -144,6 +144,17 @@ def test_image_token_is_clips_embedding(base, files):
     assert relative(base.image_token(pixels * 2 - 1), found.unsqueeze(1)) < 1e-5
 
 
+def test_encoders_compute_in_full_precision(files, base):
+    half = load_base(settings(files, precision="bf16"))
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    moments, states = base.encode_pixels(pixels), base.encode_text(["a photo"])["states"]
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            assert torch.equal(half.encode_pixels(pixels), moments)
+            assert torch.equal(half.encode_text(["a photo"])["states"], states)
+    assert {parameter.dtype for parameter in half.host.parameters()} == {torch.bfloat16}
+
+
 def test_weights_of_the_loss(base):
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., :4] = 1.0

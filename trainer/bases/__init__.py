@@ -1,8 +1,9 @@
 """The frozen base models that adapters are trained on, behind one interface.
 
 A base wraps everything of a released text-to-image model that training does not change: the denoiser (the
-*host* that control branches attach to), the autoencoder and the text encoders. All of it is frozen, in
-evaluation mode and in one number format. The training loop, the cache and the validation only know
+*host* that control branches attach to), the autoencoder and the text encoders. All of it is frozen and in
+evaluation mode; the host is in the number format of ``model.precision``, the encoders compute in float32, as
+they do where the adapter is used. The training loop, the cache and the validation only know
 :class:`Base`; nothing in it is particular to a U-Net. Latents are whatever :meth:`Base.sample_latents`
 returns, of the shape that :meth:`Base.latent_shape` names: a base whose model denoises more than a picture
 packs it into that tensor.
@@ -11,7 +12,8 @@ packs it into that tensor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -91,7 +93,7 @@ class Base(Protocol):
         family: host family, a key of ``feedface_core.config.HOSTS``.
         host: the frozen denoiser.
         schedule: its noise schedule.
-        dtype: number format of the frozen weights.
+        dtype: number format of the host.
         device: where the host is; encoders follow it when they are first used.
         cell: side of one latent cell in pixels.
         context_width: width of the text states the host attends to, the default width of the face tokens.
@@ -117,8 +119,11 @@ class Base(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents → pixels ``(B, 3, H, W)`` in −1…1."""
 
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions → all that the text encoders read of them, ``(B, N)`` int64."""
+
     def encode_text(self, captions: Sequence[str]) -> Text:
-        """Captions → named text states, each ``(B, …)`` in the base's number format."""
+        """Captions → named text states, each ``(B, …)`` in float32."""
 
     def null_text(self) -> Text:
         """The text states of the empty caption, each ``(1, …)``."""
@@ -135,6 +140,17 @@ class Base(Protocol):
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """A mask ``(B, 1, h, w)`` over latent cells → weights that broadcast to the latents' shape."""
+
+    def importance(self, latents: Tensor, image_token: float) -> Tensor | None:
+        """How much each value counts in a loss, broadcasting to the latents; None where all count the same.
+
+        Args:
+            latents: of a batch.
+            image_token: how much each value of a CLIP image token counts, if the host denoises one.
+        """
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Within it, predictions are those of sampling, where the host is trained with other inputs."""
 
     def sites(self, which: Literal["default", "all"] | Sequence[str], heads: int | None = None) -> list[SiteConfig]:
         """The sites that a new adapter gets, in order.
@@ -168,6 +184,13 @@ def freeze(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     tensors = [*module.parameters(), *module.buffers()]
     same = dtype is None or all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point())
     return module if same else module.to(dtype)
+
+
+@contextmanager
+def full_precision(device: torch.device | str) -> Iterator[None]:
+    """For what a frozen encoder computes: no gradients, and float32 even where autocast is on."""
+    with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+        yield
 
 
 def weights_fingerprint(modules: Mapping[str, nn.Module], values_each: int = 4096) -> str:

@@ -21,6 +21,11 @@ class Attached:
     _hooks: BranchHooks | None = None
     _rows: Any = None
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within it, predictions are those of sampling; for most hosts there is no difference."""
+        yield
+
     def attach(self, adapter: FaceAdapter) -> None:
         """Put the adapter's branches beside the blocks. Raises ``ValueError`` when it was made for another base."""
         self.detach()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from . import DTYPES, BaseError, Part
@@ -81,7 +82,7 @@ def load_folder(settings: ModelSettings, parts: Sequence[Part]) -> Components:
         if local and not (Path(path) / subfolder).is_dir():
             raise BaseError(f"model.base: {path} has no subfolder {subfolder}, which is needed here")
         if issubclass(kind, nn.Module):
-            options["torch_dtype"] = DTYPES[settings.precision]
+            options["torch_dtype"] = DTYPES[settings.precision] if subfolder == "unet" else torch.float32
             options["variant"] = _variant(Path(path) / subfolder) if local else None
         try:
             return kind.from_pretrained(path, subfolder=subfolder, local_files_only=not settings.allow_hub, **options)
@@ -155,13 +156,17 @@ def _convert(
     )
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    dtype = DTYPES[settings.precision]
-    options = {"config": str(folder), "local_files_only": True, "torch_dtype": dtype}
+    options = {"config": str(folder), "local_files_only": True}
     try:
         if "host" in parts:
-            components.unet = UNet2DConditionModel.from_single_file(dict(weights), subfolder="unet", **options)
+            dtype = DTYPES[settings.precision]
+            components.unet = UNet2DConditionModel.from_single_file(
+                dict(weights), subfolder="unet", torch_dtype=dtype, **options
+            )
         if "autoencoder" in parts:
-            components.autoencoder = AutoencoderKL.from_single_file(dict(weights), subfolder="vae", **options)
+            components.autoencoder = AutoencoderKL.from_single_file(
+                dict(weights), subfolder="vae", torch_dtype=torch.float32, **options
+            )
         if "text" in parts:
             names = ["text_encoder", "text_encoder_2"][:encoders]
             kinds = [CLIPTextModel, CLIPTextModelWithProjection]
@@ -170,9 +175,8 @@ def _convert(
                     kind,
                     dict(weights),
                     subfolder=name,
-                    config=str(folder),
-                    torch_dtype=dtype,
-                    local_files_only=True,
+                    torch_dtype=torch.float32,
+                    **options,
                 )
                 for kind, name in zip(kinds, names, strict=False)
             ]

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from feedface_core.config import HOSTS, SiteConfig
 from feedface_core.hosts import sd_unet
 
-from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
+from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, full_precision, weights_fingerprint
 from .attached import Attached
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class StableDiffusionBase(Attached):
         autoencoder: a diffusers ``AutoencoderKL``, or None when everything is cached.
         text_encoders, tokenizers: one of each, two for Stable Diffusion XL; empty when everything is cached.
         name: shown in messages.
-        dtype: number format of the frozen weights. An autoencoder that overflows in fp16 stays in fp32.
+        dtype: number format of the U-Net; the encoders compute in float32.
         autoencoder_config: the autoencoder's configuration where it is not loaded itself.
     """
 
@@ -53,9 +53,8 @@ class StableDiffusionBase(Attached):
         self._unet = None if unet is None else freeze(unet, dtype)
         described = autoencoder_config if autoencoder is None else autoencoder.config
         described = {"block_out_channels": [0] * 4, "scaling_factor": 0.18215, **(described or {})}
-        upcast = dtype == torch.float16 and described.get("force_upcast", True)
-        self._autoencoder = None if autoencoder is None else freeze(autoencoder, torch.float32 if upcast else dtype)
-        self._text_encoders = [freeze(encoder, dtype) for encoder in text_encoders]
+        self._autoencoder = None if autoencoder is None else freeze(autoencoder, torch.float32)
+        self._text_encoders = [freeze(encoder, torch.float32) for encoder in text_encoders]
         self._tokenizers = list(tokenizers)
         self._null_text: Text | None = None
         self.cell = 2 ** (len(described["block_out_channels"]) - 1)
@@ -147,7 +146,6 @@ class StableDiffusionBase(Attached):
         """``(channels, height / cell, width / cell)``."""
         return self.latent_channels, height // self.cell, width // self.cell
 
-    @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in −1…1 → ``(B, 2 · channels, h, w)``: mean and log variance, unscaled."""
         autoencoder = self._part(self._autoencoder, "autoencoder").to(self.device)
@@ -155,8 +153,8 @@ class StableDiffusionBase(Attached):
             raise BaseError(
                 f"pictures must be (B, 3, H, W) with sides a multiple of {self.cell}, got {tuple(pixels.shape)}"
             )
-        distribution = autoencoder.encode(pixels.to(self.device, autoencoder.dtype)).latent_dist
-        return distribution.parameters.float()
+        with full_precision(self.device):
+            return autoencoder.encode(pixels.to(self.device, torch.float32)).latent_dist.parameters
 
     def sample_latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """``(μ + exp(½ log σ²) · noise) · scale``; the mean without noise."""
@@ -165,20 +163,40 @@ class StableDiffusionBase(Attached):
             mean = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
         return mean * self.scaling
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents → pixels ``(B, 3, H, W)`` in −1…1, float32."""
         autoencoder = self._part(self._autoencoder, "autoencoder").to(self.device)
-        latents = (latents / self.scaling).to(self.device, autoencoder.dtype)
-        return autoencoder.decode(latents).sample.float().clamp(-1.0, 1.0)
+        latents = latents.to(self.device, torch.float32) / self.scaling
+        with full_precision(self.device):
+            return autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """The mask itself: one weight for each latent cell, the same for all channels."""
         return mask.to(latents.device, torch.float32)
 
+    def importance(self, latents: Tensor, image_token: float) -> None:
+        """All values count the same."""
+        return None
+
     # --- text --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions → token ids ``(B, 77)`` of one text encoder, ``(B, 154)`` of two."""
+        return torch.cat(self._token_ids(captions), dim=1)
+
+    def _token_ids(self, captions: Sequence[str]) -> list[Tensor]:
+        encoders = self._part(self._text_encoders, "text")
+        return [
+            tokenizer(
+                list(captions),
+                padding="max_length",
+                truncation=True,
+                max_length=encoder.config.max_position_embeddings,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer, encoder in zip(self._tokenizers, encoders, strict=True)
+        ]
+
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Captions → ``states`` ``(B, 77, context_width)``; with two encoders also ``pooled`` ``(B, P)``.
 
@@ -187,12 +205,9 @@ class StableDiffusionBase(Attached):
         """
         encoders = self._part(self._text_encoders, "text")
         states, pooled = [], None
-        for tokenizer, encoder in zip(self._tokenizers, encoders, strict=True):
-            length = encoder.config.max_position_embeddings
-            ids = tokenizer(
-                list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-            ).input_ids
-            out = encoder.to(self.device)(ids.to(self.device), output_hidden_states=True)
+        for ids, encoder in zip(self._token_ids(captions), encoders, strict=True):
+            with full_precision(self.device):
+                out = encoder.to(self.device)(ids.to(self.device), output_hidden_states=True)
             states.append(out.last_hidden_state if len(encoders) == 1 else out.hidden_states[-2])
             pooled = out[0]  # of the last encoder: the projected end-of-text token
         text = {"states": torch.cat(states, dim=-1)}  # (B, 77, context_width)

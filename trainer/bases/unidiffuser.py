@@ -7,7 +7,8 @@ further rows below the picture, so that noise, losses and samplers treat them al
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
 from feedface_core.hosts import uvit
 
-from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, weights_fingerprint
+from . import DTYPES, PARTS, BaseError, NoiseSchedule, Part, Text, freeze, full_precision, weights_fingerprint
 from .attached import Attached
 from .stable_diffusion import StableDiffusionBase
 from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, read_uvit
@@ -27,6 +28,8 @@ from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diff
 if TYPE_CHECKING:
     from trainer.config import ModelSettings
 
+#: The data-type token that the released model samples with.
+SAMPLED_DATA_TYPE = 1
 #: Stands for a log variance of minus infinity: the token has none.
 _NO_VARIANCE = -30.0
 
@@ -59,7 +62,8 @@ class UniDiffuserBase(Attached):
         image_encoder: a ``CLIPVisionModelWithProjection``, or None when everything is cached.
         parts: Stable Diffusion's autoencoder and text encoder, or None when everything is cached.
         name: shown in messages.
-        dtype: number format of the frozen weights.
+        dtype: number format of the U-ViT; the encoders compute in float32.
+        data_type: the data-type token in training; sampling has 1.
     """
 
     family = "unidiffuser"
@@ -73,13 +77,15 @@ class UniDiffuserBase(Attached):
         name: str = "UniDiffuser",
         dtype: torch.dtype = torch.float32,
         token_width: int = 512,
+        data_type: int = SAMPLED_DATA_TYPE,
     ):
         self.name, self.dtype, self.device = name, dtype, torch.device("cpu")
         self._host = None if host is None else freeze(host, dtype)
-        self._prefix = None if prefix is None else freeze(prefix, dtype)
-        self._image_encoder = None if image_encoder is None else freeze(image_encoder, dtype)
+        self._prefix = None if prefix is None else freeze(prefix, torch.float32)
+        self._image_encoder = None if image_encoder is None else freeze(image_encoder, torch.float32)
         self._parts = parts
         self._null_text: Text | None = None
+        self._data_type = data_type
         self.cell = 8 if parts is None else parts.cell
         self.channels = 4 if host is None else host.config.latent_channels
         self.token_width = token_width if host is None else host.config.clip_width
@@ -111,6 +117,7 @@ class UniDiffuserBase(Attached):
             settings.base,
             dtype,
             config.clip_width,
+            settings.data_type,
         ).to(device)
 
     # --- parts -------------------------------------------------------------------------------------------
@@ -163,14 +170,12 @@ class UniDiffuserBase(Attached):
         height, width = height // self.cell, width // self.cell
         return self.channels, height + rows_below(width, self.token_width, self.channels), width
 
-    @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in −1…1 → ``(B, 8, h + rows, w)``: mean and log variance, unscaled, the token's zero."""
         mean, log_variance = self._part(self._parts, "autoencoder").encode_pixels(pixels).chunk(2, dim=1)
         token = self.image_token(pixels)  # (B, 1, D)
         return torch.cat([pack(mean, token), pack(log_variance, torch.full_like(token, _NO_VARIANCE))], dim=1)
 
-    @torch.no_grad()
     def image_token(self, pixels: Tensor) -> Tensor:
         """CLIP's projected image embedding ``(B, 1, 512)`` of pictures ``(B, 3, H, W)`` in −1…1, as UniDiffuser's."""
         encoder = self._part(self._image_encoder, "autoencoder").to(self.device)
@@ -179,7 +184,8 @@ class UniDiffuserBase(Attached):
         if pixels.shape[-2:] != (side, side):
             pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
         mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return encoder(((pixels - mean) / std).to(self.dtype)).image_embeds.float().unsqueeze(1)
+        with full_precision(self.device):
+            return encoder((pixels - mean) / std).image_embeds.unsqueeze(1)
 
     def sample_latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents ``(B, 4, h + rows, w)``: the picture as Stable Diffusion's, scaled; the token as it is."""
@@ -190,7 +196,6 @@ class UniDiffuserBase(Attached):
             picture = picture + spread * unpack(noise, self.token_width)[0]
         return pack(picture * 0.18215, token)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents → pixels ``(B, 3, H, W)`` in −1…1, float32; the token has no part in it."""
         return self._part(self._parts, "autoencoder").decode(unpack(latents, self.token_width)[0])
@@ -201,14 +206,25 @@ class UniDiffuserBase(Attached):
         share = mask.mean(dim=(1, 2, 3), keepdim=False).view(-1, 1, 1).expand(-1, 1, self.token_width)
         return pack(mask.expand(-1, self.channels, -1, -1), share)
 
+    def importance(self, latents: Tensor, image_token: float) -> Tensor | None:
+        """1 for the picture, ``image_token`` for the token, 0 for cells that hold nothing; None if all are 1."""
+        if image_token == 1.0:
+            return None
+        picture, token = unpack(latents[:1], self.token_width)
+        return pack(torch.ones_like(picture), torch.full_like(token, image_token))
+
     # --- text --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions → token ids ``(B, 77)`` of CLIP-L."""
+        return self._part(self._parts, "text").token_ids(captions)
+
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Captions → ``states`` ``(B, 77, 64)``: CLIP-L's last hidden states through ``encode_prefix``."""
         prefix = self._part(self._prefix, "text").to(self.device)
         states = self._part(self._parts, "text").encode_text(captions)["states"]
-        return {"states": prefix(states.to(self.device, self.dtype))}
+        with full_precision(self.device):
+            return {"states": prefix(states.to(self.device))}
 
     def null_text(self) -> Text:
         """The text of the empty caption, computed once."""
@@ -219,7 +235,7 @@ class UniDiffuserBase(Attached):
     # --- prediction --------------------------------------------------------------------------------------
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, rows: Any = None) -> Tensor:
-        """The U-ViT's prediction in float32; see :meth:`trainer.bases.Base.predict`. Data type 1, as when sampling."""
+        """The U-ViT's prediction in float32; see :meth:`trainer.bases.Base.predict`."""
         picture, token = unpack(noisy, self.token_width)
         times = timesteps.to(self.device)
         with self._faces(rows):
@@ -228,6 +244,7 @@ class UniDiffuserBase(Attached):
                 token.to(self.device, self.dtype),
                 text["states"].to(self.device, self.dtype),
                 times.float() + 1.0,  # UniDiffuser counts from 1
+                data_type=torch.full_like(times, self._data_type),
             )
         out = pack(*(part.float() for part in predicted))
         left_over = self.channels * rows_below(noisy.shape[3], self.token_width, self.channels) * noisy.shape[3]
@@ -237,6 +254,15 @@ class UniDiffuserBase(Attached):
         used = pack(torch.ones_like(picture), torch.ones_like(token)).bool()
         sigma = (1.0 - self.schedule.alphas_cumprod.to(self.device)[times]).sqrt().view(-1, 1, 1, 1)
         return torch.where(used.to(self.device), out, noisy.to(self.device).float() / sigma)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within it, the data-type token is that of sampling."""
+        trained, self._data_type = self._data_type, SAMPLED_DATA_TYPE
+        try:
+            yield
+        finally:
+            self._data_type = trained
 
     # --- adapter -----------------------------------------------------------------------------------------
 

@@ -172,7 +172,7 @@ SITES = [
 VARIANTS = {
     "standard-loss": ["loss.kind=standard"],
     "mask-loss": ["loss.kind=mask"],
-    "no-retrieval": ["data.retrieval=false"],
+    "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
     "no-self-attention": ["adapter.self_attention=false"],
     "every-second-site": [f"adapter.sites={json.dumps(SITES[::2])}"],
     "one-a-resolution": [f"adapter.sites={json.dumps([SITES[2], SITES[6]])}"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from feedface_core.faces import (
+    FILL,
     DetectedFace,
     FaceError,
+    clamp_square,
     face_mask,
     load_detector,
     load_parser,
@@ -131,19 +135,13 @@ class Crop(Stage):
         if self.settings.border == "clamp":
             square = clamp_square(square, width, height)
         photo.crop = resample(photo.image, square, self.settings.size, self.settings.size)
-        photo.row["square_bbox"] = [round(value, 2) for value in square]
+        photo.row |= {
+            "square_bbox": [round(value, 2) for value in square],
+            "crop_scale": self.settings.scale,
+            "crop_border": self.settings.border,
+            "crop_fill": FILL,
+        }
         photo.row["crop_hash"] = f"{pictures.perceptual_hash(pictures.to_picture(photo.crop)):016x}"
-
-
-def clamp_square(
-    square: tuple[float, float, float, float], width: int, height: int
-) -> tuple[float, float, float, float]:
-    """A square that lies inside the photo: moved, and shrunk to the photo's shorter side if it is longer."""
-    x0, y0, x1, y1 = square
-    side = min(x1 - x0, width, height)
-    left = min(max((x0 + x1 - side) / 2, 0.0), width - side)
-    top = min(max((y0 + y1 - side) / 2, 0.0), height - side)
-    return left, top, left + side, top + side
 
 
 class Mask(Stage):
@@ -185,27 +183,28 @@ class Write(Stage):
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        for name in ("masks", "crops"):
-            (output / name).mkdir(parents=True, exist_ok=True)
 
     def __call__(self, batch: list[Photo]) -> list[Photo]:
         return [photo.release() for photo in super().__call__(batch)]
 
     def process(self, photo: Photo) -> None:
-        name = f"{photo.path.stem}-{short_hash(photo.id)}.png"
-        for column, folder, picture in (
-            ("mask_path", "masks", pictures.to_picture(photo.mask.float())),
-            ("crop_path", "crops", pictures.to_picture(photo.crop)),
-        ):
-            target = self.output / folder / name
-            partial = target.with_name(f".{name}.{os.getpid()}.partial")
-            picture.save(partial, format="PNG")
+        photo.row["mask_path"] = self._write("masks", photo.mask.float())
+        photo.row["crop_path"] = self._write("crops", photo.crop)
+
+    def _write(self, folder: str, image: Tensor) -> str:
+        """Write a picture, and return its path from the output folder.
+
+        The name is a hash of the file's contents: two photos share a file only if it is the same. The first two
+        digits are a folder, so that none of the 256 holds more than a few thousand of a million photos.
+        """
+        encoded = BytesIO()
+        pictures.to_picture(image).save(encoded, format="PNG")
+        digest = hashlib.blake2b(encoded.getvalue(), digest_size=16).hexdigest()
+        name = f"{folder}/{digest[:2]}/{digest}.png"
+        target = self.output / name
+        if not target.is_file() or target.stat().st_size != len(encoded.getvalue()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+            partial.write_bytes(encoded.getvalue())
             os.replace(partial, target)
-            photo.row[column] = f"{folder}/{name}"
-
-
-def short_hash(text: str) -> str:
-    """Eight hexadecimal digits that tell apart photos of the same name in different folders."""
-    import hashlib
-
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return name

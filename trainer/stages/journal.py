@@ -7,10 +7,10 @@ is void, and the photo is worked on again.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..jsonl import keep_lines
 from .photo import Photo
 
 NAME = "progress.jsonl"
@@ -22,32 +22,22 @@ class Journal:
     Args:
         output: the folder.
         settings: text that changes with every setting the stages depend on.
+        recogniser: name of the recogniser that vectors have to be of; None if faces are not compared.
     """
 
-    def __init__(self, output: Path, settings: str) -> None:
-        self.output, self.settings = output, settings
+    def __init__(self, output: Path, settings: str, recogniser: str | None = None) -> None:
+        self.output, self.settings, self.recogniser = output, settings, recogniser
         self.path = output / NAME
         self.entries: dict[str, dict[str, Any]] = {}
         self.file = None
 
     def load(self) -> None:
         """Read the entries. A last line that was cut off by a crash is ignored, and cut off for good."""
-        if not self.path.is_file():
-            return
-        sound, lines = [], self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines:
-            try:
-                entry = json.loads(line)
+        if self.path.is_file():
+            for entry in keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry):
                 self.entries[entry["id"]] = entry
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-            sound.append(line)
-        if len(sound) < len(lines):
-            partial = self.path.with_name(f".{NAME}.partial")
-            partial.write_text("".join(line + "\n" for line in sound), encoding="utf-8")
-            os.replace(partial, self.path)
 
-    def restore(self, photo: Photo, needs_caption: bool, needs_vector: bool) -> bool:
+    def restore(self, photo: Photo, needs_caption: bool, vector: Literal["no", "looked for", "found"]) -> bool:
         """Fill a photo with what was found before; False if that has to be done (again)."""
         entry = self.entries.get(photo.id)
         if entry is None or entry["key"] != self._key(photo):
@@ -56,7 +46,9 @@ class Journal:
         if not entry["reason"]:
             if needs_caption and not photo.given.get("caption") and "caption" not in row:
                 return False
-            if needs_vector and entry["vector"] is None:
+            if vector != "no" and (entry["vector"] is None or entry.get("recogniser") != self.recogniser):
+                return False
+            if vector == "found" and not entry["vector"]:
                 return False
             if not all((self.output / row[column]).is_file() for column in ("mask_path", "crop_path")):
                 return False
@@ -78,6 +70,7 @@ class Journal:
             "reason": photo.reason,
             "detail": photo.detail,
             "vector": photo.vector,
+            "recogniser": self.recogniser,
             "row": photo.row,
         }
         self.entries[photo.id] = entry

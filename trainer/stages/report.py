@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from feedface_core.faces import square_box
+from feedface_core.faces import clamp_square, square_box
 
 from .. import pictures
-from .faces import clamp_square
+from .identities import People
 from .photo import Photo
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ KEPT, DROPPED, PAPER = (30, 30, 30), (190, 30, 30), (255, 255, 255)
 TINT = (60, 200, 120)
 
 
-def summarise(photos: Sequence[Photo], duplicate_distance: int) -> dict[str, Any]:
-    """Counts of photos by what became of them."""
+def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) -> dict[str, Any]:
+    """Counts of photos by what became of them, and sentences that the user should read."""
     kept = [photo for photo in photos if photo.kept]
-    people: dict[str, list[Photo]] = defaultdict(list)
+    members: dict[str, list[Photo]] = defaultdict(list)
     for photo in kept:
         if photo.row.get("identity"):
-            people[photo.row["identity"]].append(photo)
-    sizes = sorted(len(members) for members in people.values())
+            members[photo.row["identity"]].append(photo)
+    sizes = sorted(len(own) for own in members.values())
     captions = Counter("model" if p.row.get("captioned_by") else "given" if p.row["caption"] else "none" for p in kept)
     return {
         "photos": len(photos),
@@ -42,10 +42,12 @@ def summarise(photos: Sequence[Photo], duplicate_distance: int) -> dict[str, Any
         "masks": dict(Counter(photo.row["mask_kind"] for photo in kept).most_common()),
         "detectors": dict(Counter(photo.row["detector"] for photo in kept).most_common()),
         "captions": dict(captions),
-        "identities": len(people),
+        "identities": len(members),
+        "identities_from": dict(people.origins.most_common()),
         "photos_per_identity": [sizes[0], median(sizes), sizes[-1]] if sizes else [],
         "without_other_photo": len(kept) - sum(size for size in sizes if size > 1),
-        "near_duplicate_pairs": sum(_duplicates(members, duplicate_distance) for members in people.values()),
+        "near_duplicate_pairs": sum(_duplicates(own, duplicate_distance) for own in members.values()),
+        "notes": people.notes,
     }
 
 
@@ -59,12 +61,13 @@ def _duplicates(members: Sequence[Photo], distance: int) -> int:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as aligned lines."""
+    """The summary as aligned lines, and its notes."""
     lines = [("photos", summary["photos"]), ("kept", summary["kept"])]
     lines += [(f"dropped: {reason}", count) for reason, count in summary["dropped"].items()]
     lines += [(f"detector: {name}", count) for name, count in summary["detectors"].items()]
     lines += [(f"mask: {kind}", count) for kind, count in summary["masks"].items()]
     lines += [(f"caption: {kind}", count) for kind, count in summary["captions"].items()]
+    lines += [(f"identity: {origin}", count) for origin, count in summary["identities_from"].items()]
     lines.append(("identities", summary["identities"]))
     if summary["photos_per_identity"]:
         low, middle, high = summary["photos_per_identity"]
@@ -72,7 +75,7 @@ def table(summary: dict[str, Any]) -> str:
     lines.append(("without another photo of the person", summary["without_other_photo"]))
     lines.append(("pairs of near-duplicates", summary["near_duplicate_pairs"]))
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines), *summary["notes"]])
 
 
 def contact_sheet(photos: Sequence[Photo], output: Path, most: int) -> Path:

@@ -75,11 +75,12 @@ class IdentitySettings(Settings):
     """Who is in the photo; retrieval needs to know."""
 
     source: Literal["auto", "given", "pattern", "folder", "cluster", "none"] = "auto"
-    """auto: as given, else by pattern if there is one, else the name of the photo's sub-folder, else none."""
+    """auto: as given, else by pattern if there is one, else the sub-folder as far as a recogniser finds one person in
+    it. folder: the sub-folder, whoever is in it."""
     pattern: str | None = None
     """Regular expression on the file name whose first group is the person, such as '(.+)_\\d+'."""
     recogniser: Literal["auto", "insightface", "dlib"] = "auto"
-    """For source=cluster: InsightFace if its models are there, else dlib."""
+    """Compares faces: InsightFace if its models are there, else dlib."""
     distance: Annotated[float, Field(gt=0, le=2)] | None = None
     """Largest mean distance within one person; null is the recogniser's own."""
 

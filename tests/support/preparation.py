@@ -1,0 +1,44 @@
+"""Photos to prepare, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from trainer import prepare
+from trainer.settings import load
+from trainer.stages.settings import PrepareSettings
+
+BOX = [50, 30, 110, 90]
+
+
+def make_photo(path: Path, seed: int = 0, size: tuple[int, int] = (160, 120), blur: float = 0.0) -> Path:
+    """A picture with fine structure and an outlined disc at (50, 30) … (110, 90)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    photo = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(photo)
+    draw.ellipse((50, 30, 110, 90), outline="white", width=3)
+    photo.filter(ImageFilter.GaussianBlur(blur)).save(path)
+    return path
+
+
+def write_table(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def run(photos, output, *settings: str) -> dict:
+    return prepare.prepare(load(PrepareSettings, None, settings, {"photos": str(photos), "output": str(output)}), False)
+
+
+def rows_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+
+
+def dropped_of(output: Path) -> dict[str, str]:
+    lines = (output / "dropped.jsonl").read_text().splitlines()
+    return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}

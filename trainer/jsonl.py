@@ -1,0 +1,41 @@
+"""Lines of JSON. A line ends with a line feed and nowhere else: U+2028, U+2029, U+0085 and the like, at which
+``str.splitlines`` breaks, are ordinary characters of a caption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers from 1; a byte order mark is skipped."""
+    with open(path, encoding="utf-8-sig", errors=errors) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.rstrip("\n")
+
+
+def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
+    """The values of a log's lines that are wanted; the other lines are deleted from the file, in one piece.
+
+    A line that is no JSON, as a crash leaves it at the end, goes as well. Afterwards the file can be appended to.
+    """
+    kept, values, count = [], [], 0
+    for _, line in read_lines(path, errors="replace"):
+        count += 1
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if wanted(value):
+            kept.append(line)
+            values.append(value)
+    if len(kept) < count or not path.read_bytes().endswith(b"\n"):
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, path)
+    return values
