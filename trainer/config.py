@@ -199,6 +199,9 @@ class TrainSettings(Settings):
     """Steps between validation pictures; null makes none."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves and pictures go."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
+    """How long processes wait for one another before the run is given up. Pictures, checkpoints and reading the cache
+    on the main process may take this long."""
     deterministic: bool = True
     """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
 

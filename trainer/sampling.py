@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,7 @@ def sample(
     dropped: FaceContext | None = None,
     strength: float = 1.0,
     steps: int = 20,
+    before_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Denoise with DDIM (Song et al. 2021), without randomness after the initial noise.
 
@@ -48,6 +50,7 @@ def sample(
         dropped: what a dropped face is to the adapter; None adds nothing.
         strength: factor of the branches' output.
         steps: denoising steps.
+        before_step: called before each of them; an exception from it breaks the sampling off.
 
     Returns:
         Latents of the noise's shape.
@@ -70,6 +73,7 @@ def sample(
     rows = [FaceRows(1, context, strength) for context in contexts]
     latents = noise.to(base.device, torch.float32)
     for timestep in scheduler.timesteps.tolist():
+        before_step()
         batch = latents.expand(len(names), *latents.shape[1:])  # (predictions, …)
         times = torch.full((len(names),), timestep, device=base.device)
         predictions = base.predict(batch, times, states, rows)

@@ -13,7 +13,6 @@ import time
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from support.small_training import (
     ROOT,
@@ -33,23 +32,7 @@ from trainer.metrics import TrainingDiverged
 from trainer.optimiser import MovingAverage, learning_rate, load_optimiser_tensors, make_optimiser, optimiser_tensors
 
 FILES = ("trainables", "optimiser", "ema")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """One thread, as in the processes that these runs are compared with, and no state of an earlier run."""
-    threads, handlers = (
-        torch.get_num_threads(),
-        {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)},
-    )
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture(scope="module")
