@@ -51,8 +51,6 @@ class ModelSettings(Settings):
     """Number format of the frozen base and of autocast. Trained weights stay in fp32."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
-    compile: bool = False
-    """Compile the U-Net with torch.compile."""
     attention: Literal["fused", "plain"] = "fused"
     """Attention in training: torch's fused kernels, or plain matrix products, which need memory for every logit but
     on a CPU, with sequences of a few hundred tokens, are faster in the backward pass."""

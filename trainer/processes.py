@@ -42,6 +42,11 @@ class MainProcessFailed(RuntimeError):
     """What ended the main process, told by the others, which end with it."""
 
 
+def process_timeout(config: Config) -> timedelta:
+    """How long processes wait for one another; torch's own limit is 10 minutes (NCCL) or 30 (Gloo)."""
+    return timedelta(minutes=config.train.timeout_minutes)
+
+
 def make_accelerator(config: Config) -> Accelerator:
     """The accelerator of this process.
 
@@ -64,7 +69,7 @@ def make_accelerator(config: Config) -> Accelerator:
             gradient_accumulation_steps=config.optimiser.accumulation,
             log_with=tracker,
             project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout_minutes))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=process_timeout(config))],
         )
     except (ValueError, ImportError) as error:
         raise SetupError(f"model.precision={config.model.precision}, train.tracker={tracker}: {error}") from error

@@ -149,7 +149,7 @@ def train(config: Config) -> bool:
         release_encoders(config, parts)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = Trainer(config, accelerator, parts, batches, validation, lambda: stop.requested)
+        trainer = Trainer(config, accelerator, parts, batches, validation, stop_requested=lambda: stop.requested)
         stop.listen(trainer.save_beside)
         count = sum(value.numel() for value in trainer.parameters.values())
         logger.info(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+from datetime import timedelta
 
 import pytest
+from accelerate import PartialState
 from support.launching import SLOWLY, Run, command, free_port, launch, write_run
 from support.small_training import largest_difference, make_config, make_models, make_photos, weights
 
 from trainer.build import SetupError
+from trainer.cache import make_cache
 from trainer.processes import make_accelerator
 
 FILES = ("trainables", "optimiser", "ema")
@@ -173,6 +176,16 @@ def test_processes_wait_as_long_as_the_settings_say(files, tmp_path):
     code, told = launch(make_config(*files, tmp_path / "run", **changes), tmp_path, 2, slow)
     assert code != 0 and "imed out" in told
     assert make_config(*files, tmp_path).train.timeout_minutes >= 60
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_cache_waits_as_long(files, tmp_path, monkeypatch):
+    """Its main process reads every file once while the others wait."""
+    given = {}
+    monkeypatch.setattr("accelerate.PartialState", lambda **options: given.update(options) or PartialState())
+    changes = {"data__cache": str(tmp_path / "cache"), "train__timeout_minutes": 33.0}
+    make_cache(make_config(*files, tmp_path, **changes), progress=False)
+    assert given["timeout"] == timedelta(minutes=33)
 
 
 @pytest.mark.parametrize("variable, name", [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])

@@ -181,6 +181,20 @@ def test_a_pass_that_takes_too_long_is_saved_beside(files, tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_signal_during_a_checkpoint_needs_no_second_one(files, tmp_path, monkeypatch):
+    save, saved = loop.save_checkpoint, []
+
+    def ask(output, tensors, state, keep):
+        os.kill(os.getpid(), signal.SIGTERM)
+        saved.append(state["step"])
+        return save(output, tensors, state, keep)
+
+    monkeypatch.setattr(loop, "save_checkpoint", ask)
+    assert train.train(make_config(*files, tmp_path)) is False
+    assert saved == [2] and names(tmp_path) == ["checkpoint-00000002"]
+
+
+@pytest.mark.usefixtures("alone")
 def test_pictures_are_broken_off(files, tmp_path, monkeypatch):
     """They can take minutes."""
     go_on, asked = Validation._go_on, []
