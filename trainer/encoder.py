@@ -108,7 +108,6 @@ def load_face_encoder(
                 str(path) if path.exists() else settings.path,
                 local_files_only=not allow_hub,
                 output_loading_info=True,
-                dtype=torch.float32,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise EncoderError(f"adapter.encoder.path: cannot load {settings.path}: {error}") from error
@@ -138,6 +137,6 @@ def load_face_encoder(
         name=settings.name or path.name,
         included=settings.included,
     )
-    encoder = FaceEncoder(module, config)  # its fingerprint is that of the full-precision weights
+    encoder = FaceEncoder(module.float(), config)  # its fingerprint is that of the full-precision weights
     encoder.module.to(device, dtype)
     return encoder

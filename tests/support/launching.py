@@ -46,13 +46,13 @@ def free_port() -> str:
 
 def command(launcher: str, processes: int) -> list[str]:
     """How the documentation starts ``processes`` processes; ``python`` is no launcher at all."""
-    tool = str(Path(sys.executable).with_name(launcher))
     if launcher == "python":
         return [sys.executable]
-    if launcher == "torchrun":
-        return [tool, "--nproc_per_node", str(processes), "--master_port", free_port()]
+    if launcher == "torchrun":  # is this module
+        module = [sys.executable, "-m", "torch.distributed.run"]
+        return [*module, "--nproc_per_node", str(processes), "--master_port", free_port()]
     several = ["--multi_gpu", "--main_process_port", free_port()] if processes > 1 else []
-    return [tool, "launch", "--num_processes", str(processes), *several]
+    return [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", str(processes), *several]
 
 
 def write_run(config: Config, folder: Path, code: str = "") -> list[str]:
