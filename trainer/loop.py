@@ -264,9 +264,11 @@ class Trainer:
 
     def _save_after_exception(self) -> None:
         """On the main process alone: the others may be gone."""
+        if not self.accelerator.is_main_process:
+            return
         try:
-            self.save_beside()
-        except (CheckpointError, TrainingDiverged) as error:
+            self._write()
+        except Exception as error:  # the first exception is the one to show
             logger.error("an exception ends the run, and nothing could be saved: %s", error)
         else:
             logger.error("an exception ends the run; last good checkpoint: %s", self._kept())

@@ -256,6 +256,18 @@ def test_an_exception_saves_first(files, tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.usefixtures("alone")
+def test_the_exception_is_shown_even_if_saving_fails(files, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(loop, "save_checkpoint", fail)
+    monkeypatch.setattr(loop.Trainer, "_log", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.train(make_config(*files, tmp_path))
+    assert "nothing could be saved: CUDA error" in caplog.text and not names(tmp_path)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("damage, told", [("half a step", "was broken off"), ("no numbers", "are not numbers")])
 def test_unsound_weights_are_not_saved(files, tmp_path, monkeypatch, caplog, damage, told):
     """An exception between the optimiser and the moving average, or with weights that are no numbers."""
