@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,6 @@ from .manifest import DEFAULT_RULE, CropRule
 
 if TYPE_CHECKING:
     from .config import Config
-
-logger = logging.getLogger(__name__)
-
-#: Classes of layers that are compiled, in diffusers' U-Net and in our U-ViT.
-COMPILED = ("ResnetBlock2D", "Attention", "FeedForward", "SelfAttention", "Mlp")
 
 
 class SetupError(ValueError):
@@ -144,19 +138,6 @@ def build_parts(config: Config, device: torch.device | str, rule: CropRule = DEF
     adapter = make_adapter(config, described, encoder).to(device)
     encoder.to(device)
     base.attach(adapter)
-    if config.model.compile:
-        logger.info("compiling %d modules at their first use", compile_layers(base, adapter))
     if config.model.gradient_checkpointing:
         base.enable_gradient_checkpointing()
     return Parts(base, encoder, adapter)
-
-
-def compile_layers(base: Base, adapter: FaceAdapter) -> int:
-    """Compile the branches and the layers inside the frozen blocks; the number of compiled modules is returned.
-
-    The blocks themselves stay as they are: their hooks decide in Python which rows carry a face.
-    """
-    chosen = [module for module in base.host.modules() if type(module).__name__ in COMPILED]
-    for module in (*chosen, *adapter.branches):
-        module.compile()
-    return len(chosen) + len(adapter.branches)

@@ -31,6 +31,7 @@ from .data import read_picture, read_reference
 from .encoder import EncoderError, FaceEncoder, load_face_encoder
 from .features import KINDS, Keys, open_cache
 from .manifest import ManifestError, Record, read_manifest
+from .processes import process_timeout
 from .retrieval import Reference, References
 from .settings import ConfigError, describe, load
 from .store import CacheError, FeatureStore, FileHashes
@@ -256,7 +257,7 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     from accelerate import PartialState
 
     # Without being told so, accelerate runs several processes on the CPU as if each were alone.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=process_timeout(config))
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:_SHOWN]:
         logger.warning("left out: %s", line)

@@ -54,8 +54,6 @@ class ModelSettings(Settings):
     the trained weights are in fp32."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
-    compile: bool = False
-    """Compile the U-Net with torch.compile."""
     attention: Literal["fused", "plain"] = "fused"
     """Attention in training: torch's fused kernels, or plain matrix products, which need memory for every logit but
     on a CPU, with sequences of a few hundred tokens, are faster in the backward pass."""
@@ -218,6 +216,9 @@ class TrainSettings(Settings):
     """Steps between validation pictures; null makes none."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves and pictures go."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
+    """How long processes wait for one another before the run is given up. Pictures, checkpoints and reading the cache
+    on the main process may take this long."""
     deterministic: bool = True
     """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
 

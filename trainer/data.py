@@ -32,6 +32,7 @@ from .batch import collate
 from .manifest import Record, fingerprint
 from .order import Entry, GlobalBatches
 from .retrieval import Reference, References
+from .stopping import leave_signals_to_parent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -302,11 +303,12 @@ def make_loader(dataset: FaceDataset, order: GlobalBatches, workers: int = 0, pi
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global state
     )
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     # Workers are the parallelism; threads of their own would fight over the same cores.
     torch.set_num_threads(1)
+    leave_signals_to_parent()

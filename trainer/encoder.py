@@ -113,7 +113,6 @@ def load_face_encoder(
                 str(path) if path.exists() else settings.path,
                 local_files_only=not allow_hub,
                 output_loading_info=True,
-                dtype=torch.float32,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise EncoderError(f"adapter.encoder.path: cannot load {settings.path}: {error}") from error
@@ -143,4 +142,4 @@ def load_face_encoder(
         name=settings.name or path.name,
         included=settings.included,
     )
-    return FaceEncoder(module, config).to(device)
+    return FaceEncoder(module.float(), config).to(device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +19,7 @@ from accelerate.utils import gather_object
 from feedface_core.config import AdapterConfig
 
 from .build import Parts, SetupError, check_same_adapter
-from .checkpoint import Checkpoint, list_checkpoints, load_latest, save_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, list_checkpoints, load_latest, save_checkpoint
 from .metrics import LogFile, Meter, StepRecord, Sums, TrainingDiverged
 from .optimiser import (
     MovingAverage,
@@ -27,8 +29,10 @@ from .optimiser import (
     optimiser_tensors,
     set_learning_rate,
 )
+from .processes import MainProcessFailed, StopVote, check_agreement, digest, on_main, share_checkpoint
 from .step import Plan, TrainingStep, encode_batch
 from .unreadable import PhotoBudget
+from .validation import ValidationStopped
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -36,8 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Optimiser steps between two looks at whether any of several processes was asked to stop.
-STOP_INTERVAL = 5
 Batches = Callable[[int], Iterator["Batch"]]
 Validate = Callable[[int], None]
 
@@ -52,6 +54,7 @@ class Trainer:
         batches: from the first optimiser step to do, this process's batches.
         validate: called on the main process with the number of steps done; None makes no pictures.
         data: what checkpoints say of the data (:meth:`trainer.data.FaceDataset.described`).
+        stop_requested: whether this process was asked to stop.
     """
 
     def __init__(
@@ -62,13 +65,17 @@ class Trainer:
         batches: Batches,
         validate: Validate | None = None,
         data: dict | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
     ):
         self.config, self.accelerator, self.parts, self.batches = config, accelerator, parts, batches
         self.validate, self.data = validate, data
         self.output = Path(config.train.output)
-        self.stop_requested = False
-        self.done = 0
+        self.stop = StopVote(accelerator, stop_requested)
+        self.done = self.saved = 0
+        self.failed_validations = 0
         self.photo_budget = PhotoBudget(config.data.unreadable_photos)
+        self._lock = threading.Lock()  # the weights belong to the steps done, and so does a checkpoint
+        self._amid_step = False
         self.parameters = dict(parts.adapter.named_parameters())
         self.fingerprint = parts.base.fingerprint(("host",))
         optimiser = make_optimiser(self.parameters, config.optimiser)
@@ -78,6 +85,7 @@ class Trainer:
         module = TrainingStep(parts.adapter, parts.base, config.loss, config.adapter.combination)
         self._plain_optimiser, self._module = optimiser, module
         self._restore()
+        self._check_agreement()
         self.step_module, self.optimiser = accelerator.prepare(module, optimiser)
         self.meter = Meter(parts.base.schedule.steps)
         self.log_file = LogFile(self.output / "log.jsonl")
@@ -87,9 +95,15 @@ class Trainer:
     # --- checkpoints -------------------------------------------------------------------------------------
 
     def _restore(self) -> None:
+        """Go on from the newest sound checkpoint of the main process, on all processes."""
+        checkpoint = share_checkpoint(self.accelerator, on_main(self.accelerator, self._find_checkpoint))
+        if checkpoint is not None:
+            self._load(checkpoint)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
         checkpoint = load_latest(self.output)
         if checkpoint is None:
-            return
+            return None
         if not self.config.train.resume:
             raise SetupError(
                 f"train.output: {self.output} holds {checkpoint.path.name}, and train.resume is false. Give another "
@@ -105,7 +119,19 @@ class Trainer:
         saved = AdapterConfig.from_json(state["adapter"])
         check_same_adapter(saved, self.parts.adapter.config, str(checkpoint.path))
         self._warn_of_changes(state)
-        self._load(checkpoint)
+        return checkpoint
+
+    def _check_agreement(self) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        facts = {
+            "base": self.fingerprint,
+            "adapter": self.parts.adapter.config.to_json(),
+            "step to start from": self.done,
+            "set of weights": digest(self.parts.adapter.state_dict()),
+            "optimiser state": digest(optimiser_tensors(self._plain_optimiser, self.parameters)),
+        }
+        check_agreement(self.accelerator, facts)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         tensors = checkpoint.tensors
@@ -116,7 +142,7 @@ class Trainer:
             self.average.load(tensors.get("ema") or {k: v.detach() for k, v in self.parameters.items()})
         if self.accelerator.scaler is not None and checkpoint.state.get("scaler"):
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.done = checkpoint.step
+        self.done = self.saved = checkpoint.step
         logger.info("going on from %s", checkpoint.path)
 
     def _warn_of_changes(self, state: dict) -> None:
@@ -130,6 +156,7 @@ class Trainer:
             "train.validate_every",
             "train.tracker",
             "train.resume",
+            "train.timeout_minutes",
             "validation.",
             "data.workers",
             "data.unreadable_photos",
@@ -148,9 +175,26 @@ class Trainer:
             logger.warning("going on with other settings than before, so the run is no longer reproducible: %s", told)
 
     def save(self) -> None:
-        """Write a checkpoint of the steps done so far, on the main process."""
+        """Write a checkpoint of the steps done so far, on the main process; the others wait.
+
+        Raises:
+            CheckpointError, TrainingDiverged: it cannot be written, or the weights are not numbers.
+            MainProcessFailed: the same, on the other processes.
+        """
+        on_main(self.accelerator, self._write)
+
+    def save_beside(self) -> None:
+        """The same from another thread, while the main thread is in a pass that takes too long. No process waits."""
         if self.accelerator.is_main_process:
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            if self.saved == self.done:
+                return
             began = time.perf_counter()
+            if self._amid_step:
+                raise CheckpointError(f"step {self.done + 1} was broken off while it changed the weights")
             self._refuse_broken_weights()
             files = {
                 "trainables": dict(self.parts.adapter.state_dict()),
@@ -170,8 +214,8 @@ class Trainer:
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             path = save_checkpoint(self.output, files, state, self.config.train.keep)
+            self.saved = self.done
             logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
-        self.accelerator.wait_for_everyone()
 
     def _refuse_broken_weights(self) -> None:
         norms = torch.stack(torch._foreach_norm([value.detach() for value in self.parameters.values()]))
@@ -196,29 +240,47 @@ class Trainer:
         Raises:
             TrainingDiverged: a loss or weight that is no number; the last good checkpoint is kept.
             CheckpointError: a checkpoint that cannot be written; likewise.
+            MainProcessFailed: either of them, on the other processes.
+            Exception: whatever else goes wrong, after a checkpoint of the steps done.
         """
-        steps, settings = self.config.train.steps, self.config.train
-        saved = self.done
+        try:
+            self._loop()
+        except (TrainingDiverged, CheckpointError, MainProcessFailed):
+            raise
+        except Exception:
+            self._save_after_exception()
+            raise
+        return self.done >= self.config.train.steps
+
+    def _loop(self) -> None:
+        settings, logged = self.config.train, self.done
         for batch in self.batches(self.done):
+            if self.stop():  # amid a step, too: what its first passes have gathered is dropped
+                break
             if not self._forward_backward(batch):
                 continue
-            self.done += 1
-            stop = self._asked_to_stop()
-            last = stop or self.done >= steps
-            save = last or self.done % settings.checkpoint_every == 0
+            save = self.done >= settings.steps or self.done % settings.checkpoint_every == 0
             if save or self.done % settings.log_every == 0:
                 self._log()
+                logged = self.done
             if save:
                 self._pausing(self.save)
-                saved = self.done
-            if self.validate is not None and settings.validate_every is not None:
-                if self.done % settings.validate_every == 0:
-                    self._pausing(self._validate)
-            if last:
-                break
-        if saved != self.done:
-            self.save()
-        return self.done >= steps
+            if settings.validate_every is not None and self.done % settings.validate_every == 0:
+                self._pausing(self._validate)
+        if logged != self.done:
+            self._log()
+        self.save()
+
+    def _save_after_exception(self) -> None:
+        """On the main process alone: the others may be gone."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            self._write()
+        except Exception as error:  # the first exception is the one to show
+            logger.error("an exception ends the run, and nothing could be saved: %s", error)
+        else:
+            logger.error("an exception ends the run; last good checkpoint: %s", self._kept())
 
     def _forward_backward(self, batch: Batch) -> bool:
         """One part of a step; True when the optimiser has stepped."""
@@ -238,13 +300,20 @@ class Trainer:
                 set_learning_rate(
                     self._plain_optimiser, learning_rate(self.done, self.config.train.steps, self.config.optimiser)
                 )
-            self.optimiser.step()
-            self.optimiser.zero_grad()
+                self._step()
         self.meter.add(StepRecord(**record, losses=losses), len(batch))
         self.meter.add_unreadable(batch.unreadable)
-        if accelerator.sync_gradients and self.average is not None:
-            self.average.update(self.parameters, self.done)
         return accelerator.sync_gradients
+
+    def _step(self) -> None:
+        with self._lock:
+            self._amid_step = True
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            if self.average is not None:
+                self.average.update(self.parameters, self.done)
+            self.done += 1
+            self._amid_step = False
 
     def _record(self, batch: Batch, plan: Plan) -> dict:
         timesteps, areas = batch.timesteps.tolist(), batch.masks.mean((1, 2, 3)).tolist()
@@ -256,25 +325,30 @@ class Trainer:
             "areas": [areas[row] for row in plan.rows],
         }
 
-    def _asked_to_stop(self) -> bool:
-        """Whether to stop now; several processes stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        if self.done % STOP_INTERVAL:
-            return False
-        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum").item() > 0)
-
     def _pausing(self, action: Callable[[], None]) -> None:
         began = time.perf_counter()
         action()
         self.meter.pause(time.perf_counter() - began)
 
     def _validate(self) -> None:
-        if self.accelerator.is_main_process:
-            with nullcontext() if self.average is None else self.average.applied(self.parameters):
+        """Pictures on the main process. Nothing that goes wrong with them ends the run."""
+        on_main(self.accelerator, self._make_pictures)
+
+    def _make_pictures(self) -> None:
+        if self.validate is None:
+            return
+        averaged = nullcontext() if self.average is None else self.average.applied(self.parameters)
+        try:
+            with self._lock, averaged:
                 self.validate(self.done)
-        self.accelerator.wait_for_everyone()
+        except ValidationStopped:
+            logger.info("left the pictures of step %d out, to stop", self.done)
+        except Exception as error:
+            self.failed_validations += 1
+            logger.warning(
+                "the pictures of step %d failed (%d so far), training goes on: %s",
+                self.done, self.failed_validations, "".join(traceback.format_exception_only(error)).strip(),
+            )  # fmt: skip
 
     def _log(self) -> None:
         sums = Sums.over_processes(gather_object([self.meter.take()]))
@@ -287,6 +361,8 @@ class Trainer:
         values = sums.means()
         if self.photo_budget.photos:
             values["unreadable photos"] = len(self.photo_budget.photos)
+        if self.failed_validations:
+            values["failed validations"] = self.failed_validations
         values["learning rate"] = learning_rate(self.done - 1, self.config.train.steps, self.config.optimiser)
         self.log_file.write(self.done, values)
         self.accelerator.log(values, step=self.done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,7 @@ def sample(
     face: FaceControl | None,
     dropped: FaceControl | None = None,
     steps: int = 20,
+    before_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Denoise with DDIM (Song et al. 2021), without randomness after the initial noise.
 
@@ -42,6 +44,7 @@ def sample(
             everywhere.
         dropped: what a dropped face is to the adapter; None adds nothing.
         steps: denoising steps.
+        before_step: called before each of them; an exception from it breaks the sampling off.
 
     Returns:
         Latents of the noise's shape.
@@ -63,6 +66,7 @@ def sample(
     rows = [(1, face if name in ("face", "both") and face is not None else dropped) for name in names]
     latents = noise.to(base.device, torch.float32)
     for timestep in scheduler.timesteps.tolist():
+        before_step()
         batch = latents.expand(len(names), *latents.shape[1:])  # (predictions, …)
         times = torch.full((len(names),), timestep, device=base.device)
         with base.sampling():

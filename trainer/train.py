@@ -1,15 +1,17 @@
 """``python -m trainer.train CONFIG [name=value …]``: train an adapter.
 
-One process or several under ``accelerate launch``; started again on the same output folder it goes on where
-it stopped. SIGTERM and SIGUSR1 write a checkpoint and stop.
+One process or several under ``accelerate launch`` or ``torchrun``; started again on the same output folder it
+goes on where it stopped. A signal writes a checkpoint and stops: see :mod:`trainer.stopping`.
 """
 
 from __future__ import annotations
 
+from .stopping import StopRequest  # before what takes seconds to import: it remembers who started this process
+
+# isort: split
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .batch import Batch
@@ -30,6 +31,7 @@ from .loop import Trainer
 from .manifest import ManifestError, Record, common_rule, read_manifest
 from .metrics import TrainingDiverged
 from .order import GlobalBatches
+from .processes import MainProcessFailed, make_accelerator, on_main
 from .settings import ConfigError, describe, load
 
 if TYPE_CHECKING:
@@ -37,10 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trainer")
 
-MIXED = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 #: What goes wrong with the input; anything else is a defect and shows its traceback.
 EXPECTED = (
-    ConfigError, SetupError, ManifestError, DataError, CheckpointError, RunLocked, TrainingDiverged,
+    ConfigError, SetupError, ManifestError, DataError, CheckpointError, RunLocked, TrainingDiverged, MainProcessFailed,
 )  # fmt: skip
 
 
@@ -66,35 +67,6 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     if path is None:
         parser.error("give a configuration, such as trainer/configs/sd15.yaml")
     return load(Config, path, values)
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator of this process.
-
-    Raises:
-        SetupError: for a number format that the device does not have, or a batch that does not divide.
-    """
-    tracker = None if config.train.tracker == "none" else config.train.tracker
-    output = Path(config.train.output)
-    try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # several processes on the CPU are not found out otherwise
-            mixed_precision=MIXED[config.model.precision],
-            gradient_accumulation_steps=config.optimiser.accumulation,
-            log_with=tracker,
-            project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
-        )
-    except (ValueError, ImportError) as error:
-        raise SetupError(f"model.precision={config.model.precision}, train.tracker={tracker}: {error}") from error
-    if accelerator.device.type == "cpu" and config.model.precision == "fp16":
-        raise SetupError("model.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
-    parts = accelerator.num_processes * config.optimiser.accumulation
-    if config.train.batch_size % parts:
-        raise SetupError(
-            f"train.batch_size is {config.train.batch_size}, which does not divide by {accelerator.num_processes} "
-            f"process(es) × {config.optimiser.accumulation} accumulation part(s)"
-        )
-    return accelerator
 
 
 def be_deterministic(config: Config) -> None:
@@ -152,13 +124,15 @@ def make_batches(
     return dataset, batches
 
 
-def make_validation(config: Config, accelerator: Accelerator, parts: Parts, dataset: FaceDataset) -> Validation | None:
-    """What makes validation pictures on the main process; None when there are to be none."""
-    if config.train.validate_every is None or not accelerator.is_main_process:
+def make_validation(
+    config: Config, accelerator: Accelerator, parts: Parts, dataset: FaceDataset, stop: StopRequest
+) -> Validation | None:
+    """What makes validation pictures on the main process; None on the others, or when there are to be none."""
+    if config.train.validate_every is None:
         return None
     from .validation import Validation
 
-    return Validation(config, parts, dataset, accelerator)
+    return on_main(accelerator, lambda: Validation(config, parts, dataset, accelerator, lambda: stop.requested))
 
 
 def release_encoders(config: Config, parts: Parts) -> None:
@@ -171,38 +145,27 @@ def release_encoders(config: Config, parts: Parts) -> None:
         parts.base.release("autoencoder")
 
 
-def listen(trainer: Trainer) -> None:
-    """SIGTERM and SIGUSR1 ask for a checkpoint and the end."""
-
-    def ask(number: int, _frame) -> None:
-        trainer.stop_requested = True
-        logger.warning("%s: writing a checkpoint after this step, then stopping", signal.Signals(number).name)
-
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, name), ask)
-
-
 def train(config: Config) -> bool:
     """Train as configured; whether all steps are done."""
     accelerator = make_accelerator(config)
     logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     be_deterministic(config)
     with ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(RunLock(Path(config.train.output)))
+        stop = stack.enter_context(StopRequest())
+        on_main(accelerator, lambda: stack.enter_context(RunLock(Path(config.train.output))))
         if config.model.attention == "plain":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        accelerator.wait_for_everyone()
         records = read_records(config)
         parts = build_parts(config, accelerator.device, common_rule(records))
         dataset, batches = make_batches(config, accelerator, parts, records)
-        validation = make_validation(config, accelerator, parts, dataset)
+        validation = make_validation(config, accelerator, parts, dataset, stop)
         release_encoders(config, parts)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = Trainer(config, accelerator, parts, batches, validation, dataset.described())
-        listen(trainer)
+        trainer = Trainer(
+            config, accelerator, parts, batches, validation, dataset.described(), lambda: stop.requested
+        )
+        stop.listen(trainer.save_beside)
         count = sum(value.numel() for value in trainer.parameters.values())
         logger.info(
             "%s: %d branches, %.1f M trained parameters; step %d of %d; %d process(es)",

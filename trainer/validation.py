@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ SAMPLE_PEOPLE = 2
 MARGIN, LINE = 4, 16
 
 
+class ValidationStopped(Exception):
+    """The pictures were broken off, because the run was asked to stop."""
+
+
 @dataclass(frozen=True)
 class Person:
     """Whose face the pictures show: crops ``(N, S, S, 3)`` in 0…1 and their hidden states ``(N, T, E)``."""
@@ -49,13 +54,21 @@ class Validation:
         parts: base, encoder and adapter.
         dataset: its first photos are the references when the settings name none.
         accelerator: its trackers get the grid as well.
+        interrupted: asked before each denoising step; True ends the pictures with :class:`ValidationStopped`.
 
     Raises:
         SetupError: for a reference photo that cannot be read or shows no face.
     """
 
-    def __init__(self, config: Config, parts: Parts, dataset: FaceDataset, accelerator: Accelerator):
-        self.settings = config.validation
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        dataset: FaceDataset,
+        accelerator: Accelerator,
+        interrupted: Callable[[], bool] = lambda: False,
+    ):
+        self.settings, self.interrupted = config.validation, interrupted
         self.parts, self.accelerator = parts, accelerator
         self.folder = Path(config.train.output) / "validation"
         self.combination = {"average": "average"}.get(config.adapter.combination, "concat")
@@ -81,8 +94,14 @@ class Validation:
         face = adapter.control_of(Face(person.hidden, combination=self.combination), **fields)
         dropped = adapter.null_control(**fields)
         noise, steps = randomness.normal(self.shape, seed, "validation"), self.settings.steps
-        latents = [sample(base, noise, text, self.guidance, shown, dropped, steps) for shown in (None, face)]
+        latents = [
+            sample(base, noise, text, self.guidance, shown, dropped, steps, self._go_on) for shown in (None, face)
+        ]
         return [base.decode(own)[0].cpu() for own in latents]
+
+    def _go_on(self) -> None:
+        if self.interrupted():
+            raise ValidationStopped
 
     @torch.no_grad()
     def __call__(self, step: int) -> Path:

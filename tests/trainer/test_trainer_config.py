@@ -104,7 +104,7 @@ def test_help_lists_every_setting_with_a_meaning():
     assert "adapter.encoder.image_mean" in names and len(names) > 50
     assert all(f"  {name}: " in text for name in names)
     assert "  train.output: required" in text
-    assert "  optimiser.warmup_steps: 100" in text
+    assert "  optimiser.warmup_steps: 100\n      Optimiser steps of linear warm-up" in text
 
 
 def test_prepare_settings_use_the_same_machinery():

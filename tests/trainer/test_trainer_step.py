@@ -197,13 +197,3 @@ def test_plain_attention_gives_the_same(files):
     assert other_loss.item() == pytest.approx(loss.item(), rel=1e-5)
     for name, value in gradients.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
-
-
-@pytest.mark.slow
-def test_compiled_layers_give_the_same(files):
-    plain, compiled = Case(files), Case(files, model__compile=True)
-    loss, _, gradients = plain.gradients()
-    other_loss, _, other = compiled.gradients()
-    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-4)
-    for name, value in gradients.items():
-        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)

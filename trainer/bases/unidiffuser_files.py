@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -84,7 +83,6 @@ def load_image_encoder(settings: ModelSettings, width: int) -> nn.Module:
             settings.image_encoder,
             local_files_only=not settings.allow_hub,
             output_loading_info=True,
-            dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseError(f"model.image_encoder: cannot load {settings.image_encoder}: {error}") from error
@@ -95,7 +93,7 @@ def load_image_encoder(settings: ModelSettings, width: int) -> nn.Module:
     if encoder.config.projection_dim != width:
         raise BaseError(f"model.image_encoder: {settings.image_encoder} makes tokens {encoder.config.projection_dim} "
                         f"wide, the U-ViT denoises tokens {width} wide; it was trained with CLIP ViT-B/32")
-    return encoder
+    return encoder.float()
 
 
 def load_stable_diffusion(settings: ModelSettings, parts: Sequence[Part]) -> StableDiffusionBase:
