@@ -106,7 +106,10 @@ class StopRequest:
         self._write.close()
 
     def listen(self, late: Callable[[], Any]) -> None:
-        """Take the signals from now on; those that are ignored (``nohup``) stay so. Call it in the main thread.
+        """Take the signals from now on. Call it in the main thread.
+
+        Signals that are ignored stay so (SIGHUP under ``nohup``, SIGINT in the background of a script), but not in
+        a process of ``torchrun``: its launcher passes them on all the same, and kills who does not end.
 
         Args:
             late: called from another thread when the request has not been met after :data:`GRACE` seconds.
@@ -114,7 +117,7 @@ class StopRequest:
         self._late = late
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if "TORCHELASTIC_RUN_ID" in os.environ or signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,11 @@ def write_run(config: Config, folder: Path, code: str = "") -> list[str]:
     return [str(script), str(path)]
 
 
+def _take_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored; the tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """A launcher in a session of its own, and the processes below it. None of them outlives the ``with`` block.
 
@@ -79,8 +85,9 @@ class Run:
         self._below: set[psutil.Process] = set()
         with open(log, "w") as output:
             self._process = subprocess.Popen(
-                list(line), cwd=ROOT, env={**os.environ, **own}, stdout=output, stderr=output, start_new_session=True
-            )
+                list(line), cwd=ROOT, env={**os.environ, **own}, stdout=output, stderr=output, start_new_session=True,
+                preexec_fn=_take_interrupts,
+            )  # fmt: skip
 
     @property
     def output(self) -> str:

@@ -212,8 +212,22 @@ def test_pictures_are_broken_off(files, tmp_path, monkeypatch):
     assert not (tmp_path / "validation").exists()
 
 
+@pytest.fixture
+def handler():
+    """Sets the handler of a signal for one test."""
+    before = {}
+
+    def change(number, how):
+        before[number] = signal.signal(number, how)
+
+    yield change
+    for number, how in before.items():
+        signal.signal(number, how)
+
+
 @pytest.mark.usefixtures("alone")
-def test_a_second_interrupt_means_it():
+def test_a_second_interrupt_means_it(handler):
+    handler(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
         stop.listen(lambda: None)
         os.kill(os.getpid(), signal.SIGINT)
@@ -224,16 +238,18 @@ def test_a_second_interrupt_means_it():
 
 
 @pytest.mark.usefixtures("alone")
-def test_an_ignored_signal_stays_ignored():
-    """``nohup`` ignores SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest() as stop:
-            stop.listen(lambda: None)
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not stop.requested
-    finally:
-        signal.signal(signal.SIGHUP, before)
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_an_ignored_signal_stays_ignored(handler, monkeypatch, torchrun):
+    """``nohup`` ignores SIGHUP. The launcher of several processes does not, and its processes must not either."""
+    handler(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with StopRequest() as stop:
+        stop.listen(lambda: None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested is torchrun
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 # --- exceptions ------------------------------------------------------------------------------------------
