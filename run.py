@@ -4,7 +4,7 @@
     python run.py test --oldest [...]           the same inside the oldest ComfyUI we support
     python run.py demo [arguments]              people drawn by the small model in a real ComfyUI; or your photo
     python run.py comfyui [ComfyUI arguments]   start ComfyUI with this pack loaded, and print its address
-    python run.py bench NAME [arguments]        a benchmark: tools/bench_NAME.py
+    python run.py bench NAME [arguments]        a benchmark: benchmarks/NAME.py
     python run.py COMMAND --help                what a command takes
 
 Every command makes or reuses a virtual environment, installs what is missing in it, and finds ComfyUI or
@@ -37,7 +37,7 @@ from tools.find_comfyui import COMFYUI_OLDEST, ROOT, Stop, fetch_comfyui, find_c
 
 
 def benchmarks() -> list[str]:
-    return sorted(path.stem.removeprefix("bench_") for path in (ROOT / "tools").glob("bench_*.py"))
+    return sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 
 def run_module(python: Path, module: str, arguments: list[str], comfyui: dict[str, str]) -> int:
@@ -57,7 +57,7 @@ def hand_over(command: list[str], environment: dict[str, str]) -> int:
 def module_of(command: str, rest: list[str]) -> str | None:
     """The module that a command runs; None for the tests, and for a benchmark that was not named."""
     if command == "bench":
-        return f"tools.bench_{rest[0]}" if rest and rest[0] in benchmarks() else None
+        return f"benchmarks.{rest[0]}" if rest and rest[0] in benchmarks() else None
     return {"demo": "tools.demo", "comfyui": "tools.comfyui"}.get(command)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from .blocks import FaceKV
 from .config import COMBINATIONS
+from .modules.branch import FaceKV
 
 if TYPE_CHECKING:
-    from .adapter import FaceAdapter
+    from .modules.adapter import FaceAdapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +66,19 @@ def mix_faces(first: Face, second: Face, share: float, combination: str) -> Face
         ValueError: the faces come from different encoders.
     """
     if first.encoder != second.encoder or first.hidden.shape[1:] != second.hidden.shape[1:]:
-        raise ValueError(f"face A comes from encoder {first.encoder or 'unknown'}, face B from "
-                         f"{second.encoder or 'unknown'}; encode both with the same adapter")
+        raise ValueError(
+            f"face A comes from encoder {first.encoder or 'unknown'}, face B from "
+            f"{second.encoder or 'unknown'}; encode both with the same adapter"
+        )
     if combination == "average":  # the mean within each face; between them the share decides
         combination, own = "weighted_average", [[float(w > 0) for w in face.weights] for face in (first, second)]
     else:
         own = [face.weights for face in (first, second)]
-    weights = [part * weight / (sum(face) or 1.0)
-               for face, part in zip(own, (1.0 - share, share), strict=True) for weight in face]
+    weights = [
+        part * weight / (sum(face) or 1.0)
+        for face, part in zip(own, (1.0 - share, share), strict=True)
+        for weight in face
+    ]
     return Face(torch.cat([first.hidden, second.hidden]), tuple(weights), combination, first.encoder)
 
 
@@ -106,8 +111,10 @@ def combine_references(
     if combination != "concat":
         if combination == "average":
             shares = [torch.ones_like(share) for share in shares]
-        means = [torch.einsum("n,nte->te", (share / share.sum()).to(face), face)
-                 for share, face in zip(shares, faces, strict=True)]
+        means = [
+            torch.einsum("n,nte->te", (share / share.sum()).to(face), face)
+            for share, face in zip(shares, faces, strict=True)
+        ]
         return torch.stack(means), None
     tokens = pad_sequence([face.flatten(0, 1) for face in faces], batch_first=True)  # (F, L, E)
     # A factor that all references of a face have in common cancels in the softmax.
@@ -143,8 +150,13 @@ class FaceControl:
     @property
     def active(self) -> bool:
         """Whether it describes a face that acts anywhere; asked of a face before its keys and values are made."""
-        return (self.face is not None and not self.face.empty and self.strength != 0.0 and self.start < self.end
-                and (self.mask is None or bool(self.mask.any())))
+        return (
+            self.face is not None
+            and not self.face.empty
+            and self.strength != 0.0
+            and self.start < self.end
+            and (self.mask is None or bool(self.mask.any()))
+        )
 
 
 Rows = Sequence[tuple[int, "FaceControl | None"]]
@@ -163,8 +175,14 @@ def merge_rows(rows: Rows) -> list[tuple[int, FaceControl | None]]:
     return merged
 
 
-def add_control(adapter: FaceAdapter, index: int, block_input: Tensor, block_output: Tensor, rows: Rows,
-                grid: tuple[int, int] | None = None) -> Tensor:
+def add_control(
+    adapter: FaceAdapter,
+    index: int,
+    block_input: Tensor,
+    block_output: Tensor,
+    rows: Rows,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
     """``block_output + strength · mask · branch(tap)`` on the rows that carry a face; the others stay as they are.
 
     Args:
@@ -184,8 +202,10 @@ def add_control(adapter: FaceAdapter, index: int, block_input: Tensor, block_out
     if all(control is None or control.strength == 0.0 for _, control in rows):
         return block_output
     if sum(count for count, _ in rows) != block_output.shape[0]:
-        raise ValueError(f"the batch has {block_output.shape[0]} rows, but faces were described for "
-                         f"{sum(count for count, _ in rows)}")
+        raise ValueError(
+            f"the batch has {block_output.shape[0]} rows, but faces were described for "
+            f"{sum(count for count, _ in rows)}"
+        )
     first = 0 if grid is None else block_output.shape[1] - grid[0] * grid[1]
     source = block_input if adapter.config.tap == "input" else block_output
     out = block_output.clone()

@@ -38,8 +38,10 @@ class SiteConfig:
 
     def __post_init__(self):
         if min(self.width, self.heads, self.head_dim) < 1:
-            raise ValueError(f"site {self.name}: width {self.width}, heads {self.heads} and head_dim "
-                             f"{self.head_dim} must be at least 1")
+            raise ValueError(
+                f"site {self.name}: width {self.width}, heads {self.heads} and head_dim "
+                f"{self.head_dim} must be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,15 @@ class EncoderConfig:
         if self.type != "clip_vision":
             raise ValueError(f"face encoder of type {self.type!r}: this version knows 'clip_vision'")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError(f"image_mean {self.image_mean} and image_std {self.image_std} need three values each, "
-                             "the latter positive")
+            raise ValueError(
+                f"image_mean {self.image_mean} and image_std {self.image_std} need three values each, "
+                "the latter positive"
+            )
         if not self.crop_scale > 0 or not 0 <= self.crop_fill <= 1 or self.crop_border not in BORDERS:
-            raise ValueError(f"face crop with crop_scale {self.crop_scale}, crop_fill {self.crop_fill} and crop_border "
-                             f"{self.crop_border!r}: expected a positive scale, a fill of 0 to 1 and one of {BORDERS}")
+            raise ValueError(
+                f"face crop with crop_scale {self.crop_scale}, crop_fill {self.crop_fill} and crop_border "
+                f"{self.crop_border!r}: expected a positive scale, a fill of 0 to 1 and one of {BORDERS}"
+            )
 
     @property
     def width(self) -> int:
@@ -144,8 +150,9 @@ class AdapterConfig:
         if len(set(names)) != len(names):
             raise ValueError(f"adapter config: a site is named twice in {names}")
         if self.depth < 1 or self.context_width < 1:
-            raise ValueError(f"adapter config: depth {self.depth} and context_width {self.context_width} "
-                             "must be at least 1")
+            raise ValueError(
+                f"adapter config: depth {self.depth} and context_width {self.context_width} must be at least 1"
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -12,17 +12,18 @@ from . import folders  # noqa: E402
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, detect, errors, face, guidance, loaders, small_model, unidiffuser  # noqa: E402
+from . import apply, detect, encode, errors, guider, load, small_model  # noqa: E402
+from .unidiffuser import load as load_unidiffuser  # noqa: E402
 
 errors.show_by_name()  # once every module with an error of its own has been imported
 
 NODES: list[type[io.ComfyNode]] = [
-    *loaders.NODES,
+    *load.NODES,
     *detect.NODES,
-    *face.NODES,
+    *encode.NODES,
     *apply.NODES,
-    *guidance.NODES,
-    *unidiffuser.NODES,
+    *guider.NODES,
+    *load_unidiffuser.NODES,
     *(small_model.NODES if small_model.is_trained() else []),
 ]
 

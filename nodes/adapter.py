@@ -14,11 +14,11 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..feedface_core.blocks import scaled_dot_product_attention
 from ..feedface_core.conditioning import Face
 from ..feedface_core.config import AdapterConfig
-from ..feedface_core.encoder import build_encoder, encode, fingerprint, plain_name
-from ..feedface_core.format import AdapterFile, AdapterFileError, describe, load_adapter
+from ..feedface_core.files.adapter_file import AdapterFile, AdapterFileError, describe, load_adapter
+from ..feedface_core.modules.branch import scaled_dot_product_attention
+from ..feedface_core.modules.encoder import build_encoder, encode, fingerprint, plain_name
 
 _ENCODER_BATCH = 16
 
@@ -38,8 +38,9 @@ class LoadedAdapter:
         self.description = describe(file)
         self.key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         self._encoder_tensors = file.encoder_tensors or read_encoder(file, encoder_path)
-        self.encoder_fingerprint = file.config.encoder.fingerprint or fingerprint(file.config.encoder,
-                                                                                   self._encoder_tensors)
+        self.encoder_fingerprint = file.config.encoder.fingerprint or fingerprint(
+            file.config.encoder, self._encoder_tensors
+        )
         self._file: AdapterFile | None = file
         self._patchers: dict[torch.dtype, ModelPatcher] = {}
         self._encoder: ModelPatcher | None = None
@@ -52,8 +53,9 @@ class LoadedAdapter:
             # ComfyUI's default on a CPU is made for little memory; torch's own is several times faster there.
             attention = scaled_dot_product_attention if device.type == "cpu" else optimized_attention
             adapter = file.build(dtype=dtype, operations=comfy.ops.manual_cast, attention=attention)
-            self._patchers[dtype] = ModelPatcher(adapter, load_device=device,
-                                                 offload_device=comfy.model_management.unet_offload_device())
+            self._patchers[dtype] = ModelPatcher(
+                adapter, load_device=device, offload_device=comfy.model_management.unet_offload_device()
+            )
         return self._patchers[dtype]
 
     @staticmethod
@@ -66,9 +68,11 @@ class LoadedAdapter:
             model = build_encoder(self.config.encoder, self._encoder_tensors, dtype=torch.float32)
             self._encoder_tensors = {}
             # ModelPatcher sets an attribute ``device``, which is a read-only property of transformers' models.
-            self._encoder = ModelPatcher(torch.nn.ModuleDict({"model": model}),
-                                         comfy.model_management.get_torch_device(),
-                                         comfy.model_management.text_encoder_offload_device())
+            self._encoder = ModelPatcher(
+                torch.nn.ModuleDict({"model": model}),
+                comfy.model_management.get_torch_device(),
+                comfy.model_management.text_encoder_offload_device(),
+            )
         comfy.model_management.load_model_gpu(self._encoder)
         progress = comfy.utils.ProgressBar(crops.shape[0])
         states = []
@@ -113,10 +117,12 @@ def read_encoder(file: AdapterFile, encoder_path: str | None) -> dict[str, Tenso
     vision = {plain_name(name): tensor for name, tensor in tensors.items() if name.startswith("vision_model.")}
     tensors = vision or tensors
     if "embeddings.class_embedding" not in tensors:
-        raise AdapterFileError(f"{encoder_path} is not a CLIP vision encoder with Hugging Face names; {file.path} "
-                               f"needs {config.name}")
+        raise AdapterFileError(
+            f"{encoder_path} is not a CLIP vision encoder with Hugging Face names; {file.path} needs {config.name}"
+        )
     found = fingerprint(config, tensors)
     if config.fingerprint and found != config.fingerprint:
-        raise AdapterFileError(f"{encoder_path} is encoder {found}, but {file.path} was trained with "
-                               f"{config.fingerprint} ({config.name})")
+        raise AdapterFileError(
+            f"{encoder_path} is encoder {found}, but {file.path} was trained with {config.fingerprint} ({config.name})"
+        )
     return tensors

@@ -45,32 +45,66 @@ class ApplyFeedFace(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model the adapter was trained for."),
                 Adapter.Input("adapter", tooltip="From FeedFace Load Adapter."),
-                FaceSocket.Input("face", optional=True,
-                                 tooltip="From FeedFace Encode Faces or FeedFace Load Face. Without one, only prompts "
-                                         "with FeedFace Set Face get a face."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
-                               tooltip="Factor on what the adapter adds. 0 is the model without a face; the released "
-                                       "UniDiffuser adapter is meant for 0.8. FeedFace Adapter Info shows each "
-                                       "adapter's own."),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the sampling run after which the face begins to act. A later start "
-                                       "leaves the composition to the prompt."),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the sampling run after which the face no longer acts."),
+                FaceSocket.Input(
+                    "face",
+                    optional=True,
+                    tooltip="From FeedFace Encode Faces or FeedFace Load Face. Without one, only prompts "
+                    "with FeedFace Set Face get a face.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Factor on what the adapter adds. 0 is the model without a face; the released "
+                    "UniDiffuser adapter is meant for 0.8. FeedFace Adapter Info shows each "
+                    "adapter's own.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling run after which the face begins to act. A later start "
+                    "leaves the composition to the prompt.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling run after which the face no longer acts.",
+                ),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
             ],
-            outputs=[io.Model.Output(display_name="model",
-                                     tooltip="For a sampler, a guider, or another FeedFace Apply Adapter.")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="For a sampler, a guider, or another FeedFace Apply Adapter."
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, adapter: LoadedAdapter, strength: float, start: float, end: float,
-                face: Face | None = None, mask: Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: LoadedAdapter,
+        strength: float,
+        start: float,
+        end: float,
+        face: Face | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
         if start > end:
             raise ValueError(f"FeedFace Apply Adapter: start {start} lies after end {end}; the face would never act")
         if face is None:
-            logging.warning("[FeedFace] FeedFace Apply Adapter: no face is connected, so only prompts with FeedFace "
-                            "Set Face get one.")
+            logging.warning(
+                "[FeedFace] FeedFace Apply Adapter: no face is connected, so only prompts with FeedFace "
+                "Set Face get one."
+            )
         else:
             adapter.check_face(face)
         control = FaceControl(face, strength, check_mask(mask, "FeedFace Apply Adapter"), start, end)
@@ -91,31 +125,49 @@ class SetFace(io.ComfyNode):
             ),
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, positive or negative."),
-                FaceSocket.Input("face", optional=True,
-                                 tooltip="The prompt's face. Not connected: the prompt has no face."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
-                               tooltip="Factor on what the adapter adds for this prompt, in place of the model's; 0 "
-                                       "is no face."),
+                FaceSocket.Input(
+                    "face", optional=True, tooltip="The prompt's face. Not connected: the prompt has no face."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Factor on what the adapter adds for this prompt, in place of the model's; 0 is no face.",
+                ),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK_TIP),
-                Adapter.Input("adapter", optional=True,
-                              tooltip="With two adapters on one model: the one this is for. Not connected: all."),
+                Adapter.Input(
+                    "adapter",
+                    optional=True,
+                    tooltip="With two adapters on one model: the one this is for. Not connected: all.",
+                ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning",
-                                            tooltip="The same prompt with this face.")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The same prompt with this face.")],
         )
 
     @classmethod
-    def execute(cls, conditioning, strength: float, face: Face | None = None, mask: Tensor | None = None,
-                adapter: LoadedAdapter | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        conditioning,
+        strength: float,
+        face: Face | None = None,
+        mask: Tensor | None = None,
+        adapter: LoadedAdapter | None = None,
+    ) -> io.NodeOutput:
         if adapter is not None and face is not None:
             adapter.check_face(face)
         control = FaceControl(face, strength, check_mask(mask, "FeedFace Set Face"))
         key = None if adapter is None else adapter.key
         # A new dict for each: prompts share what they were made from.
-        return io.NodeOutput([
-            node_helpers.conditioning_set_values([entry], {CONTROLS: {**entry[1].get(CONTROLS, {}), key: control}})[0]
-            for entry in conditioning
-        ])
+        return io.NodeOutput(
+            [
+                node_helpers.conditioning_set_values([entry], {CONTROLS: {**entry[1].get(CONTROLS, {}), key: control}})[
+                    0
+                ]
+                for entry in conditioning
+            ]
+        )
 
 
 NODES = [ApplyFeedFace, SetFace]

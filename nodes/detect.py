@@ -43,14 +43,7 @@ class DetectFaces(io.ComfyNode):
         return make_schema(
             node_id="FeedFaceDetectFaces",
             display_name=NAME,
-            search_aliases=[
-                "face detection",
-                "face crop",
-                "crop face",
-                "mtcnn",
-                "insightface",
-                "bounding box",
-            ],
+            search_aliases=["face detection", "face crop", "crop face", "mtcnn", "insightface", "bounding box"],
             description=(
                 "Finds the faces in one or more photos and cuts out square crops for the face encoder. The"
                 " preview shows every face with its number. InsightFace's model packs are for non-commercial"
@@ -104,13 +97,7 @@ class DetectFaces(io.ComfyNode):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 selections.append(
                     select_from_photo(
-                        photo,
-                        finder,
-                        order=order,
-                        indexes=chosen,
-                        min_size=min_size,
-                        when_none=when_none,
-                        name=name,
+                        photo, finder, order=order, indexes=chosen, min_size=min_size, when_none=when_none, name=name
                     )
                 )
                 progress.update(1)
@@ -234,9 +221,7 @@ def _photo_names(count: int) -> list[str]:
     return ["image"] if count == 1 else [f"photo {index + 1} of {count}" for index in range(count)]
 
 
-def _crops(
-    image: Tensor, selections: list[Selection], scale: float, size: int, encoder: EncoderConfig
-) -> Tensor:
+def _crops(image: Tensor, selections: list[Selection], scale: float, size: int, encoder: EncoderConfig) -> Tensor:
     """All crops ``(N, size, size, 3)``, photo by photo."""
     crops = [
         crop_face(photo, face.box, size, crop_scale_of(face, scale), encoder.crop_fill, encoder.crop_border)

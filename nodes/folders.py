@@ -65,8 +65,9 @@ def find(folder: str, name: str) -> str:
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         searched = ", ".join(folder_paths.get_folder_paths(folder))
-        raise FileNotFoundError(f"FeedFace: {describe_missing(name)}; looked in {searched}. Put the file there and "
-                                "refresh (key R).")
+        raise FileNotFoundError(
+            f"FeedFace: {describe_missing(name)}; looked in {searched}. Put the file there and refresh (key R)."
+        )
     return path
 
 

@@ -25,10 +25,10 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
-from ..feedface_core.adapter import FaceAdapter
 from ..feedface_core.conditioning import FaceControl, Rows
 from ..feedface_core.hosts import match_sites
 from ..feedface_core.hosts.site import Site
+from ..feedface_core.modules.adapter import FaceAdapter
 from .adapter import LoadedAdapter
 
 #: Key of a conditioning's dict: :class:`FaceControl` for each adapter's key, None for any adapter.
@@ -95,9 +95,11 @@ class Evaluation(Shared):
         controls = [self.controls.get(key, self.run.dropped) for key in stacked]
         rows = [(self.batch, _in_window(control, options.get("context_window"), self.batch)) for control in controls]
         if not rows or total % (self.batch * len(rows)):
-            raise ValueError(f"FeedFace: the model was called with {total} rows, but ComfyUI stacked "
-                             f"{self.batch * len(rows)} for {len(rows)} prompts: another node changes the batch inside "
-                             "the model. Lower that node's batch size to 1 or remove it.")
+            raise ValueError(
+                f"FeedFace: the model was called with {total} rows, but ComfyUI stacked "
+                f"{self.batch * len(rows)} for {len(rows)} prompts: another node changes the batch inside "
+                "the model. Lower that node's batch size to 1 or remove it."
+            )
         return replace(self, rows=rows * (total // (self.batch * len(rows))))
 
 
@@ -106,8 +108,10 @@ def _in_window(control: FaceControl | None, window, batch: int) -> FaceControl |
     if control is None or control.mask is None or len(control.mask) in (1, batch):
         return control
     if window is None:
-        raise ValueError(f"FeedFace: {len(control.mask)} face masks, but the model was called with {batch} pictures: "
-                         "another node splits the batch. Give one mask for all pictures, or remove that node.")
+        raise ValueError(
+            f"FeedFace: {len(control.mask)} face masks, but the model was called with {batch} pictures: "
+            "another node splits the batch. Give one mask for all pictures, or remove that node."
+        )
     return replace(control, mask=window.get_tensor(control.mask, control.mask.device, dim=0))
 
 
@@ -167,15 +171,19 @@ class FacePatch(Shared):
                 cond["model_conds"] = {**cond["model_conds"], self.key: control}
         return executor(*args, **kwargs)
 
-    def sampler_sample(self, executor: Callable, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor,
-                       *args, **kwargs) -> Tensor:
+    def sampler_sample(
+        self, executor: Callable, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs
+    ) -> Tensor:
         """Wrapper of SAMPLER_SAMPLE: the faces of a run, made when its models are loaded and its prompts are ready."""
         run = self.start(guider, noise)
         extra_args["model_options"].setdefault("transformer_options", {})[self.key] = run
         result = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if run.active and not run.used and self.acts_during(guider.inner_model.model_sampling, sigmas):
-            logging.warning("[FeedFace] the face of %s did not reach the picture: another node runs the model without "
-                            "its blocks. Remove nodes that cache or replace the model's steps.", self.loaded.name)
+            logging.warning(
+                "[FeedFace] the face of %s did not reach the picture: another node runs the model without "
+                "its blocks. Remove nodes that cache or replace the model's steps.",
+                self.loaded.name,
+            )
         return result
 
     def start(self, guider, noise: Tensor) -> Run:
@@ -216,8 +224,9 @@ class FacePatch(Shared):
                 return own[key]
         return _NO_FACE if "negative" in kind and not use else self.control
 
-    def calc_cond_batch(self, executor: Callable, model, conds: list, x_in: Tensor, timestep: Tensor,
-                        model_options: dict) -> list[Tensor]:
+    def calc_cond_batch(
+        self, executor: Callable, model, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict
+    ) -> list[Tensor]:
         """Wrapper of CALC_COND_BATCH: within the range of the run, the blocks get to see its faces."""
         options = model_options.get("transformer_options", {})
         run = options.get(self.key)
@@ -226,13 +235,26 @@ class FacePatch(Shared):
         run = run.run if isinstance(run, Evaluation) else run  # a function inside an evaluation starts another
         seen = {key: value for key, value in options.items() if key != self.key}
         if run.active and self.acts_at(model.model_sampling, timestep):
-            controls = {(place, cond.get("uuid")): cond[self.key]
-                        for place, own in enumerate(conds) for cond in own or () if self.key in cond}
+            controls = {
+                (place, cond.get("uuid")): cond[self.key]
+                for place, own in enumerate(conds)
+                for cond in own or ()
+                if self.key in cond
+            }
             seen[self.key] = Evaluation(run, controls, x_in.shape[0])
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": seen})
 
-    def apply_model(self, executor: Callable, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None,
-                    transformer_options: dict | None = None, **kwargs) -> Tensor:
+    def apply_model(
+        self,
+        executor: Callable,
+        x: Tensor,
+        t: Tensor,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options: dict | None = None,
+        **kwargs,
+    ) -> Tensor:
         """Wrapper of APPLY_MODEL: the rows of the batch, found before the model runs."""
         options = transformer_options or {}
         if isinstance(options.get(self.key), Evaluation):
@@ -299,7 +321,7 @@ def _cropped(control: FaceControl, area: Sequence[int] | None) -> FaceControl:
     if control.mask is None or area is None:
         return control
     height, width, top, left = area
-    return replace(control, mask=control.mask[:, top:top + height, left:left + width])
+    return replace(control, mask=control.mask[:, top : top + height, left : left + width])
 
 
 def latent_mask(mask: Tensor, noise: Tensor) -> Tensor:
@@ -317,8 +339,10 @@ def latent_mask(mask: Tensor, noise: Tensor) -> Tensor:
             f"{width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at the picture's size."
         )
     if count not in (1, noise.shape[0]):
-        raise ValueError(f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one mask, or "
-                         "one for each picture.")
+        raise ValueError(
+            f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one mask, or "
+            "one for each picture."
+        )
     return functional.interpolate(mask.unsqueeze(1).float(), size=(height, width), mode="area").squeeze(1)
 
 

@@ -29,7 +29,7 @@ from .folders import SMALL_MODEL
 
 
 def is_trained() -> bool:
-    """Whether there is a small system to load; ``python -m trainer.small.build`` makes one."""
+    """Whether there is a small system to load; ``python -m examples.small_model.build`` makes one."""
     try:
         return bool(find_folder())
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def find_folder() -> Path:
             return folder
     raise FileNotFoundError(
         f"FeedFace Small Model: not found in {', '.join(map(str, searched))}. It comes with the pack's repository; "
-        "`python -m trainer.small.build` trains it"
+        "`python -m examples.small_model.build` trains it"
     )
 
 
@@ -95,15 +95,24 @@ def unet_config(config: dict) -> dict:
     blocks = config["layers_per_block"]
     depths = [int("CrossAttn" in kind) for kind in config["down_block_types"]]
     return {
-        "image_size": 32, "in_channels": config["in_channels"], "out_channels": config["out_channels"],
-        "model_channels": widths[0], "channel_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": [blocks] * len(widths), "num_heads": config["attention_head_dim"], "num_head_channels": -1,
-        "transformer_depth": [d for d in depths for _ in range(blocks)], "transformer_depth_middle": 1,
+        "image_size": 32,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "channel_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": [blocks] * len(widths),
+        "num_heads": config["attention_head_dim"],
+        "num_head_channels": -1,
+        "transformer_depth": [d for d in depths for _ in range(blocks)],
+        "transformer_depth_middle": 1,
         "transformer_depth_output": [d for d in depths for _ in range(blocks + 1)],
-        "context_dim": config["cross_attention_dim"], "use_spatial_transformer": True, "legacy": False,
-        "use_linear_in_transformer": config.get("use_linear_projection", False), "adm_in_channels": None,
+        "context_dim": config["cross_attention_dim"],
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "use_linear_in_transformer": config.get("use_linear_projection", False),
+        "adm_in_channels": None,
         "use_temporal_attention": False,
-    }  # fmt: skip
+    }
 
 
 def load_model(folder: Path) -> comfy.model_patcher.ModelPatcher:
@@ -146,10 +155,14 @@ def load_clip(folder: Path) -> comfy.sd.CLIP:
     class SmallTextModel(comfy.sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
             super().__init__(
-                device=device, dtype=dtype, max_length=length, textmodel_json_config=dict(config),
+                device=device,
+                dtype=dtype,
+                max_length=length,
+                textmodel_json_config=dict(config),
                 special_tokens=special,
-                return_projected_pooled=False, model_options=model_options or {},
-            )  # fmt: skip
+                return_projected_pooled=False,
+                model_options=model_options or {},
+            )
             # ComfyUI's text model has CLIP's vocabulary fixed; this one is smaller
             table = self.operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
             self.transformer.set_input_embeddings(table)
@@ -157,9 +170,12 @@ def load_clip(folder: Path) -> comfy.sd.CLIP:
     class SmallTokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data=None):
             super().__init__(
-                tokenizer_path=str(folder / "tokenizer"), max_length=length, embedding_directory=embedding_directory,
-                embedding_size=config["hidden_size"], tokenizer_data=tokenizer_data or {},
-            )  # fmt: skip
+                tokenizer_path=str(folder / "tokenizer"),
+                max_length=length,
+                embedding_directory=embedding_directory,
+                embedding_size=config["hidden_size"],
+                tokenizer_data=tokenizer_data or {},
+            )
 
     target = SimpleNamespace(
         params={"clip_model": SmallTextModel},
@@ -187,12 +203,17 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     config, weights = read_part(folder, "vae")
     widths = config["block_out_channels"]
     described = {
-        "double_z": True, "z_channels": config["latent_channels"], "resolution": config["sample_size"],
-        "in_channels": 3, "out_ch": 3,
-        "ch": widths[0], "ch_mult": [width // widths[0] for width in widths],
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": config["sample_size"],
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
         "num_res_blocks": config["layers_per_block"],
-        "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": described, "embed_dim": config["latent_channels"]}})
     vae.latent_channels = config["latent_channels"]
     for module in vae.first_stage_model.modules():

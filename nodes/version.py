@@ -18,8 +18,9 @@ def check_version() -> None:
     except ImportError:
         found = ""
     if _numbers(found) < _numbers(OLDEST) if found else importlib.util.find_spec("comfy_api") is None:
-        raise ImportError(f"FeedFace needs ComfyUI {OLDEST} or newer, and this is {found or 'an older one'}: "
-                          "update ComfyUI.")
+        raise ImportError(
+            f"FeedFace needs ComfyUI {OLDEST} or newer, and this is {found or 'an older one'}: update ComfyUI."
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ class InProcess:
     pack: ModuleType
 
     def module(self, name: str) -> ModuleType:
-        """A module of the pack, such as ``nodes.apply`` or ``feedface_core.format``: the pack's own copy."""
+        """A module of the pack, such as ``nodes.apply`` or ``feedface_core.config``: the pack's own copy."""
         return importlib.import_module(f"{PACK}.{name}")
 
 

@@ -14,17 +14,9 @@ from setuptools import find_namespace_packages
 from tools.find_comfyui import COMFYUI_OLDEST
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("feedface_core", "nodes", "trainer", "tools", "tests")
+PARTS = ("feedface_core", "nodes", "trainer", "examples", "benchmarks", "tools", "tests")
 LONGEST_FILE = 400
-COMFYUI = {
-    "comfy",
-    "comfy_api",
-    "comfy_api_nodes",
-    "comfy_execution",
-    "comfy_extras",
-    "folder_paths",
-    "nodes",
-}
+COMFYUI = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths", "nodes"}
 COMFYUI |= {"node_helpers", "latent_preview", "execution", "server"}
 CORE_AT_IMPORT = {"torch", "safetensors", "numpy"}
 STANDARD_ONLY = {"run.py", "tools/environment.py", "tools/find_comfyui.py"}
@@ -63,10 +55,7 @@ def violations(path: str, source: str) -> list[str]:
         ours = top in PARTS and (relative or top != "nodes")
         problem = None
         if path in STANDARD_ONLY:
-            if (
-                top not in sys.stdlib_module_names
-                and f"{'/'.join(name.split('.')[:2])}.py" not in STANDARD_ONLY
-            ):
+            if top not in sys.stdlib_module_names and f"{'/'.join(name.split('.')[:2])}.py" not in STANDARD_ONLY:
                 problem = "is for Python's standard library only"
         elif part in ("feedface_core", "nodes") and ours and not relative:
             problem = "must use relative imports: it lives inside ComfyUI's pack"
@@ -106,7 +95,7 @@ def files() -> list[Path]:
         ("nodes/a.py", "from feedface_core import adapter"),
         ("nodes/a.py", "from ..trainer import losses"),
         ("trainer/a.py", "def f():\n    import comfy.sd"),
-        ("trainer/small/a.py", "from nodes import x"),
+        ("examples/small_model/a.py", "from nodes import x"),
         ("trainer/a.py", "from tools.server import ComfyServer"),
         ("tools/a.py", "import folder_paths"),
         ("tests/a.py", "from comfy import sd"),
@@ -121,16 +110,13 @@ def test_wrong_arrow_is_found(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        (
-            "feedface_core/hosts/a.py",
-            "from ..config import AdapterConfig\nimport torch.nn as nn\nimport json",
-        ),
+        ("feedface_core/hosts/a.py", "from ..config import AdapterConfig\nimport torch.nn as nn\nimport json"),
         ("feedface_core/a.py", "def f():\n    import transformers"),
         ("feedface_core/a.py", "if TYPE_CHECKING:\n    from PIL import Image"),
         ("nodes/a.py", "import comfy.utils\nfrom ..feedface_core import adapter\nfrom .patches import Patch"),
         (
             "trainer/a.py",
-            "import diffusers\nfrom feedface_core.adapter import FaceAdapter\nfrom .data import x",
+            "import diffusers\nfrom feedface_core.modules.adapter import FaceAdapter\nfrom .data import x",
         ),
         ("tools/a.py", "def f():\n    import comfy.sd"),
         ("run.py", "import json\nfrom tools.environment import prepare"),
@@ -150,9 +136,7 @@ def test_imports_of_every_file() -> None:
 
 
 def test_files_stay_short() -> None:
-    lengths = {
-        file.relative_to(ROOT).as_posix(): len(file.read_text("utf-8").splitlines()) for file in files()
-    }
+    lengths = {file.relative_to(ROOT).as_posix(): len(file.read_text("utf-8").splitlines()) for file in files()}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
@@ -163,9 +147,7 @@ def test_tests_are_not_packages() -> None:
 
 def test_root_exports_one_entry_point() -> None:
     names = {
-        node.id
-        for node in ast.walk(ast.parse((ROOT / "__init__.py").read_text("utf-8")))
-        if isinstance(node, ast.Name)
+        node.id for node in ast.walk(ast.parse((ROOT / "__init__.py").read_text("utf-8"))) if isinstance(node, ast.Name)
     }
     assert "NODE_CLASS_MAPPINGS" not in names, "it would switch comfy_entrypoint off"
 

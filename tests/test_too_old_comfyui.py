@@ -28,15 +28,21 @@ def load_in(folder: Path, version: str | None, api: bool) -> str:
     if api:
         (folder / "comfy_api").mkdir()
         (folder / "comfy_api/latest.py").write_text("class ComfyExtension: pass\nio = None\n")
-    loading = subprocess.run([sys.executable, "-c", LOAD], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
-                             text=True, stderr=subprocess.PIPE)
+    loading = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        text=True,
+        stderr=subprocess.PIPE,
+    )
     assert loading.returncode
     return loading.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("version", "api", "found"), [
-    ("0.3.40", False, "0.3.40"), ("0.3.74", True, "0.3.74"), (None, False, "an older one"),
-])
+@pytest.mark.parametrize(
+    ("version", "api", "found"),
+    [("0.3.40", False, "0.3.40"), ("0.3.74", True, "0.3.74"), (None, False, "an older one")],
+)
 def test_the_version_needed_and_the_version_found(tmp_path: Path, version: str | None, api: bool, found: str) -> None:
     said = load_in(tmp_path, version, api)
     needed = f"FeedFace needs ComfyUI {COMFYUI_OLDEST} or newer"

@@ -100,28 +100,42 @@ def test_nodes_lie_in_a_group_and_apart(path: Path) -> None:
     names = list(boxes)
     for index, one in enumerate(names):
         x, y, width, height = boxes[one]
-        for other in names[index + 1:]:
+        for other in names[index + 1 :]:
             a, b, c, d = boxes[other]
             apart = x + width <= a or a + c <= x or y + height <= b - title or b + d <= y - title
             assert apart, f"{one} lies over {other}"
         if graph["groups"] and one.split()[1] not in NOTES:
             groups = [group["bounding"] for group in graph["groups"]]
-            assert any(a <= x and b <= y - title and x + width <= a + c and y + height <= b + d
-                       for a, b, c, d in groups), f"{one} sticks out of its group"
+            assert any(
+                a <= x and b <= y - title and x + width <= a + c and y + height <= b + d for a, b, c, d in groups
+            ), f"{one} sticks out of its group"
 
 
 # --- the converter itself
 
 
 def test_conversion_and_its_errors(object_info: dict[str, Any]) -> None:
-    sampler = {"id": 7, "type": "KSampler", "order": 1, "mode": 0, "title": "Mine",
-               "inputs": [{"name": "model", "type": "MODEL", "link": 3}, {"name": "positive", "link": None}],
-               "widgets_values": [5, "randomize", 20, 8.0, "euler", "normal", 0.5]}
+    sampler = {
+        "id": 7,
+        "type": "KSampler",
+        "order": 1,
+        "mode": 0,
+        "title": "Mine",
+        "inputs": [{"name": "model", "type": "MODEL", "link": 3}, {"name": "positive", "link": None}],
+        "widgets_values": [5, "randomize", 20, 8.0, "euler", "normal", 0.5],
+    }
     loader = {"id": 2, "type": "CheckpointLoaderSimple", "order": 0, "inputs": [], "widgets_values": ["a.pt"]}
     note = {"id": 9, "type": "Note", "order": 2, "mode": 0, "widgets_values": ["text"]}
     graph = {"nodes": [sampler, note, loader], "links": [[3, 2, 0, 7, 0, "MODEL"]]}
-    expected = {"seed": 5, "steps": 20, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.5,
-                "model": ["2", 0]}
+    expected = {
+        "seed": 5,
+        "steps": 20,
+        "cfg": 8.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 0.5,
+        "model": ["2", 0],
+    }
     prompt = to_api(graph, object_info)
     assert list(prompt) == ["2", "7"]
     assert prompt["7"] == {"inputs": expected, "class_type": "KSampler", "_meta": {"title": "Mine"}}
@@ -144,8 +158,13 @@ def test_problems_are_named(object_info: dict[str, Any]) -> None:
     def said(node: str, **inputs: Any) -> list[str]:
         prompt = deepcopy(good)
         prompt[node]["inputs"].update(inputs)
-        return problems({key: {**one, "inputs": {k: v for k, v in one["inputs"].items() if v is not None}}
-                         for key, one in prompt.items()}, object_info)
+        return problems(
+            {
+                key: {**one, "inputs": {k: v for k, v in one["inputs"].items() if v is not None}}
+                for key, one in prompt.items()
+            },
+            object_info,
+        )
 
     assert said(sampler) == []
     assert said(sampler, model=None) == [f"node {sampler} (KSampler): model: missing"]
@@ -153,9 +172,11 @@ def test_problems_are_named(object_info: dict[str, Any]) -> None:
     assert said(sampler, steps=0) == [f"node {sampler} (KSampler): steps: 0 is outside 1 to 10000"]
     assert said(apply, strength=True) == [f"node {apply} (FeedFaceApply): strength: True is not FLOAT"]
     assert said(apply, model=[sampler, 0]) == [
-        f"node {apply} (FeedFaceApply): model: needs MODEL, linked to LATENT of node {sampler}"]
+        f"node {apply} (FeedFaceApply): model: needs MODEL, linked to LATENT of node {sampler}"
+    ]
     assert said(apply, model=["99", 0]) == [
-        f"node {apply} (FeedFaceApply): model: linked to node 99, which is not there"]
+        f"node {apply} (FeedFaceApply): model: linked to node 99, which is not there"
+    ]
     assert "'odd' is none of euler" in said(sampler, sampler_name="odd")[0]
 
 
@@ -196,6 +217,7 @@ def changed(prompt: dict[str, Any], kind: str, **inputs: Any) -> dict[str, Any]:
 
 def without_nodes(prompt: dict[str, Any], passed_on: dict[str, str]) -> dict[str, Any]:
     """The same with nodes bypassed: whatever took their output takes their input of the name given, by kind."""
+
     def source(link: list[Any]) -> list[Any]:
         node = prompt[link[0]]
         inside = passed_on.get(node["class_type"])
@@ -203,8 +225,9 @@ def without_nodes(prompt: dict[str, Any], passed_on: dict[str, str]) -> dict[str
 
     prompt = deepcopy(prompt)
     for node in prompt.values():
-        node["inputs"] = {key: source(value) if isinstance(value, list) else value
-                          for key, value in node["inputs"].items()}
+        node["inputs"] = {
+            key: source(value) if isinstance(value, list) else value for key, value in node["inputs"].items()
+        }
     return prompt
 
 
@@ -257,8 +280,10 @@ def test_saved_face_makes_the_same_picture(server: ComfyServer, photos: list[str
 
 def test_weights_of_references_act(server: ComfyServer, photos: list[str]) -> None:
     prompt = scaled_down(FOLDER / "feedface_references.json", photos)
-    pictures = [picture_of(server, changed(prompt, "FeedFaceEncodeFaces", weights=weights))[0]
-                for weights in ("1, 1, 0.5", "1, 1, 0")]
+    pictures = [
+        picture_of(server, changed(prompt, "FeedFaceEncodeFaces", weights=weights))[0]
+        for weights in ("1, 1, 0.5", "1, 1, 0")
+    ]
     assert not np.array_equal(*pictures)
     two = changed(prompt, "FeedFaceEncodeFaces", weights="1, 1")
     two[node_of(two, "FeedFaceEncodeFaces")]["inputs"].pop("crops_3")
@@ -272,8 +297,10 @@ def test_each_face_stays_in_its_half(server: ComfyServer, photos: list[str]) -> 
     prompt = changed(prompt, "EmptyLatentImage", width=128)
     both, _ = picture_of(server, prompt)
     titles = {node["_meta"]["title"]: key for key, node in prompt.items()}
-    for title, own, other in (("Left half: Set Face", slice(0, 56), slice(72, 128)),
-                              ("Right half: Set Face", slice(72, 128), slice(0, 56))):
+    for title, own, other in (
+        ("Left half: Set Face", slice(0, 56), slice(72, 128)),
+        ("Right half: Set Face", slice(72, 128), slice(0, 56)),
+    ):
         alone = deepcopy(prompt)
         alone[titles[title]]["inputs"]["strength"] = 0.0
         apart = np.abs(picture_of(server, alone)[0] - both)
@@ -290,8 +317,9 @@ def test_photographs_of_people(server: ComfyServer, shared_faces: Path) -> None:
         prompt = scaled_down(FOLDER / f"feedface_{graph}.json", [server.upload(file) for file in files])
         picture, run = picture_of(server, prompt)
         assert picture.std() > 5
-        reports = [run.outputs[key]["text"][0] for key, node in prompt.items()
-                   if node["class_type"] == "FeedFaceDetectFaces"]
+        reports = [
+            run.outputs[key]["text"][0] for key, node in prompt.items() if node["class_type"] == "FeedFaceDetectFaces"
+        ]
         assert len(reports) == len(files) and all("taken: 0 (" in report for report in reports)
 
 

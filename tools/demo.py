@@ -16,8 +16,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from examples.small_model.demo import run as draw_people
 from tools.comfyui import device_arguments, installed_comfyui
-from tools.demo_small import run as draw_people
 from tools.find_comfyui import version_of
 from tools.server import ComfyServer, Run, ServerError
 
@@ -145,9 +145,7 @@ def run_portrait(options: argparse.Namespace) -> None:
     with server:
         steps.done(f"ComfyUI {version_of(comfyui)} with FeedFace runs at {server.address}")
         name = server.upload(photo)
-        workflow = portrait(
-            checkpoint, adapter, name, options.prompt, options.size, options.steps, options.seed
-        )  # fmt: skip
+        workflow = portrait(checkpoint, adapter, name, options.prompt, options.size, options.steps, options.seed)
         result = server.run(workflow, timeout=3600)
         report = "; ".join("".join(result.outputs[REPORT]["text"]).split("\n"))
         steps.done(f"one workflow, two pictures. {report}")

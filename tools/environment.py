@@ -95,14 +95,7 @@ class Environment:
             pins = [f"{name}=={version}\n" for name, version in (keep or {}).items() if version]
             constraints.write_text("".join(pins), encoding="utf-8")
             command = [str(self.python), "-m", "pip", *(["--python", str(into.python)] if into else [])]
-            command += [
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "-c",
-                str(constraints),
-                *arguments,
-            ]
+            command += ["install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), *arguments]
             if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
                 raise Stop(
                     f"pip could not install {what} into {(into or self).folder}; its message is above.\n"
@@ -215,9 +208,7 @@ def prepare_oldest(comfyui: Path, environment: Environment, facts: dict) -> tupl
     if layered.stamps().get("layer") == wanted and runs(layered.python):
         return found
     say(f"making the small environment of ComfyUI {version_of(folder)}")
-    subprocess.run(
-        [str(environment.python), "-m", "venv", "--clear", "--without-pip", str(layered.folder)], check=True
-    )
+    subprocess.run([str(environment.python), "-m", "venv", "--clear", "--without-pip", str(layered.folder)], check=True)
     environment.pip(f"the pins of ComfyUI {version_of(folder)}", ["--no-deps", *pins], into=layered)
     site = Path(layered.ask(PROBE)["site"])
     (site / "feedface-main-environment.pth").write_text(facts["site"] + "\n", encoding="utf-8")

@@ -43,9 +43,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def is_comfyui(folder: Path) -> bool:
-    return all(
-        (folder / name).is_file() for name in ("main.py", "comfyui_version.py", "comfy/model_patcher.py")
-    )
+    return all((folder / name).is_file() for name in ("main.py", "comfyui_version.py", "comfy/model_patcher.py"))
 
 
 def cache_folder() -> Path:
@@ -84,9 +82,7 @@ def find_comfyui() -> Path | None:
     if given:
         places = [Path(given).expanduser().absolute()]
         if not is_comfyui(places[0]):
-            raise Stop(
-                f"COMFYUI_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/)."
-            )
+            raise Stop(f"COMFYUI_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/).")
     else:
         installed_in = ROOT.parent.parent  # ComfyUI/custom_nodes/<this pack>
         places = [installed_in] if ROOT.parent.name == "custom_nodes" else []
@@ -120,8 +116,11 @@ def fetch_comfyui() -> Path:
                 quiet = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
                 subprocess.run(
                     [*command, "-c", "advice.detachedHead=false", COMFYUI_REPOSITORY, str(fetched)],
-                    check=True, env=quiet, stdin=subprocess.DEVNULL, timeout=900,
-                )  # fmt: skip
+                    check=True,
+                    env=quiet,
+                    stdin=subprocess.DEVNULL,
+                    timeout=900,
+                )
             else:
                 archive = Path(folder) / "release.zip"
                 address = f"{COMFYUI_REPOSITORY}/archive/refs/tags/v{COMFYUI_RELEASE}.zip"
@@ -149,9 +148,7 @@ def find_oldest(comfyui: Path | None) -> tuple[Path, Path] | None:
     if given:
         folder = Path(given).expanduser().absolute()
         if not is_comfyui(folder):
-            raise Stop(
-                f"COMFYUI_OLDEST_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/)."
-            )
+            raise Stop(f"COMFYUI_OLDEST_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/).")
     elif comfyui and is_comfyui(comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}"):
         folder = comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}"
     else:

@@ -115,14 +115,7 @@ class ComfyServer:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for pack in self.packs:
             link(pack, self.base / "custom_nodes" / (PACK_FOLDER if pack == ROOT else pack.name))
-        command = [
-            str(self.python),
-            str(self.comfyui / "main.py"),
-            "--listen",
-            self.listen,
-            "--port",
-            str(self.port),
-        ]
+        command = [str(self.python), str(self.comfyui / "main.py"), "--listen", self.listen, "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes"]
         # ComfyUI would otherwise keep its database inside its own folder.
         command += ["--database-url", f"sqlite:///{(self.base / 'user/comfyui.db').as_posix()}"]
@@ -147,18 +140,14 @@ class ComfyServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ):
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
         self.stop()
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.start_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ServerError(
-                    f"ComfyUI ended with code {self.process.returncode} while starting.\n{self.tail()}"
-                )
+                raise ServerError(f"ComfyUI ended with code {self.process.returncode} while starting.\n{self.tail()}")
             if listens(self.host, self.port):
                 return
             time.sleep(0.2)
@@ -248,9 +237,7 @@ class ComfyServer:
         import numpy
         from PIL import Image
 
-        with urllib.request.urlopen(
-            f"{self.address}/view?{urllib.parse.urlencode(picture)}", timeout=60
-        ) as answer:
+        with urllib.request.urlopen(f"{self.address}/view?{urllib.parse.urlencode(picture)}", timeout=60) as answer:
             return numpy.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
 
     def pictures(self, run: Run, node: str | None = None) -> list[numpy.ndarray]:
@@ -330,9 +317,7 @@ class ComfyServer:
             return self.post("/prompt", {"prompt": prompt, "client_id": self.client})["prompt_id"]
         except urllib.error.HTTPError as problem:
             answer = json.loads(problem.read())
-            lines = [
-                f"the server refused the workflow: {answer['error']['message']} {answer['error']['details']}"
-            ]
+            lines = [f"the server refused the workflow: {answer['error']['message']} {answer['error']['details']}"]
             for node, wrong in (answer.get("node_errors") or {}).items():
                 details = "; ".join(f"{error['message']}: {error['details']}" for error in wrong["errors"])
                 lines.append(f"node {node} ({wrong['class_type']}): {details}")
@@ -370,8 +355,6 @@ def link(target: Path, place: Path) -> None:
 
 def server_environment() -> dict[str, str]:
     """Ours, less the pack's root on the import path: in ComfyUI the pack must do without."""
-    search = [
-        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != ROOT
-    ]
+    search = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != ROOT]
     rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return rest | ({"PYTHONPATH": os.pathsep.join(search)} if search else {}) | {"PYTHONUNBUFFERED": "1"}

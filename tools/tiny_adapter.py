@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from feedface_core.adapter import FaceAdapter
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
-from feedface_core.encoder import build_encoder
-from feedface_core.format import save_adapter
+from feedface_core.files.adapter_file import save_adapter
+from feedface_core.modules.adapter import FaceAdapter
+from feedface_core.modules.encoder import build_encoder
 from tools.tiny_checkpoint import CONTEXT, TINY, UNetSize, unet_shapes
 
 HEADS = 8  # Stable Diffusion 1.x, at every width

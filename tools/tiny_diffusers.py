@@ -52,11 +52,7 @@ class TinySize:
 
 
 def make_base(
-    folder: Path,
-    family: str = "sd1",
-    size: TinySize = TinySize(),
-    seed: int = 0,
-    prediction: str | None = None,
+    folder: Path, family: str = "sd1", size: TinySize = TinySize(), seed: int = 0, prediction: str | None = None
 ) -> Path:
     """Write a diffusers folder in the layout of ``sd1``, ``sd2`` (v-prediction) or ``sdxl``.
 

@@ -23,15 +23,17 @@ ObjectInfo = dict[str, Any]
 NOTES = frozenset({"Note", "MarkdownNote"})
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": object}
 #: Inputs whose choices are files of the machine at hand, not part of the node.
-FILES = frozenset({
-    ("CheckpointLoaderSimple", "ckpt_name"),
-    ("LoadImage", "image"),
-    ("LoadImageMask", "image"),
-    ("FeedFaceLoadAdapter", "adapter_name"),
-    ("FeedFaceLoadFace", "face_name"),
-    ("FeedFaceLoadUniDiffuser", "uvit"),
-    ("FeedFaceLoadUniDiffuser", "caption_decoder"),
-})
+FILES = frozenset(
+    {
+        ("CheckpointLoaderSimple", "ckpt_name"),
+        ("LoadImage", "image"),
+        ("LoadImageMask", "image"),
+        ("FeedFaceLoadAdapter", "adapter_name"),
+        ("FeedFaceLoadFace", "face_name"),
+        ("FeedFaceLoadUniDiffuser", "uvit"),
+        ("FeedFaceLoadUniDiffuser", "caption_decoder"),
+    }
+)
 
 
 class WorkflowError(ValueError):

@@ -24,17 +24,17 @@ from torch import Tensor
 
 from feedface_core.faces import FaceError
 
-from . import pictures
-from .bases import Base, BaseError, load_base
 from .config import Config
-from .data import read_picture, read_reference
-from .encoder import EncoderError, FaceEncoder, load_face_encoder
-from .features import KINDS, Keys, open_cache
-from .manifest import ManifestError, Record, read_manifest
-from .processes import process_timeout
-from .retrieval import Reference, References
+from .data import pictures
+from .data.dataset import read_picture, read_reference
+from .data.feature_store import CacheError, FeatureStore, FileHashes
+from .data.features import KINDS, Keys, open_cache
+from .data.manifest import ManifestError, Record, read_manifest
+from .data.references import Reference, References
+from .models.face_encoder import EncoderError, FaceEncoder, load_face_encoder
+from .models.frozen_model import Base, BaseError, load_base
 from .settings import ConfigError, describe, load
-from .store import CacheError, FeatureStore, FileHashes
+from .training.processes import process_timeout
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

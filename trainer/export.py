@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from feedface_core.config import AdapterConfig
-from feedface_core.format import save_adapter
+from feedface_core.files.adapter_file import save_adapter
 
-from .bases import DTYPES
-from .checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
 from .config import Config
-from .encoder import EncoderError, load_face_encoder
+from .models.face_encoder import EncoderError, load_face_encoder
+from .models.frozen_model import DTYPES
 from .settings import ConfigError
+from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
 
 Weights = Literal["auto", "ema", "raw"]
 
@@ -122,8 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, help="a run's folder (train.output), or a checkpoint in it")
     parser.add_argument("-o", "--output", type=Path, help="the .safetensors file; by default in the run's folder")
-    parser.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto",
-                        help="moving average or raw weights; auto takes the average where there is one")  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "ema", "raw"),
+        default="auto",
+        help="moving average or raw weights; auto takes the average where there is one",
+    )
     parser.add_argument("--precision", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--title")
     parser.add_argument("--encoder", help="the face encoder's folder, if it has moved since training")

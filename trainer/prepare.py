@@ -24,20 +24,22 @@ from typing import Any
 
 import torch
 
-from feedface_core.faces import FaceError, crops, parsing
+from feedface_core.faces import FaceError
+from feedface_core.faces import crop as crops
+from trainer.preparation import masks as parsing
 
-from . import pictures
-from .manifest import write_rows
+from .data import pictures
+from .data.manifest import write_rows
+from .preparation.captions import Caption
+from .preparation.faces import Crop, Detect, Filter, Mask, Read, Write
+from .preparation.identities import People, compares_faces, compile_pattern, identify
+from .preparation.inputs import InputError, find_photos
+from .preparation.journal import Journal
+from .preparation.photo import Batch, Photo
+from .preparation.recognisers import Recognise, Recogniser, load_recogniser
+from .preparation.report import contact_sheet, summarise, table
+from .preparation.settings import PrepareSettings
 from .settings import ConfigError, describe, load
-from .stages.captions import Caption
-from .stages.faces import Crop, Detect, Filter, Mask, Read, Write
-from .stages.identities import People, compares_faces, compile_pattern, identify
-from .stages.inputs import InputError, find_photos
-from .stages.journal import Journal
-from .stages.photo import Batch, Photo
-from .stages.recognisers import Recognise, Recogniser, load_recogniser
-from .stages.report import contact_sheet, summarise, table
-from .stages.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 

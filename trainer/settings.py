@@ -1,7 +1,7 @@
 """Settings read from YAML files and dotted overrides, closed to unknown names.
 
 The machinery only; the settings of training are in :mod:`trainer.config`, those of preparing photos in
-:mod:`trainer.stages.settings`.
+:mod:`trainer.preparation.settings`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """``python -m trainer.train CONFIG [name=value …]``: train an adapter.
 
 One process or several under ``accelerate launch`` or ``torchrun``; started again on the same output folder it
-goes on where it stopped. A signal writes a checkpoint and stops: see :mod:`trainer.stopping`.
+goes on where it stopped. A signal writes a checkpoint and stops: see :mod:`trainer.training.stopping`.
 """
 
 from __future__ import annotations
 
-from .stopping import StopRequest  # before what takes seconds to import: it remembers who started this process
+from .training.stopping import StopRequest  # before what takes seconds to import: it remembers who started this process
 
 # isort: split
 import argparse
@@ -22,27 +22,34 @@ import torch
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .batch import Batch
-from .build import Parts, SetupError, build_parts
-from .checkpoint import CheckpointError, RunLock, RunLocked
 from .config import Config
-from .data import DataError, FaceDataset, TensorShapes, make_loader
-from .loop import Trainer
-from .manifest import ManifestError, Record, common_rule, read_manifest
-from .metrics import TrainingDiverged
-from .order import GlobalBatches
-from .processes import MainProcessFailed, make_accelerator, on_main
+from .data.batch import Batch
+from .data.dataset import DataError, FaceDataset, TensorShapes, make_loader
+from .data.manifest import ManifestError, Record, common_rule, read_manifest
+from .data.order import GlobalBatches
 from .settings import ConfigError, describe, load
+from .training.build import Parts, SetupError, build_parts
+from .training.checkpoint import CheckpointError, RunLock, RunLocked
+from .training.metrics import TrainingDiverged
+from .training.processes import MainProcessFailed, make_accelerator, on_main
+from .training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from .validation import Validation
+    from .training.validation import Validation
 
 logger = logging.getLogger("trainer")
 
 #: What goes wrong with the input; anything else is a defect and shows its traceback.
 EXPECTED = (
-    ConfigError, SetupError, ManifestError, DataError, CheckpointError, RunLocked, TrainingDiverged, MainProcessFailed,
-)  # fmt: skip
+    ConfigError,
+    SetupError,
+    ManifestError,
+    DataError,
+    CheckpointError,
+    RunLocked,
+    TrainingDiverged,
+    MainProcessFailed,
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -130,7 +137,7 @@ def make_validation(
     """What makes validation pictures on the main process; None on the others, or when there are to be none."""
     if config.train.validate_every is None:
         return None
-    from .validation import Validation
+    from .training.validation import Validation
 
     return on_main(accelerator, lambda: Validation(config, parts, dataset, accelerator, lambda: stop.requested))
 
@@ -162,16 +169,18 @@ def train(config: Config) -> bool:
         release_encoders(config, parts)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = Trainer(
-            config, accelerator, parts, batches, validation, dataset.described(), lambda: stop.requested
-        )
+        trainer = Trainer(config, accelerator, parts, batches, validation, dataset.described(), lambda: stop.requested)
         stop.listen(trainer.save_beside)
         count = sum(value.numel() for value in trainer.parameters.values())
         logger.info(
             "%s: %d branches, %.1f M trained parameters; step %d of %d; %d process(es)",
-            parts.base.family, len(parts.adapter.branches), count / 1e6, trainer.done, config.train.steps,
+            parts.base.family,
+            len(parts.adapter.branches),
+            count / 1e6,
+            trainer.done,
+            config.train.steps,
             accelerator.num_processes,
-        )  # fmt: skip
+        )
         finished = trainer.run()
         accelerator.end_training()
     told = "done" if finished else "stopped"
@@ -183,8 +192,8 @@ def train(config: Config) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when trained or stopped on request, 1 for an error of the input."""
-    from .bases import BaseError
-    from .encoder import EncoderError
+    from .models.face_encoder import EncoderError
+    from .models.frozen_model import BaseError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:

@@ -8,9 +8,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from .crops import CROP_SCALE, check_image, square_box
-from .detector_base import shrink
-from .selection import Selection, crop_scale_of
+from .crop import CROP_SCALE, check_image, square_box
+from .detectors.base import shrink
+from .select import Selection, crop_scale_of
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -65,11 +65,7 @@ def draw_faces(
 
 
 def _label(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    corner: tuple[float, float],
-    colour: tuple[int, int, int],
-    height: int,
+    draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple[int, int, int], height: int
 ) -> None:
     """Write text on a ground of colour, above the corner where there is room, and always inside the picture."""
     from PIL import ImageFont

@@ -27,8 +27,9 @@ def list_sites(model: nn.Module) -> list[Site]:
         sites = host.list_sites(model)
         if sites:
             return sites
-    raise UnsupportedHost(f"{type(model).__name__} is not a model FeedFace can attach to; it knows "
-                          f"{', '.join(HOSTS.values())}")
+    raise UnsupportedHost(
+        f"{type(model).__name__} is not a model FeedFace can attach to; it knows {', '.join(HOSTS.values())}"
+    )
 
 
 def family(model: nn.Module) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..adapter import FaceAdapter
 from ..conditioning import Rows
+from ..modules.adapter import FaceAdapter
 from . import match_sites
 from .site import Site
 

@@ -23,8 +23,11 @@ _DIFFUSERS = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\
 
 def list_sites(unet: nn.Module) -> list[Site]:
     """Sites of a Stable Diffusion U-Net from input to output; an empty list for any other module."""
-    blocks = [(path, module) for path, module in unet.named_modules()
-              if _BLOCK.search(path) and hasattr(module, "attn1") and hasattr(module, "attn2")]
+    blocks = [
+        (path, module)
+        for path, module in unet.named_modules()
+        if _BLOCK.search(path) and hasattr(module, "attn1") and hasattr(module, "attn2")
+    ]
     if all(_LDM.match(path) for path, _ in blocks):
         return [_site(path, path, block) for path, block in blocks]
     if all(_DIFFUSERS.match(path) for path, _ in blocks):
@@ -41,8 +44,10 @@ def _site(name: str, path: str, block: nn.Module) -> Site:
 
 def _order(name: str) -> tuple[int, ...]:
     stage, *rest = name.split(".")
-    return (("input_blocks", "middle_block", "output_blocks").index(stage),
-            *(int(part) for part in rest if part.isdigit()))
+    return (
+        ("input_blocks", "middle_block", "output_blocks").index(stage),
+        *(int(part) for part in rest if part.isdigit()),
+    )
 
 
 def _ldm_name(unet: nn.Module, path: str) -> str:

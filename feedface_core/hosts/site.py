@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import FaceAdapter
 from ..conditioning import Rows, add_control
 from ..config import SiteConfig
+from ..modules.adapter import FaceAdapter
 
 #: Key of a block's ``transformer_options`` for (h, w) of its image tokens, where the sequence holds others too.
 GRID_KEY = "picture_grid"
@@ -64,8 +64,15 @@ class Site:
     def config(self) -> SiteConfig:
         return SiteConfig(self.name, self.width, self.heads, self.head_dim)
 
-    def add_control(self, adapter: FaceAdapter, index: int, args: Sequence[Any], kwargs: Mapping[str, Any],
-                    returned: Any, rows: Rows) -> Any:
+    def add_control(
+        self,
+        adapter: FaceAdapter,
+        index: int,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        returned: Any,
+        rows: Rows,
+    ) -> Any:
         """What the block returned, with a branch of an adapter added on the rows that carry a face.
 
         Args:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..blocks import Attention, scaled_dot_product_attention
 from ..config import SiteConfig
+from ..modules.branch import Attention, scaled_dot_product_attention
 from .site import GRID_KEY, Site
 from .uvit_config import LEADING, UViTConfig
 
@@ -69,8 +69,9 @@ class Block(nn.Module):
         self.norm3 = operations.LayerNorm(width, **factory)
         self.mlp = Mlp(width, config.hidden, operations, **factory)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None,
-                transformer_options: Mapping[str, Any] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: Tensor | None = None, transformer_options: Mapping[str, Any] | None = None
+    ) -> Tensor:
         """``(B, S, C)`` tokens, those of the long skip, and what wrappers of the block read."""
         if skip is not None:
             x = self.norm1(self.skip_linear(torch.cat([x, skip], dim=-1)))  # (B, S, C)
@@ -88,8 +89,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: UViTConfig, operations, **factory):
         super().__init__()
-        self.proj = operations.Conv2d(config.latent_channels, config.width, kernel_size=config.patch,
-                                      stride=config.patch, **factory)
+        self.proj = operations.Conv2d(
+            config.latent_channels, config.width, kernel_size=config.patch, stride=config.patch, **factory
+        )
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.proj(latent).flatten(2).transpose(1, 2)
@@ -114,9 +116,15 @@ class UViT(nn.Module):
         attention: ``(q, k, v, heads) -> out`` on ``(B, S, C)``.
     """
 
-    def __init__(self, config: UViTConfig, *, operations=nn, dtype: torch.dtype | None = None,
-                 device: torch.device | str | None = None,
-                 attention: Attention = scaled_dot_product_attention):
+    def __init__(
+        self,
+        config: UViTConfig,
+        *,
+        operations=nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        attention: Attention = scaled_dot_product_attention,
+    ):
         super().__init__()
         self.config = config
         self.dtype = dtype or torch.get_default_dtype()
@@ -131,8 +139,9 @@ class UViT(nn.Module):
         self.pos_embed_token = nn.Parameter(torch.zeros(1, 1, width, **factory))
 
         def blocks(skip: bool) -> nn.ModuleList:
-            return nn.ModuleList(Block(config, skip, attention, operations, **factory)
-                                 for _ in range(config.depth // 2))
+            return nn.ModuleList(
+                Block(config, skip, attention, operations, **factory) for _ in range(config.depth // 2)
+            )
 
         self.in_blocks = blocks(skip=False)
         self.mid_block = Block(config, False, attention, operations, **factory)
@@ -156,9 +165,16 @@ class UViT(nn.Module):
         times = LEADING - 1
         return torch.cat([table[:, :times], data_type, table[:, times:]], dim=1)
 
-    def forward(self, latent: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor,
-                t_text: Tensor | None = None, data_type: Tensor | None = None,
-                transformer_options: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        latent: Tensor,
+        clip_img: Tensor,
+        text: Tensor,
+        t_img: Tensor,
+        t_text: Tensor | None = None,
+        data_type: Tensor | None = None,
+        transformer_options: Mapping[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             latent: ``(B, 4, H, W)`` noisy picture latent of any size.
@@ -177,8 +193,9 @@ class UViT(nn.Module):
         """
         config = self.config
         if text.shape[1:] != (config.text_tokens, config.text_width):
-            raise ValueError(f"U-ViT text must be (B, {config.text_tokens}, {config.text_width}), "
-                             f"got {tuple(text.shape)}")
+            raise ValueError(
+                f"U-ViT text must be (B, {config.text_tokens}, {config.text_width}), got {tuple(text.shape)}"
+            )
         batch, _, height, width = latent.shape
         # An odd side is padded to whole patches, and cut back at the end.
         padding = (0, -width % config.patch, 0, -height % config.patch)
@@ -188,13 +205,16 @@ class UViT(nn.Module):
         t_text = torch.zeros_like(t_img) if t_text is None else t_text.to(t_img)
         data_type = torch.ones_like(t_img, dtype=torch.long) if data_type is None else data_type
         times = timestep_embedding(torch.stack([t_img, t_text], 1).flatten(), config.width)
-        x = torch.cat([
-            times.view(batch, 2, config.width).to(latent.dtype),  # (B, 2, C)
-            self.token_embedding(data_type.long()).unsqueeze(1).to(latent.dtype),  # (B, 1, C)
-            self.text_embed(text),  # (B, 77, C)
-            self.clip_img_embed(clip_img),  # (B, 1, C)
-            self.patch_embed(latent),  # (B, h·w, C)
-        ], dim=1)
+        x = torch.cat(
+            [
+                times.view(batch, 2, config.width).to(latent.dtype),  # (B, 2, C)
+                self.token_embedding(data_type.long()).unsqueeze(1).to(latent.dtype),  # (B, 1, C)
+                self.text_embed(text),  # (B, 77, C)
+                self.clip_img_embed(clip_img),  # (B, 1, C)
+                self.patch_embed(latent),  # (B, h·w, C)
+            ],
+            dim=1,
+        )
         x = x + self.positions(grid, x)  # (B, S, C)
         x = self._trunk(x, {**(transformer_options or {}), GRID_KEY: grid})
         return self._heads(x, grid, height, width)
@@ -212,15 +232,20 @@ class UViT(nn.Module):
     def _heads(self, x: Tensor, grid: tuple[int, int], height: int, width: int) -> tuple[Tensor, Tensor]:
         patches = grid[0] * grid[1]
         side = self.config.patch
-        clip = self.clip_img_out(x[:, -patches - 1:-patches])  # (B, 1, clip_width)
+        clip = self.clip_img_out(x[:, -patches - 1 : -patches])  # (B, 1, clip_width)
         pixels = self.decoder_pred(x[:, -patches:])  # (B, h·w, p·p·4)
         pixels = pixels.unflatten(-1, (side, side, -1)).unflatten(1, grid)  # (B, h, w, p, p, 4)
         picture = pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, 4, H, W)
         return picture[:, :, :height, :width], clip
 
 
-def text_prefix(tensors: Mapping[str, Tensor], *, operations=nn, dtype: torch.dtype | None = None,
-                device: torch.device | str | None = None) -> nn.Module:
+def text_prefix(
+    tensors: Mapping[str, Tensor],
+    *,
+    operations=nn,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
     """The empty linear ``encode_prefix`` (768 → 64) of the shape found in ``caption_decoder.pth``."""
     outer, inner = tensors["encode_prefix.weight"].shape
     return operations.Linear(inner, outer, dtype=dtype, device=device)
@@ -230,8 +255,11 @@ def list_sites(model: nn.Module) -> list[Site]:
     """Sites of a U-ViT from input to output; an empty list for any other module."""
     if not all(hasattr(model, name) for name in ("in_blocks", "mid_block", "out_blocks", "pos_embed_token")):
         return []
-    names = [*(f"in_blocks.{i}" for i in range(len(model.in_blocks))), "mid_block",
-             *(f"out_blocks.{i}" for i in range(len(model.out_blocks)))]
+    names = [
+        *(f"in_blocks.{i}" for i in range(len(model.in_blocks))),
+        "mid_block",
+        *(f"out_blocks.{i}" for i in range(len(model.out_blocks))),
+    ]
     width, heads = model.config.width, model.config.heads
     return [Site(name, name, width, heads, width // heads) for name in names]
 
@@ -250,5 +278,8 @@ def default_sites(model: nn.Module) -> tuple[SiteConfig, ...]:
     head_dim = 24 if width % 24 == 0 else width // model.config.heads
     half = len(model.in_blocks)
     indices = range(0, max(half - 1, 1), 2)
-    return tuple(SiteConfig(f"{side}.{i}", width, width // head_dim, head_dim)
-                 for side in ("in_blocks", "out_blocks") for i in indices)
+    return tuple(
+        SiteConfig(f"{side}.{i}", width, width // head_dim, head_dim)
+        for side in ("in_blocks", "out_blocks")
+        for i in indices
+    )

@@ -52,12 +52,12 @@ class UViTConfig:
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"U-ViT width {self.width} cannot be split into {self.heads} attention heads")
         if self.depth < 2 or self.depth % 2:
-            raise ValueError(f"U-ViT depth {self.depth} must be even and at least 2: half of it comes before "
-                             "the middle block")
+            raise ValueError(
+                f"U-ViT depth {self.depth} must be even and at least 2: half of it comes before the middle block"
+            )
 
     @classmethod
-    def from_state_dict(cls, tensors: Mapping[str, Tensor],
-                        settings: Mapping[str, Any] | None = None) -> UViTConfig:
+    def from_state_dict(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> UViTConfig:
         """Sizes read off the weights.
 
         Args:
@@ -74,17 +74,21 @@ class UViTConfig:
         width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
         heads = settings.get("heads", _HEADS.get(width))
         if heads is None:
-            raise ValueError(f"a U-ViT of width {width}: the number of attention heads cannot be read off "
-                             'the weights, give it as {"heads": N} in a .json file of the same name '
-                             "beside them")
+            raise ValueError(
+                f"a U-ViT of width {width}: the number of attention heads cannot be read off "
+                'the weights, give it as {"heads": N} in a .json file of the same name '
+                "beside them"
+            )
         text_tokens = int(settings.get("text_tokens", 77))
         positions = tensors["pos_embed"].shape[1] - (LEADING - 1) - text_tokens - 1
         side = math.isqrt(max(positions, 0))
         grid = tuple(settings.get("grid", (side, side)))
         if grid[0] * grid[1] != positions or positions < 1:
-            raise ValueError(f"pos_embed holds {tensors['pos_embed'].shape[1]} positions, which leaves "
-                             f"{positions} for the picture after {text_tokens} text tokens: not a grid of "
-                             f"{grid[0]} x {grid[1]}")
+            raise ValueError(
+                f"pos_embed holds {tensors['pos_embed'].shape[1]} positions, which leaves "
+                f"{positions} for the picture after {text_tokens} text tokens: not a grid of "
+                f"{grid[0]} x {grid[1]}"
+            )
         return cls(
             width=width,
             heads=int(heads),
@@ -109,24 +113,37 @@ def _count(tensors: Mapping[str, Tensor], side: str) -> int:
 
 def check_signature(tensors: Mapping[str, Tensor]) -> None:
     """Raises :class:`NotUniDiffuser`, saying what the keys look like instead."""
-    trunk = ("pos_embed", "patch_embed.proj.weight", "in_blocks.0.attn.qkv.weight",
-             "mid_block.attn.qkv.weight", "out_blocks.0.skip_linear.weight", "decoder_pred.weight")
+    trunk = (
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "in_blocks.0.attn.qkv.weight",
+        "mid_block.attn.qkv.weight",
+        "out_blocks.0.skip_linear.weight",
+        "decoder_pred.weight",
+    )
     missing = [key for key in trunk if key not in tensors]
     if missing:
         raise NotUniDiffuser(f"{_guess(tensors)}; a U-ViT has {missing[0]}, which is not there")
     if "clip_img_embed.weight" not in tensors or "text_embed.weight" not in tensors:
-        raise NotUniDiffuser("this is a U-ViT, but not UniDiffuser's: it has no text_embed and "
-                             "clip_img_embed. The file needed is uvit_v1.pth")
+        raise NotUniDiffuser(
+            "this is a U-ViT, but not UniDiffuser's: it has no text_embed and "
+            "clip_img_embed. The file needed is uvit_v1.pth"
+        )
     if "pos_embed_token" not in tensors or "token_embedding.weight" not in tensors:
-        raise NotUniDiffuser("this is UniDiffuser v0: it has no data-type token (pos_embed_token and "
-                             "token_embedding). FeedFace needs version 1, the file uvit_v1.pth")
+        raise NotUniDiffuser(
+            "this is UniDiffuser v0: it has no data-type token (pos_embed_token and "
+            "token_embedding). FeedFace needs version 1, the file uvit_v1.pth"
+        )
     inner, outer = _count(tensors, "in_blocks"), _count(tensors, "out_blocks")
     if inner != outer:
-        raise NotUniDiffuser(f"{inner} blocks before the middle and {outer} after it, but a U-ViT has the "
-                             "same number on both sides: the file is incomplete or another variant")
+        raise NotUniDiffuser(
+            f"{inner} blocks before the middle and {outer} after it, but a U-ViT has the "
+            "same number on both sides: the file is incomplete or another variant"
+        )
     if "in_blocks.0.norm3.weight" not in tensors:
-        raise NotUniDiffuser("this U-ViT has pre-norm blocks (no norm3), UniDiffuser v1's are post-norm. "
-                             "The file needed is uvit_v1.pth")
+        raise NotUniDiffuser(
+            "this U-ViT has pre-norm blocks (no norm3), UniDiffuser v1's are post-norm. The file needed is uvit_v1.pth"
+        )
 
 
 def _guess(tensors: Mapping[str, Tensor]) -> str:

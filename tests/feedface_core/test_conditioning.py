@@ -7,17 +7,18 @@ import math
 import pytest
 import torch
 
-from feedface_core.adapter import FaceAdapter
 from feedface_core.conditioning import Face, FaceControl, add_control, combine_references, merge_rows, mix_faces
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
+from feedface_core.modules.adapter import FaceAdapter
 
 ENCODER = EncoderConfig(config={"hidden_size": 12, "patch_size": 112}, image_size=224)  # five tokens
 
 
 def make_adapter(**fields) -> FaceAdapter:
     torch.manual_seed(0)
-    adapter = FaceAdapter(AdapterConfig("sd_unet", (SiteConfig("a", 24, 3, 8), SiteConfig("b", 24, 3, 8)), 16, ENCODER,
-                                        **fields))
+    adapter = FaceAdapter(
+        AdapterConfig("sd_unet", (SiteConfig("a", 24, 3, 8), SiteConfig("b", 24, 3, 8)), 16, ENCODER, **fields)
+    )
     for branch in adapter.branches:
         torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
     return adapter.requires_grad_(False)
@@ -55,18 +56,22 @@ def test_equal_weights_need_no_bias():
 
 def test_averages():
     torch.testing.assert_close(combined(Face(HIDDEN, (3.0, 1.0, 0.0), "average"))[0][0], HIDDEN[:2].mean(0))
-    torch.testing.assert_close(combined(Face(HIDDEN, (3.0, 1.0, 0.0), "weighted_average"))[0][0],
-                               0.75 * HIDDEN[0] + 0.25 * HIDDEN[1])
+    torch.testing.assert_close(
+        combined(Face(HIDDEN, (3.0, 1.0, 0.0), "weighted_average"))[0][0], 0.75 * HIDDEN[0] + 0.25 * HIDDEN[1]
+    )
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"hidden": torch.zeros(0, 5, 12)}, "needs hidden states"),
-    ({"hidden": torch.zeros(5, 12)}, "needs hidden states"),
-    ({"weights": (1.0,)}, "1 weights for 3 references"),
-    ({"weights": (1.0, -1.0, 0.0)}, "finite and not negative"),
-    ({"weights": (1.0, float("nan"), 0.0)}, "finite and not negative"),
-    ({"combination": "mean"}, "combination is 'mean', expected one of concat, average, weighted_average"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"hidden": torch.zeros(0, 5, 12)}, "needs hidden states"),
+        ({"hidden": torch.zeros(5, 12)}, "needs hidden states"),
+        ({"weights": (1.0,)}, "1 weights for 3 references"),
+        ({"weights": (1.0, -1.0, 0.0)}, "finite and not negative"),
+        ({"weights": (1.0, float("nan"), 0.0)}, "finite and not negative"),
+        ({"combination": "mean"}, "combination is 'mean', expected one of concat, average, weighted_average"),
+    ],
+)
 def test_bad_faces_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Face(**{"hidden": HIDDEN, **fields})
@@ -86,7 +91,7 @@ def test_each_row_gets_its_own_face_and_strength(tap):
     branch = adapter.branches[1]
 
     def added(row, hidden):
-        return branch(source[row:row + 1], branch.project_face(adapter.project(hidden.flatten(0, 1)[None])))[0]
+        return branch(source[row : row + 1], branch.project_face(adapter.project(hidden.flatten(0, 1)[None])))[0]
 
     assert torch.equal(out[0], Y[0])
     torch.testing.assert_close(out[1], Y[1] + 0.5 * added(1, HIDDEN[:1]))

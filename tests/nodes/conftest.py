@@ -10,19 +10,36 @@ import torch
 from support.small_model import build_model
 from torch import Tensor
 
-ENCODER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-           "patch_size": 56, "image_size": 224}
+ENCODER = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": 56,
+    "image_size": 224,
+}
 
 
 @pytest.fixture(scope="session")
 def pack(comfy) -> SimpleNamespace:
     """The pack's modules as ComfyUI has them."""
-    names = {"patches": "nodes.model_patch", "apply": "nodes.apply", "face": "nodes.face", "guidance": "nodes.guidance",
-             "loaders": "nodes.loaders", "adapter": "nodes.adapter", "folders": "nodes.folders",
-             "format": "feedface_core.format", "config": "feedface_core.config",
-             "conditioning": "feedface_core.conditioning", "core_adapter": "feedface_core.adapter",
-             "encoder": "feedface_core.encoder", "sd_unet": "feedface_core.hosts.sd_unet",
-             "site": "feedface_core.hosts.site", "core_guidance": "feedface_core.guidance"}
+    names = {
+        "patches": "nodes.model_patch",
+        "apply": "nodes.apply",
+        "face": "nodes.encode",
+        "guidance": "nodes.guider",
+        "loaders": "nodes.load",
+        "adapter": "nodes.adapter",
+        "folders": "nodes.folders",
+        "format": "feedface_core.files.adapter_file",
+        "config": "feedface_core.config",
+        "conditioning": "feedface_core.conditioning",
+        "core_adapter": "feedface_core.modules.adapter",
+        "encoder": "feedface_core.modules.encoder",
+        "sd_unet": "feedface_core.hosts.sd_unet",
+        "site": "feedface_core.hosts.site",
+        "core_guidance": "feedface_core.guidance",
+    }
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 
 
@@ -52,8 +69,9 @@ def make_adapter(pack, tmp_path_factory) -> Callable:
         path = tmp_path_factory.mktemp("adapters") / name
         encoder = config.EncoderConfig(config=ENCODER, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
         sites = pack.sd_unet.default_sites(build_model().get_model_object("diffusion_model"))
-        host = pack.config.AdapterConfig(**{"host": "sd_unet", "sites": sites, "context_width": 32, "encoder": encoder,
-                                            **fields})
+        host = pack.config.AdapterConfig(
+            **{"host": "sd_unet", "sites": sites, "context_width": 32, "encoder": encoder, **fields}
+        )
         torch.manual_seed(seed)
         adapter = pack.core_adapter.FaceAdapter(host)
         if not zero:

@@ -46,12 +46,15 @@ def detect(comfy, image, **options):
 # Adapter files.
 
 
-@pytest.mark.parametrize("name, contents, message", [
-    ("short.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "truncated or of another kind"),
-    ("notes.safetensors", b"just some text, no weights", "truncated or of another kind"),
-    ("code.pt", pickle.dumps(Bomb()), "holds code, which is never run"),
-    ("old.ckpt", b"PK\x03\x04 broken", "truncated, of an older pickle format, or holds code"),
-])
+@pytest.mark.parametrize(
+    "name, contents, message",
+    [
+        ("short.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "truncated or of another kind"),
+        ("notes.safetensors", b"just some text, no weights", "truncated or of another kind"),
+        ("code.pt", pickle.dumps(Bomb()), "holds code, which is never run"),
+        ("old.ckpt", b"PK\x03\x04 broken", "truncated, of an older pickle format, or holds code"),
+    ],
+)
 def test_adapter_file_that_is_none(pack, model_folder, name, contents, message):
     (model_folder / name).write_bytes(contents)
     with pytest.raises(ValueError, match=message) as caught:
@@ -78,8 +81,10 @@ def test_face_encoder_that_is_not_there(pack, adapter):
 def test_adapter_without_its_encoder(pack, model_folder, adapter):
     found = pack.format.load_adapter(adapter.path)
     pack.format.save_adapter(model_folder / "bare.safetensors", found.config, found.tensors)
-    message = (r"bare.safetensors needs the face encoder openai/clip-vit-base-patch32.*Looked for a file with "
-               r"'clip-vit-base-patch32' in its name in .*clip; found no files")
+    message = (
+        r"bare.safetensors needs the face encoder openai/clip-vit-base-patch32.*Looked for a file with "
+        r"'clip-vit-base-patch32' in its name in .*clip; found no files"
+    )
     with pytest.raises(ValueError, match=message):
         load(pack, "bare.safetensors")
     import folder_paths
@@ -113,8 +118,11 @@ def test_adapter_with_a_wrong_encoder(pack, model_folder, adapter):
 
 def test_adapter_of_another_family(pack, adapter, face):
     wide = build_model(context_dim=768, model_channels=64)
-    with pytest.raises(ValueError, match=r"adapter-1.*was made for a U-Net with Stable Diffusion's layout with 7 sites "
-                                         r"of widths \[32, 64\], but this model is .* of widths \[64, 128\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"adapter-1.*was made for a U-Net with Stable Diffusion's layout with 7 sites "
+        r"of widths \[32, 64\], but this model is .* of widths \[64, 128\]",
+    ):
         apply(pack, wide, adapter, face)
 
 
@@ -128,18 +136,31 @@ def test_model_of_an_unsupported_family(pack, model, adapter, face):
 # Photos and crops.
 
 
-@pytest.mark.parametrize("image, options, message", [
-    (torch.full((1, 64, 64, 3), float("nan")), {}, "NaN"),
-    (torch.rand(1, 64, 64, 5), {}, "5 channels|64, 64, 5"),
-    (torch.rand(0, 64, 64, 3), {}, r"found the shape \(0, 64, 64, 3\)"),
-    (torch.rand(1, 5, 5, 3), {}, "largest has 5 pixels and min_size is 20"),
-    (torch.rand(1, 64, 64, 3), {"indexes": "3"}, r"face 3 was asked for, but 1 face\(s\) were found"),
-    (torch.rand(1, 64, 64, 3), {"indexes": "first"}, "first"),
-    (torch.rand(1, 64, 64, 3), {"boxes": "[[1, 2"}, "JSON"),
-    (torch.rand(1, 64, 64, 3), {"boxes": "[[10, 10, 15, 15]]"}, "largest has 5 pixels"),
-    (torch.rand(1, 64, 64, 3), {"mask": torch.ones(1, 32, 48)}, "48"),
-], ids=["NaN", "five channels", "empty batch", "five pixels", "index", "index word", "broken boxes", "tiny box",
-        "mask size"])
+@pytest.mark.parametrize(
+    "image, options, message",
+    [
+        (torch.full((1, 64, 64, 3), float("nan")), {}, "NaN"),
+        (torch.rand(1, 64, 64, 5), {}, "5 channels|64, 64, 5"),
+        (torch.rand(0, 64, 64, 3), {}, r"found the shape \(0, 64, 64, 3\)"),
+        (torch.rand(1, 5, 5, 3), {}, "largest has 5 pixels and min_size is 20"),
+        (torch.rand(1, 64, 64, 3), {"indexes": "3"}, r"face 3 was asked for, but 1 face\(s\) were found"),
+        (torch.rand(1, 64, 64, 3), {"indexes": "first"}, "first"),
+        (torch.rand(1, 64, 64, 3), {"boxes": "[[1, 2"}, "JSON"),
+        (torch.rand(1, 64, 64, 3), {"boxes": "[[10, 10, 15, 15]]"}, "largest has 5 pixels"),
+        (torch.rand(1, 64, 64, 3), {"mask": torch.ones(1, 32, 48)}, "48"),
+    ],
+    ids=[
+        "NaN",
+        "five channels",
+        "empty batch",
+        "five pixels",
+        "index",
+        "index word",
+        "broken boxes",
+        "tiny box",
+        "mask size",
+    ],
+)
 def test_photos(comfy, image, options, message):
     with pytest.raises(ValueError, match=f"(?i)FeedFace Detect Faces.*({message})"):
         detect(comfy, image, **options)
@@ -158,25 +179,31 @@ def test_grey_and_transparent_photos_are_fine(comfy):
         assert crops.shape == (1, 224, 224, 3)
 
 
-@pytest.mark.parametrize("crops, message", [
-    (None, "got nothing"),
-    (torch.rand(0, 64, 64, 3), r"got shape \(0, 64, 64, 3\)"),
-    (torch.rand(64, 64, 3), r"got shape \(64, 64, 3\)"),
-    (torch.rand(1, 64, 64, 5), "5 channels, expected 3"),
-    (torch.full((1, 64, 64, 3), float("inf")), "NaN or infinite"),
-    (torch.rand(1, 5, 5, 3), "5 × 5 pixels, too small"),
-])
+@pytest.mark.parametrize(
+    "crops, message",
+    [
+        (None, "got nothing"),
+        (torch.rand(0, 64, 64, 3), r"got shape \(0, 64, 64, 3\)"),
+        (torch.rand(64, 64, 3), r"got shape \(64, 64, 3\)"),
+        (torch.rand(1, 64, 64, 5), "5 channels, expected 3"),
+        (torch.full((1, 64, 64, 3), float("inf")), "NaN or infinite"),
+        (torch.rand(1, 5, 5, 3), "5 × 5 pixels, too small"),
+    ],
+)
 def test_crops(pack, adapter, crops, message):
     with pytest.raises(ValueError, match=f"FeedFace Encode Faces: .*{message}"):
         pack.face.EncodeFaces.execute(adapter, crops)
 
 
-@pytest.mark.parametrize("weights, message", [
-    ("1, 2", r"2 weights \('1, 2'\) for 1 crops"),
-    ("heavy", "are not numbers separated by commas"),
-    ("-1", "finite and not negative"),
-    ("nan", "finite and not negative"),
-])
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ("1, 2", r"2 weights \('1, 2'\) for 1 crops"),
+        ("heavy", "are not numbers separated by commas"),
+        ("-1", "finite and not negative"),
+        ("nan", "finite and not negative"),
+    ],
+)
 def test_weights(pack, adapter, crops, weights, message):
     with pytest.raises(ValueError, match=message):
         pack.face.EncodeFaces.execute(adapter, crops[:1], weights=weights)
@@ -188,8 +215,11 @@ def test_weights(pack, adapter, crops, weights, message):
 def test_face_of_another_encoder(pack, model, adapter, make_adapter, crops):
     other = make_adapter(seed=7)
     stranger = pack.face.EncodeFaces.execute(other, crops[:1]).args[0]
-    with pytest.raises(ValueError, match=f"encoded by encoder {other.encoder_fingerprint}.*was trained with "
-                                         f"{adapter.encoder_fingerprint}.*Encode the photos again"):
+    with pytest.raises(
+        ValueError,
+        match=f"encoded by encoder {other.encoder_fingerprint}.*was trained with "
+        f"{adapter.encoder_fingerprint}.*Encode the photos again",
+    ):
         apply(pack, model, adapter, stranger)
     positive = pack.apply.SetFace.execute(prompt(POSITIVE), 1.0, stranger).args[0]
     with pytest.raises(ValueError, match="Encode the photos again"):
@@ -233,10 +263,13 @@ def test_start_after_end(pack, model, adapter, face):
         apply(pack, model, adapter, face, start=0.8, end=0.2)
 
 
-@pytest.mark.parametrize("mask, message", [
-    (torch.ones(1, 16, 32), r"face mask is 32 × 16 pixels, but the picture being made has the shape 16 × 16"),
-    (torch.ones(3, 16, 16), "3 face masks for a batch of 1 pictures"),
-])
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (torch.ones(1, 16, 32), r"face mask is 32 × 16 pixels, but the picture being made has the shape 16 × 16"),
+        (torch.ones(3, 16, 16), "3 face masks for a batch of 1 pictures"),
+    ],
+)
 def test_masks_that_do_not_fit_the_picture(pack, model, adapter, face, mask, message):
     calls = []
     patched = apply(pack, model, adapter, face, mask=mask)
@@ -245,11 +278,14 @@ def test_masks_that_do_not_fit_the_picture(pack, model, adapter, face, mask, mes
     assert not calls  # before the first step
 
 
-@pytest.mark.parametrize("mask, message", [
-    (torch.full((1, 16, 16), float("nan")), "FeedFace Apply Adapter: mask holds NaN"),
-    (torch.ones(1, 0, 16), "FeedFace Apply Adapter: mask must be"),
-    (torch.ones(1, 1, 16, 16), "FeedFace Apply Adapter: mask must be"),
-])
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (torch.full((1, 16, 16), float("nan")), "FeedFace Apply Adapter: mask holds NaN"),
+        (torch.ones(1, 0, 16), "FeedFace Apply Adapter: mask must be"),
+        (torch.ones(1, 1, 16, 16), "FeedFace Apply Adapter: mask must be"),
+    ],
+)
 def test_masks_that_are_none(pack, model, adapter, face, mask, message):
     with pytest.raises(ValueError, match=message):
         apply(pack, model, adapter, face, mask=mask)

@@ -33,13 +33,11 @@ def test_fresh_adapter_changes_nothing(pack, model, make_adapter, crops):
     assert torch.equal(sample(apply(pack, model, fresh, face_of(pack, fresh, crops))), sample(model))
 
 
-@pytest.mark.parametrize("options", [
-    {"strength": 0.0},
-    {"face": None},
-    {"mask": torch.zeros(1, 16, 16)},
-    {"start": 1.0},
-    {"end": 0.0},
-], ids=["strength 0", "no face", "mask of zeros", "starts at the end", "ends at the start"])
+@pytest.mark.parametrize(
+    "options",
+    [{"strength": 0.0}, {"face": None}, {"mask": torch.zeros(1, 16, 16)}, {"start": 1.0}, {"end": 0.0}],
+    ids=["strength 0", "no face", "mask of zeros", "starts at the end", "ends at the start"],
+)
 def test_off_is_the_unpatched_model(pack, model, adapter, face, options):
     assert torch.equal(sample(apply(pack, model, adapter, **{"face": face, **options})), sample(model))
 
@@ -135,8 +133,11 @@ def test_twenty_runs_give_one_picture_and_no_growth(pack, model, adapter, face):
 def test_keys_and_values_live_no_longer_than_the_run(pack, model, adapter, face, monkeypatch):
     alive = weakref.WeakSet()
     original = pack.core_adapter.FaceAdapter.control
-    monkeypatch.setattr(pack.core_adapter.FaceAdapter, "control",
-                        lambda self, *args, **kwargs: (made := original(self, *args, **kwargs), alive.add(made))[0])
+    monkeypatch.setattr(
+        pack.core_adapter.FaceAdapter,
+        "control",
+        lambda self, *args, **kwargs: (made := original(self, *args, **kwargs), alive.add(made))[0],
+    )
     made = []
     sample(apply(pack, model, adapter, face), callback=lambda *_: made.append(len(alive)))
     gc.collect()

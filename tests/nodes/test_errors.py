@@ -15,8 +15,11 @@ from feedface_core.faces import FaceError
 def error_classes(comfy) -> set[type[Exception]]:
     """Every class of error in a module of the pack, those of modules that are imported late included."""
     packages = [comfy.module("feedface_core"), comfy.module("nodes")]
-    names = [module.name for package in packages
-             for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    names = [
+        module.name
+        for package in packages
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
     values = [value for name in names for value in vars(importlib.import_module(name)).values()]
     return {value for value in values if isinstance(value, type) and issubclass(value, Exception)}
 
@@ -33,5 +36,5 @@ def test_errors_are_shown_without_the_path_of_their_module(comfy, error_classes)
 
 def test_errors_of_the_trainer_keep_their_module() -> None:
     """Its workers send them to one another by module and name; ComfyUI has a copy of its own."""
-    assert FaceError.__module__ == "feedface_core.faces.face"
+    assert FaceError.__module__ == "feedface_core.faces.box"
     assert isinstance(pickle.loads(pickle.dumps(FaceError("no face"))), FaceError)

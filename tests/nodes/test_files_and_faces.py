@@ -13,8 +13,10 @@ def folder_lists(comfy, monkeypatch, tmp_path):
     """ComfyUI's table of folders, to be changed at will."""
     import folder_paths
 
-    table = {name: (list(paths), set(extensions))
-             for name, (paths, extensions) in folder_paths.folder_names_and_paths.items()}
+    table = {
+        name: (list(paths), set(extensions))
+        for name, (paths, extensions) in folder_paths.folder_names_and_paths.items()
+    }
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     folder_paths.filename_list_cache.clear()
@@ -51,8 +53,10 @@ def test_an_empty_list_says_which_folder_is_empty(pack, folder_lists, tmp_path, 
     for name in ("feedface", "feedface_faces"):
         folder_lists.pop(name)
     pack.folders.register()
-    for node, name, folder in ((pack.loaders.LoadAdapter, "adapter_name", "models/feedface"),
-                               (pack.face.LoadFace, "face_name", "models/feedface/faces")):
+    for node, name, folder in (
+        (pack.loaders.LoadAdapter, "adapter_name", "models/feedface"),
+        (pack.face.LoadFace, "face_name", "models/feedface/faces"),
+    ):
         (shown,) = options_of(node, name)
         assert shown == f"nothing in {folder}"
         assert re.search(rf"FeedFace: nothing to choose from; looked in .*{folder}", node.validate_inputs(shown))
@@ -150,6 +154,7 @@ def test_a_blend_of_two_faces(pack, face, other_face):
 def test_faces_of_adapters_with_one_encoder_are_interchangeable(pack, adapter, face, tmp_path):
     """The same adapter in half precision has the same encoder as far as faces are concerned."""
     file = pack.format.load_adapter(adapter.path)
-    path = pack.format.save_adapter(tmp_path / "half.safetensors", file.config, file.tensors, file.encoder_tensors,
-                                    dtype=torch.float16)
+    path = pack.format.save_adapter(
+        tmp_path / "half.safetensors", file.config, file.tensors, file.encoder_tensors, dtype=torch.float16
+    )
     pack.adapter.LoadedAdapter(str(path)).check_face(face)

@@ -47,24 +47,30 @@ def test_forms_equal_their_formulas(pack, patched, predictions, form, scales):
     assert (out - expected).norm() <= 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("form, scales, rows", [
-    ("text, then face", (3.0, 2.0, 0.0), 3),
-    ("text, then face", (3.0, 3.0, 0.0), 2),  # ε(t,∅) cancels
-    ("text, then face", (1.0, 2.0, 0.0), 2),  # ε(∅,∅) cancels
-    ("text, then face", (1.0, 1.0, 0.0), 1),
-    ("face, then text", (3.0, 2.0, 0.0), 3),
-    ("three weights", (3.0, 2.0, 1.0), 4),
-    ("three weights", (3.0, 0.0, 0.0), 2),
-    ("three weights", (0.7, 0.2, 0.1), 3),  # what rounding leaves of 1 − 0.7 − 0.2 − 0.1 is no row
-    ("joint", (0.0, 0.0, 0.0), 1),
-    ("joint", (2.0, 0.0, 0.0), 2),
-])
+@pytest.mark.parametrize(
+    "form, scales, rows",
+    [
+        ("text, then face", (3.0, 2.0, 0.0), 3),
+        ("text, then face", (3.0, 3.0, 0.0), 2),  # ε(t,∅) cancels
+        ("text, then face", (1.0, 2.0, 0.0), 2),  # ε(∅,∅) cancels
+        ("text, then face", (1.0, 1.0, 0.0), 1),
+        ("face, then text", (3.0, 2.0, 0.0), 3),
+        ("three weights", (3.0, 2.0, 1.0), 4),
+        ("three weights", (3.0, 0.0, 0.0), 2),
+        ("three weights", (0.7, 0.2, 0.1), 3),  # what rounding leaves of 1 − 0.7 − 0.2 − 0.1 is no row
+        ("joint", (0.0, 0.0, 0.0), 1),
+        ("joint", (2.0, 0.0, 0.0), 2),
+    ],
+)
 def test_a_weight_of_zero_skips_its_prediction(pack, patched, form, scales, rows):
     seen = []
     counted = patched.clone()
     counted.set_model_unet_function_wrapper(
-        lambda apply_model, args: (seen.append(args["input"].shape[0]), apply_model(args["input"], args["timestep"],
-                                                                                   **args["c"]))[1])
+        lambda apply_model, args: (
+            seen.append(args["input"].shape[0]),
+            apply_model(args["input"], args["timestep"], **args["c"]),
+        )[1]
+    )
     sample(counted, guider=make(pack, counted, form, *scales), steps=1)
     assert sum(seen) == rows
 
@@ -78,12 +84,17 @@ def test_equal_scales_in_a_nested_form_are_plain_guidance(pack, patched):
 def test_face_only_prediction_keeps_the_regions_of_the_prompt(pack, model, adapter, face, other_face):
     """Two people in two areas: with text scale 0 the faces still act in their own areas."""
     areas = [(16, 8, 0, 0), (16, 8, 0, 8)]
-    regions = [entry for area, who in zip(areas, (face, other_face), strict=True)
-               for entry in pack.apply.SetFace.execute(prompt(20, area=area, strength=1.0), 1.0, who).args[0]]
+    regions = [
+        entry
+        for area, who in zip(areas, (face, other_face), strict=True)
+        for entry in pack.apply.SetFace.execute(prompt(20, area=area, strength=1.0), 1.0, who).args[0]
+    ]
     patched = apply(pack, model, adapter)
     out = sample(patched, guider=make(pack, patched, "three weights", 0.0, 1.0, 0.0, positive=regions), steps=1)
-    faced = [pack.apply.SetFace.execute(prompt(NEGATIVE, area=area, strength=1.0), 1.0, who).args[0][0]
-             for area, who in zip(areas, (face, other_face), strict=True)]
+    faced = [
+        pack.apply.SetFace.execute(prompt(NEGATIVE, area=area, strength=1.0), 1.0, who).args[0][0]
+        for area, who in zip(areas, (face, other_face), strict=True)
+    ]
     expected = sample(patched, faced, NEG, cfg=1.0, steps=1)
     assert (out - expected).norm() <= 1e-5 * expected.norm()
 
@@ -98,14 +109,18 @@ def with_core_node(model, module: str, node: str, *values):
     return found().patch(model, *values)[0]
 
 
-@pytest.mark.parametrize("node", [
-    ("nodes_model_advanced", "RescaleCFG", 0.7),  # in place of the guidance
-    ("nodes_tcfg", "TCFG"),  # before it
-    ("nodes_pag", "PerturbedAttentionGuidance", 3.0),  # behind it
-    ("nodes_mahiro", "Mahiro"),
-    ("nodes_apg", "APG", 1.0, 5.0, 0.0),
-    ("nodes_cfg", "CFGZeroStar"),
-], ids=lambda node: node[1])
+@pytest.mark.parametrize(
+    "node",
+    [
+        ("nodes_model_advanced", "RescaleCFG", 0.7),  # in place of the guidance
+        ("nodes_tcfg", "TCFG"),  # before it
+        ("nodes_pag", "PerturbedAttentionGuidance", 3.0),  # behind it
+        ("nodes_mahiro", "Mahiro"),
+        ("nodes_apg", "APG", 1.0, 5.0, 0.0),
+        ("nodes_cfg", "CFGZeroStar"),
+    ],
+    ids=lambda node: node[1],
+)
 def test_functions_of_other_nodes_run(pack, comfy, patched, node):
     """With equal scales the form is plain guidance, so each node does what it does under KSampler; with others as well
     it changes the picture."""
@@ -127,8 +142,9 @@ def test_a_function_instead_of_the_evaluation_runs(pack, patched):
 
     def evaluate(args):
         calls.append(len(args["conds"]))
-        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"],
-                                              args["model_options"])
+        return comfy.samplers.calc_cond_batch(
+            args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
+        )
 
     changed.set_model_sampler_calc_cond_batch_function(evaluate)
     out = sample(changed, guider=make(pack, changed, "text, then face"), steps=1)

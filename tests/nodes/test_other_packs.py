@@ -66,8 +66,8 @@ def tiles_one_by_one(model):
         out = torch.empty_like(x)
         for i in (0, half):
             for j in (0, half):
-                part = x[:, :, i:i + half, j:j + half]
-                out[:, :, i:i + half, j:j + half] = apply_model(part, arguments["timestep"], **arguments["c"])
+                part = x[:, :, i : i + half, j : j + half]
+                out[:, :, i : i + half, j : j + half] = apply_model(part, arguments["timestep"], **arguments["c"])
         return out
 
     tiled.set_model_unet_function_wrapper(wrapper)
@@ -86,9 +86,11 @@ def test_a_batch_that_is_no_multiple_is_refused(pack, model, adapter, face):
 
     def wrapper(apply_model, arguments):
         x = torch.cat([arguments["input"], arguments["input"][:1]])
-        c = {key: torch.cat([value, value[:1]]) if isinstance(value, torch.Tensor) else value
-             for key, value in arguments["c"].items()}
-        return apply_model(x, torch.cat([arguments["timestep"]] * 2)[:len(x)], **c)[:-1]
+        c = {
+            key: torch.cat([value, value[:1]]) if isinstance(value, torch.Tensor) else value
+            for key, value in arguments["c"].items()
+        }
+        return apply_model(x, torch.cat([arguments["timestep"]] * 2)[: len(x)], **c)[:-1]
 
     patched.set_model_unet_function_wrapper(wrapper)
     with pytest.raises(ValueError, match="called with 3 rows, but ComfyUI stacked 2 .* batch size to 1"):
@@ -102,8 +104,12 @@ def past_apply_model(model):
     def wrapper(apply_model, arguments):
         base, x, sigma, c = apply_model.__self__, arguments["input"], arguments["timestep"], arguments["c"]
         scaled = base.model_sampling.calculate_input(sigma, x)
-        out = base.diffusion_model(scaled, base.model_sampling.timestep(sigma).float(), context=c["c_crossattn"],
-                                   transformer_options=c["transformer_options"])
+        out = base.diffusion_model(
+            scaled,
+            base.model_sampling.timestep(sigma).float(),
+            context=c["c_crossattn"],
+            transformer_options=c["transformer_options"],
+        )
         return base.model_sampling.calculate_denoised(sigma, out, x)
 
     past.set_model_unet_function_wrapper(wrapper)
@@ -135,7 +141,11 @@ def in_windows(model, length: int):
     windowed = model.clone()
     windowed.model_options["context_handler"] = core.IndexListContextHandler(
         core.get_matching_context_schedule(core.ContextSchedules.BATCHED),
-        core.get_matching_fuse_method(core.ContextFuseMethods.FLAT), context_length=length, context_overlap=0, dim=0)
+        core.get_matching_fuse_method(core.ContextFuseMethods.FLAT),
+        context_length=length,
+        context_overlap=0,
+        dim=0,
+    )
     core.create_prepare_sampling_wrapper(windowed)
     return windowed
 
@@ -195,8 +205,11 @@ def test_prompts_without_a_face_get_the_null_face(pack, model, null_adapter, fac
     assert torch.equal(own, everywhere)
     assert not close(own, sample(apply(pack, model, null_adapter), set_face(pack, positive, face), negative, cfg=1.0))
     # At cfg 0 only the negative counts: the null face changes it.
-    assert not close(sample(apply(pack, model, null_adapter, face), positive, negative, cfg=0.0),
-                     sample(model, positive, negative, cfg=0.0), 1e-3)
+    assert not close(
+        sample(apply(pack, model, null_adapter, face), positive, negative, cfg=0.0),
+        sample(model, positive, negative, cfg=0.0),
+        1e-3,
+    )
 
 
 def test_without_any_face_the_null_face_is_off(pack, model, null_adapter, face):

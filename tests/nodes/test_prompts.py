@@ -90,8 +90,12 @@ def test_perp_neg(pack, comfy, model, adapter, face, rows_seen):
 def test_two_people_in_two_areas(pack, model, adapter, face, other_face, rows_seen):
     """(h, w, y, x) areas in latent pixels; each row meets the branch with its own face and token grid."""
     left = set_face(pack, prompt(21, area=(16, 8, 0, 0), strength=1.0, set_area_to_bounds=False), face)
-    right = set_face(pack, prompt(22, area=(16, 8, 0, 8), strength=1.0, set_area_to_bounds=False), other_face,
-                     mask=torch.ones(1, 16, 16))
+    right = set_face(
+        pack,
+        prompt(22, area=(16, 8, 0, 8), strength=1.0, set_area_to_bounds=False),
+        other_face,
+        mask=torch.ones(1, 16, 16),
+    )
     out = sample(apply(pack, model, adapter), left + right, NEG)
     assert merged(rows_seen) == {tag(left): face, tag(right): other_face, tag(NEG): None}
     assert torch.isfinite(out).all()
@@ -158,11 +162,12 @@ def test_batch_of_pictures(pack, model, adapter, face):
     noise = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
 
     def run(rows):
-        return comfy.sample.sample(patched, rows, 2, 3.0, "euler", "normal", POS, NEG, torch.zeros_like(rows), seed=1,
-                                   disable_pbar=True)
+        return comfy.sample.sample(
+            patched, rows, 2, 3.0, "euler", "normal", POS, NEG, torch.zeros_like(rows), seed=1, disable_pbar=True
+        )
 
     whole = run(noise)
-    single = torch.cat([run(noise[index:index + 1]) for index in range(3)])
+    single = torch.cat([run(noise[index : index + 1]) for index in range(3)])
     assert (whole - single).norm() <= 1e-5 * whole.norm()
 
 
@@ -215,8 +220,12 @@ def test_controlnet(pack, comfy, model, adapter, face):
 def test_lora_on_the_same_blocks(pack, model, adapter, face):
     """LoRA keys still resolve on a patched model, before or after it."""
     weight = model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2.to_v.weight
-    lora = {"diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight":
-            ("diff", (torch.full_like(weight, 0.2),))}
+    lora = {
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight": (
+            "diff",
+            (torch.full_like(weight, 0.2),),
+        )
+    }
 
     def with_lora(patcher):
         clone = patcher.clone()

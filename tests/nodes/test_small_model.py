@@ -15,7 +15,7 @@ def parts(comfy, tmp_path_factory):
     """A folder with an untrained small system, its parts, and the node's module."""
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    from trainer.small import autoencoder, denoiser, system, text
+    from examples.small_model import autoencoder, denoiser, system, text
 
     folder = tmp_path_factory.mktemp("small")
     tokenizer = text.write_tokenizer(folder / "words")
@@ -33,7 +33,7 @@ def parts(comfy, tmp_path_factory):
 
 @torch.no_grad()
 def test_text_states_agree_with_transformers(parts):
-    from trainer.small.text import tokenize
+    from examples.small_model.text import tokenize
 
     clip = parts["node"].load_clip(parts["folder"])
     expected = parts["text"](tokenize(parts["tokenizer"], [CAPTION])).last_hidden_state
@@ -45,8 +45,11 @@ def test_text_states_agree_with_transformers(parts):
 def test_nothing_is_left_uninitialised(parts):
     """Checkpoint Save writes every weight, those that the system has no file for too."""
     node, folder = parts["node"], parts["folder"]
-    weights = {**node.load_clip(folder).get_sd(), **node.load_vae(folder).get_sd(),
-               **node.load_model(folder).model.diffusion_model.state_dict()}
+    weights = {
+        **node.load_clip(folder).get_sd(),
+        **node.load_vae(folder).get_sd(),
+        **node.load_model(folder).model.diffusion_model.state_dict(),
+    }
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     projection = next(weight for name, weight in weights.items() if name.endswith("text_projection.weight"))
     assert torch.equal(projection.float(), torch.eye(128))

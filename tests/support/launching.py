@@ -85,9 +85,14 @@ class Run:
         self._below: set[psutil.Process] = set()
         with open(log, "w") as output:
             self._process = subprocess.Popen(
-                list(line), cwd=ROOT, env={**os.environ, **own}, stdout=output, stderr=output, start_new_session=True,
+                list(line),
+                cwd=ROOT,
+                env={**os.environ, **own},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
                 preexec_fn=_take_interrupts,
-            )  # fmt: skip
+            )
 
     @property
     def output(self) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from trainer import prepare
+from trainer.preparation.settings import PrepareSettings
 from trainer.settings import load
-from trainer.stages.settings import PrepareSettings
 
 BOX = [50, 30, 110, 90]
 

@@ -39,11 +39,18 @@ def make_photos(folder: Path, count: int = 12, people: int = 4) -> Path:
         photo.save(folder / f"{index}.png")
         mask.save(folder / f"{index}-mask.png")
         person = index % people
-        rows.append({
-            "path": f"{index}.png", "caption": f"a photo of person {person}", "width": 96, "height": 80,
-            "bbox": disc, "square_bbox": (left - 2, top - 2, left + side + 2, top + side + 2),
-            "mask_path": f"{index}-mask.png", "identity": f"person {person}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "path": f"{index}.png",
+                "caption": f"a photo of person {person}",
+                "width": 96,
+                "height": 80,
+                "bbox": disc,
+                "square_bbox": (left - 2, top - 2, left + side + 2, top + side + 2),
+                "mask_path": f"{index}-mask.png",
+                "identity": f"person {person}",
+            }
+        )
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return manifest
@@ -64,10 +71,18 @@ def settings(models: Path, manifest: Path, output: Path, **changes) -> dict:
         "data": {"manifest": str(manifest), "resolution": 64, "workers": 0, "references": 3},
         "optimiser": {"lr": 1e-3, "warmup_steps": 2},
         "train": {
-            "output": str(output), "steps": 6, "batch_size": 4, "ema": 0.9, "checkpoint_every": 2, "keep": 3,
-            "log_every": 2, "validate_every": None, "tracker": "none", "seed": 3,
+            "output": str(output),
+            "steps": 6,
+            "batch_size": 4,
+            "ema": 0.9,
+            "checkpoint_every": 2,
+            "keep": 3,
+            "log_every": 2,
+            "validate_every": None,
+            "tracker": "none",
+            "seed": 3,
         },
-    }  # fmt: skip
+    }
     for name, value in changes.items():
         section, _, setting = name.partition("__")
         values.setdefault(section, {})[setting] = value

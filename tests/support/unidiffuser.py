@@ -18,12 +18,15 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def text(golden: dict[str, Tensor], row: int, **values) -> list:
-    return [[golden["in.text_states"][row:row + 1], values]]
+    return [[golden["in.text_states"][row : row + 1], values]]
 
 
 def faced(uni, model, adapter, golden, references: int, combination: str = "concat", strength: float = 1.0, **options):
-    hidden = uni.encoder.encode_pixels(uni.encoder.build_encoder(adapter.config.encoder, released_encoder(uni)),
-                                       adapter.config.encoder, golden["in.crops"][:references])
+    hidden = uni.encoder.encode_pixels(
+        uni.encoder.build_encoder(adapter.config.encoder, released_encoder(uni)),
+        adapter.config.encoder,
+        golden["in.crops"][:references],
+    )
     face = uni.conditioning.Face(hidden, combination=combination)
     values = {"start": 0.0, "end": 1.0, **options}
     return uni.apply.ApplyFeedFace.execute(model, adapter, strength, face=face, **values).args[0]
@@ -35,16 +38,41 @@ def released_encoder(uni) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def sample(model, positive, negative, *, size=(16, 16), batch=1, steps=3, cfg=3.0, sampler="euler", latent=None, seed=5,
-           noise=None, **options) -> Tensor:
+def sample(
+    model,
+    positive,
+    negative,
+    *,
+    size=(16, 16),
+    batch=1,
+    steps=3,
+    cfg=3.0,
+    sampler="euler",
+    latent=None,
+    seed=5,
+    noise=None,
+    **options,
+) -> Tensor:
     import comfy.sample
 
     latent = torch.zeros(batch, 4, *size) if latent is None else latent
     if noise is None:
         noise = comfy.sample.prepare_noise(latent, seed)
     with torch.no_grad():
-        return comfy.sample.sample(model, noise, steps, cfg, sampler, "normal", positive, negative, latent, seed=seed,
-                                   disable_pbar=True, **options)
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            "normal",
+            positive,
+            negative,
+            latent,
+            seed=seed,
+            disable_pbar=True,
+            **options,
+        )
 
 
 def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5, face=None) -> Tensor:
@@ -57,8 +85,9 @@ def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5,
     host = uni.uvit.UViT(uni.uvit_config.UViTConfig.from_state_dict(tensors, settings)).eval()
     host.load_state_dict(tensors)
     decoder = torch.load(GOLDEN / "caption_decoder.pth", weights_only=True)
-    texts = torch.nn.functional.linear(golden["in.text_states"], decoder["encode_prefix.weight"],
-                                       decoder["encode_prefix.bias"])
+    texts = torch.nn.functional.linear(
+        golden["in.text_states"], decoder["encode_prefix.weight"], decoder["encode_prefix.bias"]
+    )
     rows: list = []
     if face is not None:
         built, who, strength = face

@@ -57,9 +57,15 @@ def test_people_lie_in_the_input_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in (tmp_path / "base/input").iterdir()] == ["feedface_person1_1.png"]
 
 
-@pytest.mark.parametrize(("listen", "host"), [
-    ([], "127.0.0.1"), (["--listen"], "127.0.0.1"), (["--listen=0.0.0.0"], "127.0.0.1"), (["--listen", "::1"], "[::1]"),
-])
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [
+        ([], "127.0.0.1"),
+        (["--listen"], "127.0.0.1"),
+        (["--listen=0.0.0.0"], "127.0.0.1"),
+        (["--listen", "::1"], "[::1]"),
+    ],
+)
 def test_waits_where_it_was_told_to_listen(
     stand_in: Path, capfd: pytest.CaptureFixture[str], listen: list[str], host: str
 ) -> None:
@@ -80,15 +86,26 @@ def test_a_base_directory_of_another_is_refused(stand_in: Path, tmp_path: Path) 
         comfyui.main(["--base-directory", str(tmp_path)])
 
 
-@pytest.mark.parametrize(("command", "said"), [
-    (["comfyui", "--cpu", "--help"], "--listen"), (["comfyui", "-h"], "The arguments of .*ComfyUI"),
-    (["demo", "--help"], "The face at work"), (["bench", "identity", "--help"], "published comparisons"),
-    (["test", "-h"], "pytest arguments"),
-])
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["comfyui", "--cpu", "--help"], "--listen"),
+        (["comfyui", "-h"], "The arguments of .*ComfyUI"),
+        (["demo", "--help"], "The face at work"),
+        (["bench", "identity", "--help"], "published comparisons"),
+        (["test", "-h"], "pytest arguments"),
+    ],
+)
 def test_help_makes_no_environment(stand_in: Path, tmp_path: Path, command: list[str], said: str) -> None:
     variables = os.environ | {"FEEDFACE_VENV": str(tmp_path / "venv")}
-    answer = subprocess.run([sys.executable, str(ROOT / "run.py"), *command], env=variables, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *command],
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+    )
     assert answer.returncode == 0 and re.search(said, answer.stdout), answer.stdout
     assert not (tmp_path / "venv").exists()
 

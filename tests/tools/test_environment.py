@@ -45,9 +45,9 @@ def build(arguments: list[str]) -> str:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in of the driver's program is a shell script")
-@pytest.mark.parametrize(("platform", "without", "with_gpu"), [
-    ("linux", "cpu", ""), ("windows", "", "cu130"), ("darwin", "", ""),
-])
+@pytest.mark.parametrize(
+    ("platform", "without", "with_gpu"), [("linux", "cpu", ""), ("windows", "", "cu130"), ("darwin", "", "")]
+)
 def test_build_is_chosen_by_the_machine(
     machine: Path, monkeypatch: pytest.MonkeyPatch, platform: str, without: str, with_gpu: str
 ) -> None:

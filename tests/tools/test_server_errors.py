@@ -34,8 +34,11 @@ def detect(**inputs: Any) -> dict[str, Any]:
 def apply_to_wan() -> dict[str, Any]:
     prompt = node("FeedFaceApply", model=["model", 0], adapter=["adapter", 0], strength=1.0, start=0.0, end=1.0)
     wan = {"unet_name": "errors_wan.safetensors", "weight_dtype": "default"}
-    return {**prompt, "model": {"class_type": "UNETLoader", "inputs": wan},
-            "adapter": {"class_type": "FeedFaceLoadAdapter", "inputs": {"adapter_name": "tiny_sd1.safetensors"}}}
+    return {
+        **prompt,
+        "model": {"class_type": "UNETLoader", "inputs": wan},
+        "adapter": {"class_type": "FeedFaceLoadAdapter", "inputs": {"adapter_name": "tiny_sd1.safetensors"}},
+    }
 
 
 #: A prompt that ends in each error, and how the message begins. The other classes are caught before they reach a node.
@@ -44,12 +47,18 @@ CASES = {
     "NoFaceError": (detect(), "FeedFace Detect Faces: image: no face found"),
     "FaceIndexError": (detect(detector="whole image", indexes="3"), "FeedFace Detect Faces: image: face 3 was asked"),
     "DetectorUnavailable": (detect(detector="insightface"), "FeedFace Detect Faces: no InsightFace model files"),
-    "AdapterFileError": (node("FeedFaceLoadAdapter", adapter_name="errors_other.safetensors"),
-                         "MODELS/feedface/errors_other.safetensors is not a Feed"),
-    "FaceFileError": (node("FeedFaceLoadFace", face_name="errors_other.safetensors"),
-                      "MODELS/feedface/faces/errors_other.safetensors is not a saved face"),
-    "UnreadableFile": (node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),
-                       "MODELS/diffusion_models/errors_broken.pth: not a readable weights file"),
+    "AdapterFileError": (
+        node("FeedFaceLoadAdapter", adapter_name="errors_other.safetensors"),
+        "MODELS/feedface/errors_other.safetensors is not a Feed",
+    ),
+    "FaceFileError": (
+        node("FeedFaceLoadFace", face_name="errors_other.safetensors"),
+        "MODELS/feedface/faces/errors_other.safetensors is not a saved face",
+    ),
+    "UnreadableFile": (
+        node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),
+        "MODELS/diffusion_models/errors_broken.pth: not a readable weights file",
+    ),
     "UnsupportedHost": (apply_to_wan(), "WanModel is not a model FeedFace can attach to"),
 }
 CAUGHT = {"FeedFaceError", "NotUniDiffuser"}
@@ -64,10 +73,15 @@ def files(server: ComfyServer) -> Path:
     for folder in ("feedface", "feedface/faces"):
         save_file({"weight": torch.zeros(1)}, models / folder / "errors_other.safetensors")
     (models / "diffusion_models/errors_broken.pth").write_bytes(b"no weights")
-    wan = {"head.modulation": (1, 2, 128), "head.head.weight": (64, 128), "patch_embedding.weight": (128, 16, 1, 2, 2),
-           "blocks.0.ffn.0.weight": (128, 128)}  # what ComfyUI tells the family and the sizes by
-    save_file({name: torch.zeros(shape) for name, shape in wan.items()},
-              models / "diffusion_models/errors_wan.safetensors")
+    wan = {
+        "head.modulation": (1, 2, 128),
+        "head.head.weight": (64, 128),
+        "patch_embedding.weight": (128, 16, 1, 2, 2),
+        "blocks.0.ffn.0.weight": (128, 128),
+    }  # what ComfyUI tells the family and the sizes by
+    save_file(
+        {name: torch.zeros(shape) for name, shape in wan.items()}, models / "diffusion_models/errors_wan.safetensors"
+    )
     photo = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(photo, "PNG")
     server.upload(photo.getvalue(), "grey.png")
@@ -90,8 +104,11 @@ def test_report_begins_with_the_name_of_the_error(server: ComfyServer, files: Pa
     with pytest.raises(ServerError, match=f"failed: {kind}: "):
         server.run(prompt, on_event=seen.__setitem__)
     failure = seen["execution_error"]
-    (history,) = [data for name, data in server.get(f"/history/{failure['prompt_id']}")[failure["prompt_id"]]
-                  ["status"]["messages"] if name == "execution_error"]
+    (history,) = [
+        data
+        for name, data in server.get(f"/history/{failure['prompt_id']}")[failure["prompt_id"]]["status"]["messages"]
+        if name == "execution_error"
+    ]
     for report in (failure, history):
         assert report["exception_type"] == kind
         assert report["exception_message"].startswith(beginning.replace("MODELS", str(files)))

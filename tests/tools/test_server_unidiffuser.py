@@ -21,15 +21,19 @@ WORKFLOW = ROOT / "workflows/api/feedface_unidiffuser.json"
 def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model folders as the notes in the workflow describe them. Small sizes need their heads told by a JSON file."""
     folder = tmp_path_factory.mktemp("unidiffuser")
-    places = {"uvit.pth": "diffusion_models/uvit_v1.pth", "caption_decoder.pth": "text_encoders/caption_decoder.pth",
-              "feed.pt": "feedface/feed-4800000.pt"}
+    places = {
+        "uvit.pth": "diffusion_models/uvit_v1.pth",
+        "caption_decoder.pth": "text_encoders/caption_decoder.pth",
+        "feed.pt": "feedface/feed-4800000.pt",
+    }
     for name, place in places.items():
         (folder / place).parent.mkdir()
         shutil.copy(GOLDEN / name, folder / place)
         shutil.copy(GOLDEN / "config.json", (folder / place).with_suffix(".json"))
     (folder / "checkpoints").mkdir()
-    shutil.copy(tiny_models / "checkpoints/tiny_sd1.safetensors",
-                folder / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors")
+    shutil.copy(
+        tiny_models / "checkpoints/tiny_sd1.safetensors", folder / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors"
+    )
     return folder
 
 
@@ -88,8 +92,14 @@ def test_batch_image_to_image_and_two_stages(server: ComfyServer, portrait: Path
     both = {key: value for key, value in whole["11"]["inputs"].items() if key not in ("seed", "denoise")}
     both |= {"noise_seed": 1, "return_with_leftover_noise": "enable", "add_noise": "enable"}
     staged["11"] = {"class_type": "KSamplerAdvanced", "inputs": {**both, "start_at_step": 0, "end_at_step": 2}}
-    second = {**both, "add_noise": "disable", "latent_image": ["11", 0], "start_at_step": 2, "end_at_step": 10000,
-              "return_with_leftover_noise": "disable"}
+    second = {
+        **both,
+        "add_noise": "disable",
+        "latent_image": ["11", 0],
+        "start_at_step": 2,
+        "end_at_step": 10000,
+        "return_with_leftover_noise": "disable",
+    }
     staged["22"] = {"class_type": "KSamplerAdvanced", "inputs": second}
     staged["12"]["inputs"]["samples"] = ["22", 0]
     pictures = [server.pictures(server.run(prompt), "13")[0].astype(int) for prompt in (whole, staged)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.demo_small import PROMPTS, workflow
+from examples.small_model import system
+from examples.small_model.demo import PROMPTS, workflow
+from examples.small_model.showcase import Judge, Person, read_people
 from tools.server import ComfyServer
 from tools.workflow_format import api_path
-from trainer.small import system
-from trainer.small.showcase import Judge, Person, read_people
 
 GRAPH = Path(__file__).resolve().parents[2] / "workflows/feedface_small.json"
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from feedface_core.format import load_adapter
+from feedface_core.files.adapter_file import load_adapter
 from tools.tiny_adapter import sites, write_adapter
 from tools.tiny_checkpoint import (
     SD15,

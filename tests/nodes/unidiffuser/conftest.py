@@ -13,12 +13,19 @@ from torch import Tensor
 
 @pytest.fixture(scope="session")
 def uni(comfy) -> SimpleNamespace:
-    names = {"model": "nodes.unidiffuser_model", "joint": "nodes.unidiffuser_joint", "nodes": "nodes.unidiffuser",
-             "adapter": "nodes.adapter", "apply": "nodes.apply", "face": "nodes.face",
-             "conditioning": "feedface_core.conditioning",
-             "encoder": "feedface_core.encoder", "uvit": "feedface_core.hosts.uvit",
-             "hooks": "feedface_core.hosts.hooks",
-             "uvit_config": "feedface_core.hosts.uvit_config"}
+    names = {
+        "model": "nodes.unidiffuser.model",
+        "joint": "nodes.unidiffuser.joint",
+        "nodes": "nodes.unidiffuser.load",
+        "adapter": "nodes.adapter",
+        "apply": "nodes.apply",
+        "face": "nodes.encode",
+        "conditioning": "feedface_core.conditioning",
+        "encoder": "feedface_core.modules.encoder",
+        "uvit": "feedface_core.hosts.uvit",
+        "hooks": "feedface_core.hosts.hooks",
+        "uvit_config": "feedface_core.hosts.uvit_config",
+    }
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.unidiffuser import (
-    GOLDEN,
-    TOLERANCE,
-    direct,
-    faced,
-    relative,
-    released_encoder,
-    sample,
-    text,
-)
+from support.unidiffuser import GOLDEN, TOLERANCE, direct, faced, relative, released_encoder, sample, text
 from torch import Tensor
 
 # One evaluation, through everything ComfyUI puts between a sampler and a model.
@@ -28,10 +19,19 @@ def one_step(uni, model, golden, row: int) -> tuple[Tensor, Tensor]:
     found = {}
 
     class OneEvaluation(comfy.samplers.Sampler):
-        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
-                   disable_pbar=False):
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
             # What the network is given is the state divided by √(σ² + 1).
-            state = uni.joint.pack(golden["in.latent"][row:row + 1], golden["in.clip_img"][row:row + 1])
+            state = uni.joint.pack(golden["in.latent"][row : row + 1], golden["in.clip_img"][row : row + 1])
             state = state * (sigma**2 + 1) ** 0.5
             denoised = model_wrap(state, sigma[None], model_options=extra_args["model_options"], seed=0)
             found["noise"] = (state - denoised) / sigma
@@ -39,17 +39,26 @@ def one_step(uni, model, golden, row: int) -> tuple[Tensor, Tensor]:
 
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        comfy.samplers.sample(model, noise, text(golden, row), text(golden, row), 1.0, model.load_device,
-                              OneEvaluation(), torch.tensor([float(sampling.sigma_max), 0.0]),
-                              latent_image=torch.zeros_like(noise), seed=1)
+        comfy.samplers.sample(
+            model,
+            noise,
+            text(golden, row),
+            text(golden, row),
+            1.0,
+            model.load_device,
+            OneEvaluation(),
+            torch.tensor([float(sampling.sigma_max), 0.0]),
+            latent_image=torch.zeros_like(noise),
+            seed=1,
+        )
     return uni.joint.unpack(found["noise"], 4, 512)
 
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_plain_step(uni, model, golden, row):
     picture, token = one_step(uni, model, golden, row)
-    assert relative(picture, golden["out.plain_img"][row:row + 1]) < TOLERANCE
-    assert relative(token, golden["out.plain_clip"][row:row + 1]) < TOLERANCE
+    assert relative(picture, golden["out.plain_img"][row : row + 1]) < TOLERANCE
+    assert relative(token, golden["out.plain_clip"][row : row + 1]) < TOLERANCE
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.8, 0.0])
@@ -60,8 +69,8 @@ def test_step_with_faces(uni, model, adapter, golden, combination, strength):
     for row in (0, 1):
         picture, token = one_step(uni, patched, golden, row)
         name = f"out.{combination}_{strength}"
-        assert relative(picture, golden[f"{name}_img"][row:row + 1]) < TOLERANCE
-        assert relative(token, golden[f"{name}_clip"][row:row + 1]) < TOLERANCE
+        assert relative(picture, golden[f"{name}_img"][row : row + 1]) < TOLERANCE
+        assert relative(token, golden[f"{name}_clip"][row : row + 1]) < TOLERANCE
 
 
 def test_text_of_noise_has_the_last_time(uni, model, golden):
@@ -79,8 +88,8 @@ def test_text_of_noise_has_the_last_time(uni, model, golden):
     patched.add_object_patch("extra_conds", at_last_time)
     for row in (0, 1):
         picture, _ = one_step(uni, patched, golden, row)
-        assert relative(picture, golden["out.plain_img_text_time_1000"][row:row + 1]) < TOLERANCE
-        assert relative(picture, golden["out.plain_img"][row:row + 1]) > 0.005
+        assert relative(picture, golden["out.plain_img_text_time_1000"][row : row + 1]) < TOLERANCE
+        assert relative(picture, golden["out.plain_img"][row : row + 1]) > 0.005
 
 
 # Whole runs.
@@ -123,8 +132,14 @@ def test_guided_by_a_custom_guider(uni, model, prompts):
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
     seen = []
     with torch.no_grad():
-        result = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, seed=5,
-                               callback=lambda step, x0, x, total: seen.append((step, x0.shape, x.shape, total)))
+        result = guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            seed=5,
+            callback=lambda step, x0, x, total: seen.append((step, x0.shape, x.shape, total)),
+        )
     assert torch.equal(result.float(), sample(model, *prompts))
     assert seen == [(step, (1, 4, 16, 16), (1, 4, 16, 16), 3) for step in range(3)]
 
@@ -132,7 +147,7 @@ def test_guided_by_a_custom_guider(uni, model, prompts):
 @pytest.mark.parametrize("form", ["text, then face", "three weights", "joint"])
 def test_feedface_guider(comfy, model, prompts, form):
     """Without a face every form is a form of classifier-free guidance."""
-    make_guider = comfy.module("nodes.guidance").make_guider
+    make_guider = comfy.module("nodes.guider").make_guider
     guider = make_guider(model, *prompts, *((2.0, 1.0, 0.0) if form == "joint" else (3.0, 3.0, 0.0)), form)
     assert relative(guided(guider, model), sample(model, *prompts)) < TOLERANCE
 
@@ -141,7 +156,7 @@ def test_unconditional_text_keeps_its_time_under_the_guider(comfy, uni, model, a
     """ε(∅,f) alone is the picture of the face and a text of noise."""
     negative = uni.nodes.UnconditionalText.execute(4).args[0]
     patched = faced(uni, model, adapter, golden, 1)
-    guider = comfy.module("nodes.guidance").make_guider(patched, prompts[0], negative, 0.0, 1.0, 0.0, "face, then text")
+    guider = comfy.module("nodes.guider").make_guider(patched, prompts[0], negative, 0.0, 1.0, 0.0, "face, then text")
     assert guider.weights.needed == ("face",)
     alone = sample(patched, negative, negative, cfg=1.0)
     assert relative(guided(guider, patched), alone) < TOLERANCE
@@ -169,8 +184,8 @@ def test_rows_of_a_batch_are_the_pictures_alone(model, prompts):
     noise = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     together = sample(model, *prompts, batch=3, noise=noise)
     for row in range(3):
-        alone = sample(model, *prompts, noise=noise[row:row + 1])
-        assert relative(together[row:row + 1], alone) < TOLERANCE
+        alone = sample(model, *prompts, noise=noise[row : row + 1])
+        assert relative(together[row : row + 1], alone) < TOLERANCE
 
 
 def test_two_stages_equal_one(model, prompts):
@@ -308,8 +323,11 @@ def test_weights_that_are_cast_for_each_layer(uni, model, prompts):
     assert stored.model.manual_cast_dtype == torch.float32  # the CPU computes in single precision
     assert 0 < relative(sample(stored, *prompts), sample(model, *prompts)) < 0.1
     eighth = uni.model.load_unidiffuser(GOLDEN / "uvit.pth", GOLDEN / "caption_decoder.pth", torch.float8_e4m3fn)
-    assert relative(sample(stored, *prompts), sample(model, *prompts)) < relative(
-        sample(eighth, *prompts), sample(model, *prompts)) < 0.3
+    assert (
+        relative(sample(stored, *prompts), sample(model, *prompts))
+        < relative(sample(eighth, *prompts), sample(model, *prompts))
+        < 0.3
+    )
 
 
 def test_partly_loaded(model, golden):

@@ -32,15 +32,19 @@ def changed(folder: Path, **changes) -> Path:
     return folder / "uvit.pth"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"pos_embed_token": None, "token_embedding__weight": None}, "this is UniDiffuser v0"),
-    ({"clip_img_embed__weight": None}, "but not UniDiffuser's"),
-    ({"out_blocks__0__skip_linear__weight": None}, "a U-ViT has out_blocks.0.skip_linear.weight"),
-    ({"in_blocks__0__norm3__weight": None}, "pre-norm"),
-    ({"norm__weight": None}, "1 missing: norm.weight"),
-    ({"surplus": torch.zeros(1)}, "1 surplus: surplus"),
-    ({"decoder_pred__weight": torch.zeros(2, 2)}, r"decoder_pred.weight is \(2, 2\), expected \(16, 48\)"),
-], ids=["v0", "no text", "no skip", "pre-norm", "missing", "surplus", "shape"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pos_embed_token": None, "token_embedding__weight": None}, "this is UniDiffuser v0"),
+        ({"clip_img_embed__weight": None}, "but not UniDiffuser's"),
+        ({"out_blocks__0__skip_linear__weight": None}, "a U-ViT has out_blocks.0.skip_linear.weight"),
+        ({"in_blocks__0__norm3__weight": None}, "pre-norm"),
+        ({"norm__weight": None}, "1 missing: norm.weight"),
+        ({"surplus": torch.zeros(1)}, "1 surplus: surplus"),
+        ({"decoder_pred__weight": torch.zeros(2, 2)}, r"decoder_pred.weight is \(2, 2\), expected \(16, 48\)"),
+    ],
+    ids=["v0", "no text", "no skip", "pre-norm", "missing", "surplus", "shape"],
+)
 def test_other_variants_are_refused(uni, tmp_path, changes, message):
     path = changed(tmp_path, **changes)
     with pytest.raises(ValueError, match=rf"uvit\.pth: .*{message}"):
@@ -108,8 +112,9 @@ def test_long_prompt_is_cut_with_a_warning(model, prompts, golden, caplog):
 
 def test_model_called_without_its_token(model):
     with pytest.raises(ValueError, match="outside of a sampling run"):
-        model.model.apply_model(torch.zeros(1, 4, 16, 16), torch.ones(1), c_crossattn=torch.zeros(1, 77, 64),
-                                text_time=torch.zeros(1))
+        model.model.apply_model(
+            torch.zeros(1, 4, 16, 16), torch.ones(1), c_crossattn=torch.zeros(1, 77, 64), text_time=torch.zeros(1)
+        )
 
 
 def test_controlnet_is_refused(model):

@@ -1,0 +1,279 @@
+"""Synthetic people: drawn faces with an identity that stays and everything else that varies, each with caption, mask
+and box.
+
+An *identity* is every feature a person keeps: head, skin, hair, eyes, nose, ears, beard, lines. A *scene* is what
+changes from picture to picture: expression, glasses, hat or headband, clothes, background, framing, place and angle.
+Captions name only the scene, never the identity, so a model that knows the caption still has to be told who it is.
+
+All choices are made here, from seeds; ``render/render.mjs`` (facesjs, resvg) only draws. Identity ``i`` of a split
+and its picture ``j`` depend on ``(seed, split, i, j)`` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+SIZE = 64  # pixels of a picture's and of a mask's side
+CANVAS = 128  # pixels it is drawn with; the picture averages 2 × 2 of them
+SPLITS = {"train": 0, "heldout": 1}
+
+COLORS = {
+    "red": "#d03a34",
+    "orange": "#e8923a",
+    "yellow": "#f0d848",
+    "green": "#4c9c50",
+    "blue": "#3f6fc4",
+    "purple": "#8a4fae",
+    "white": "#f2f2f2",
+    "black": "#2c2c30",
+}
+PATTERNS = ("plain", "striped", "dotted")
+EXPRESSIONS = {
+    "smiling": ("smile", "smile2", "smile3"),
+    "serious": ("straight", "closed"),
+    "angry": ("angry",),
+    "surprised": ("mouth7", "mouth8"),
+}
+CLOTHES = {"shirt": ("football", "football2", "hockey2"), "vest": ("jersey", "jersey2", "jersey4")}
+HEADWEAR = {"none": ("none",), "headband": ("headband",), "cap": ("hat2",), "santa hat": ("santa-hat",)}
+GLASSES = ("glasses1-primary", "glasses2-black")
+FRAMINGS = {"portrait": (0.195, 0.225), "close-up": (0.25, 0.285)}  # pixels of the canvas for each unit of the drawing
+
+HEAD_SIZE = (300.0, 400.0)  # units of the drawing; every head of facesjs fills this box, narrowed by `fatness`
+BODY_BOTTOM = 300.0  # units from the middle of the head to the lower edge of the drawing
+SKIN = {
+    "white": ("#f2d6cb", "#ddb7a0"),
+    "asian": ("#fedac7", "#f0c5a3", "#eab687"),
+    "brown": ("#bb876f", "#aa816f", "#a67358"),
+    "black": ("#ad6453", "#74453d", "#5c3937"),
+}
+HAIR = {
+    "white": ("#272421", "#3d2314", "#5a3825", "#cc9966", "#2c1608", "#b55239", "#e9c67b", "#d7bf91"),
+    "asian": ("#272421", "#0f0902"),
+    "brown": ("#272421", "#1c1008"),
+    "black": ("#272421", "#3b2a20"),
+}
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What changes from one picture of a person to the next; the fields named in :data:`ATTRIBUTES` are what captions
+    say."""
+
+    expression: str
+    glasses: str
+    headwear: str
+    clothes: str
+    clothes_color: str
+    background: str
+    background_color: str
+    framing: str
+
+    def caption(self, rng: np.random.Generator | None = None, keep: float = 1.0) -> str:
+        """The scene in words; with ``rng`` each part is named with probability ``keep``."""
+
+        def named() -> bool:
+            return rng is None or rng.random() < keep
+
+        who = f"{_article(self.expression)} person" if named() else "a person"
+        words = f"a {self.framing} of {who}" if named() else who
+        worn = [
+            "glasses" if self.glasses == "glasses" and named() else "",
+            _article(self.headwear) if self.headwear != "none" and named() else "",
+            _article(f"{self.clothes_color} {self.clothes}") if named() else "",
+        ]
+        worn = [w for w in worn if w]
+        if worn:
+            words += " wearing " + " and ".join(worn)
+        return words + (f", {self.background} {self.background_color} background" if named() else "")
+
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "expression": tuple(EXPRESSIONS),
+    "glasses": ("none", "glasses"),
+    "headwear": tuple(HEADWEAR),
+    "clothes": tuple(CLOTHES),
+    "clothes_color": tuple(COLORS),
+    "background": PATTERNS,
+    "background_color": tuple(COLORS),
+    "framing": tuple(FRAMINGS),
+}
+
+
+@dataclass(frozen=True)
+class PeopleConfig:
+    """How many people and pictures; identities of the two splits never overlap."""
+
+    train_identities: int = 5000
+    heldout_identities: int = 200
+    pictures: int = 6
+    heldout_pictures: int = 10
+    seed: int = 0
+
+    def count(self, split: str) -> tuple[int, int]:
+        """Identities and pictures of each, for a split."""
+        if split == "train":
+            return self.train_identities, self.pictures
+        return self.heldout_identities, self.heldout_pictures
+
+
+# --------------------------------------------------------------------------- choices
+
+
+def _jitter(color: str, rng: np.random.Generator, amount: float) -> str:
+    """A colour moved by up to ``amount`` of 255 in each channel."""
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) + rng.uniform(-amount, amount, 3)
+    return "#" + "".join(f"{int(v):02x}" for v in rgb.clip(0, 255))
+
+
+def identity(parts: dict, seed: int, split: str, index: int) -> dict:
+    """The lasting features of a person, as a facesjs configuration without clothes, expression and accessories.
+
+    Args:
+        parts: what the renderer can draw (:func:`parts_of`).
+    """
+    rng = np.random.default_rng([seed, SPLITS[split], index])
+    gender = ("female", "male")[rng.integers(2)]
+    male = gender == "male"
+
+    def pick(part: str) -> str:
+        drawable = zip(parts["ids"][part], parts["genders"][part], strict=True)
+        suits = [name for name, whose in drawable if whose in ("both", gender) and name != "none"]
+        return str(suits[rng.integers(len(suits))])
+
+    def uniform(low: float, high: float) -> float:
+        return round(float(rng.uniform(low, high)), 3)
+
+    def maybe(part: str, probability: float) -> str:
+        name = pick(part)
+        return name if rng.random() < probability else "none"
+
+    complexion = tuple(SKIN)[rng.integers(len(SKIN))]
+    skin = _jitter(str(rng.choice(SKIN[complexion])), rng, 8)
+    hair = _jitter(str(rng.choice(HAIR[complexion])), rng, 10)
+    shave = uniform(0, 0.2) if male and rng.random() < 0.25 else 0
+    return {
+        "fatness": uniform(0, 1) if male else uniform(0, 0.6),
+        "teamColors": ["#000000"] * 3,
+        "hairBg": {"id": maybe("hairBg", 0.1 if male else 0.9)},
+        "body": {"id": pick("body"), "color": skin, "size": uniform(0.95, 1.05) if male else uniform(0.8, 0.9)},
+        "jersey": {"id": "none"},
+        "ear": {"id": pick("ear"), "size": uniform(0.5, 1.5) if male else uniform(0.5, 1)},
+        "head": {"id": pick("head"), "shave": f"rgba(0,0,0,{shave})"},
+        "eyeLine": {"id": maybe("eyeLine", 0.75) if male else "none"},
+        "smileLine": {"id": maybe("smileLine", 0.75 if male else 0.1), "size": uniform(0.25, 2.25)},
+        "miscLine": {"id": maybe("miscLine", 0.5)},
+        "facialHair": {"id": maybe("facialHair", 0.5) if male else "none"},
+        "eye": {"id": pick("eye"), "angle": int(rng.integers(-10, 16))},
+        "eyebrow": {"id": pick("eyebrow"), "angle": int(rng.integers(-15, 21))},
+        "hair": {"id": pick("hair"), "color": hair, "flip": bool(rng.integers(2))},
+        "mouth": {"id": "straight", "flip": False},
+        "nose": {"id": pick("nose"), "flip": bool(rng.integers(2)), "size": uniform(0.5, 1.25 if male else 1)},
+        "glasses": {"id": "none"},
+        "accessories": {"id": "none"},
+    }
+
+
+def scene_of(rng: np.random.Generator) -> Scene:
+    """A random scene; clothes and background never have the same colour."""
+
+    def choose(names, p=None) -> str:
+        return str(rng.choice(list(names), p=p))
+
+    clothes_color = choose(COLORS)
+    return Scene(
+        expression=choose(EXPRESSIONS, [0.4, 0.3, 0.15, 0.15]),
+        glasses=choose(("none", "glasses"), [0.7, 0.3]),
+        headwear=choose(HEADWEAR, [0.64, 0.14, 0.12, 0.10]),
+        clothes=choose(CLOTHES),
+        clothes_color=clothes_color,
+        background=choose(PATTERNS, [0.5, 0.25, 0.25]),
+        background_color=choose(c for c in COLORS if c != clothes_color),
+        framing=choose(FRAMINGS),
+    )
+
+
+def _background(scene: Scene, rng: np.random.Generator) -> str:
+    """The background as SVG: a field of the named colour, with a pattern in a neighbouring shade."""
+    base = _jitter(COLORS[scene.background_color], rng, 12)
+    rgb = np.array([int(base[i : i + 2], 16) for i in (1, 3, 5)], float)
+    # towards black on light colours, towards white on dark ones, so that the pattern shows and the name still holds
+    target = np.zeros(3) if rgb.mean() > 150 else np.full(3, 255.0)
+    shade = "#" + "".join(f"{int(v):02x}" for v in rgb + (target - rgb) * 0.35)
+    field = f'<rect width="{CANVAS}" height="{CANVAS}" fill="{base}"/>'
+    if scene.background == "plain":
+        return field
+    step = int(rng.integers(26, 35))
+    turn = int(rng.choice([0, 45, 90])) if scene.background == "striped" else 0
+    shapes = {
+        "striped": f'<rect width="{step / 2}" height="{step}" fill="{shade}"/>',
+        "dotted": f'<circle cx="{step / 2}" cy="{step / 2}" r="{step / 4}" fill="{shade}"/>',
+    }
+    return (
+        f'{field}<defs><pattern id="p" width="{step}" height="{step}" patternUnits="userSpaceOnUse" '
+        f'patternTransform="translate({rng.integers(step)} {rng.integers(step)}) rotate({turn})">'
+        f'{shapes[scene.background]}</pattern></defs><rect width="{CANVAS}" height="{CANVAS}" fill="url(#p)"/>'
+    )
+
+
+def detector_box(box: list[float]) -> list[float]:
+    """The box that a face detector draws for a head: MTCNN's begins a quarter lower, below the hair."""
+    x0, y0, x1, y1 = box
+    width, height = x1 - x0, y1 - y0
+    return [x0 + 0.05 * width, y0 + 0.24 * height, x1 - 0.03 * width, y1 + 0.02 * height]
+
+
+def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict, list[float]]:
+    """The renderer's input for a person in a scene, and the box of the head, ``[x0, y0, x1, y1]`` in pixels."""
+    face = json.loads(json.dumps(person))
+    cloth = _jitter(COLORS[scene.clothes_color], rng, 12)
+    trim = "#2c2c30" if scene.clothes_color in ("white", "yellow") else "#f2f2f2"
+    face["teamColors"] = [cloth, cloth if scene.clothes == "vest" else trim, trim]
+    face["jersey"] = {"id": str(rng.choice(CLOTHES[scene.clothes]))}
+    face["mouth"] = {"id": str(rng.choice(EXPRESSIONS[scene.expression])), "flip": bool(rng.integers(2))}
+    face["glasses"] = {"id": str(rng.choice(GLASSES)) if scene.glasses == "glasses" else "none"}
+    face["accessories"] = {"id": HEADWEAR[scene.headwear][0]}
+    scale = float(rng.uniform(*FRAMINGS[scene.framing]))
+    x = CANVAS / 2 + float(rng.uniform(-12, 12))
+    y = CANVAS - BODY_BOTTOM * scale + float(rng.uniform(2, 10))
+    worn = _jitter(COLORS[str(rng.choice(list(COLORS)))], rng, 12)
+    half_width = HEAD_SIZE[0] * (0.8 + 0.2 * person["fatness"]) * scale / 2
+    half_height = HEAD_SIZE[1] * scale / 2
+    spec = {
+        "size": CANVAS,
+        "mask_size": SIZE,
+        "background": _background(scene, rng),
+        "face": face,
+        "accessory_colors": [worn, "#f2f2f2", worn],
+        "x": round(x, 3),
+        "y": round(y, 3),
+        "scale": round(scale, 4),
+        "angle": round(float(rng.uniform(-6, 6)), 2),
+    }
+    box = [x - half_width, y - half_height, x + half_width, y + half_height]
+    return spec, [v * SIZE / CANVAS for v in box]
+
+
+def specs_of(parts: dict, config: PeopleConfig, split: str, index: int) -> Iterator[tuple[dict, dict]]:
+    """For each picture of identity ``index``: the renderer's input and the record that goes into ``records.jsonl``."""
+    person = identity(parts, config.seed, split, index)
+    for j in range(config.count(split)[1]):
+        rng = np.random.default_rng([config.seed, SPLITS[split], index, 1 + j])
+        scene = scene_of(rng)
+        spec, box = picture(person, scene, rng)
+        record = {
+            "id": f"{split}-{index:05d}-{j:02d}",
+            "identity": f"{split}-{index:05d}",
+            "caption": scene.caption(rng, 0.85),
+            "box": [round(v, 2) for v in box],
+            **asdict(scene),
+        }
+        yield spec, record

@@ -1,0 +1,117 @@
+"""Manifests, and what happens with rows and files that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from PIL import Image
+from support.small_training import make_config, make_photos
+
+from trainer.data.dataset import FaceDataset, TensorShapes, UnreadablePhoto
+from trainer.data.manifest import ManifestError, read_manifest, write_rows
+
+SHAPES = TensorShapes((4, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+def make_dataset(manifest, **changes):
+    config = make_config(manifest.parent, manifest, manifest.parent / "run", **changes)
+    return FaceDataset(read_manifest(manifest)[0], config, SHAPES)
+
+
+def change_row(manifest, target, **changes):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[1].update(changes)
+    target.write_text("\n".join(json.dumps(row) for row in rows))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"path": "gone.png"}, "gone.png: no such file"),
+        ({"path": None}, "path is None, expected the name of a photo"),
+        ({"mask_path": "gone-mask.png"}, "mask_path"),
+        ({"bbox": None}, "bbox is None, expected x0, y0, x1, y1"),
+        ({"bbox": [5, 5, 4, 9]}, "bbox is [5, 5, 4, 9]"),
+        ({"bbox": [5, 5, float("nan"), 9]}, "bbox is [5, 5, nan, 9]"),
+        ({"caption": 3}, "caption is 3, expected text"),
+        ({"photo_hash": "xyz"}, "photo_hash is 'xyz'"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named_or_left_out(manifest, changes, expected):
+    changed = change_row(manifest, manifest.parent / "changed.jsonl", **changes)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(changed)
+    assert "1 of 12 manifest rows cannot be used" in str(error.value) and "row 2" in str(error.value)
+    assert expected in str(error.value)
+    records, dropped = read_manifest(changed, drop_missing=True)
+    assert len(records) == 11 and len(dropped) == 1 and expected in dropped[0]
+
+
+def test_manifests_that_cannot_be_used(tmp_path):
+    for name, content, expected in (
+        ("none.jsonl", None, "no such file; python -m trainer.prepare makes one"),
+        ("empty.jsonl", "\n", "holds no rows"),
+        ("broken.jsonl", '{"path": "a.jpg"\n', "line 1: not JSON"),
+        ("list.jsonl", "[1]\n", "line 1: expected an object"),
+        ("table.xlsx", "x", "expected .jsonl or .parquet, found .xlsx"),
+        ("broken.parquet", "x", "not a Parquet file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(ManifestError, match=expected.replace("(", r"\(")):
+            read_manifest(tmp_path / name)
+
+
+def test_released_rows_parquet_and_captions_of_any_script(manifest, tmp_path):
+    row = json.loads(manifest.read_text().splitlines()[0])
+    folder = manifest.parent
+    released = {name: row[name] for name in ("width", "height", "bbox", "square_bbox")}
+    released |= {"path": str(folder / row["path"]), "mask_path": str(folder / row["mask_path"])}
+    rows = [released | {"caption": text} for text in ("", "  人物の写真 ", "صورة شخص 🙂", None)]
+    for name in ("m.jsonl", "m.parquet"):
+        write_rows(tmp_path / name, rows)
+        records, _ = read_manifest(tmp_path / name)
+        assert [record.caption for record in records] == ["", "人物の写真", "صورة شخص 🙂", ""]
+        assert len({record.id for record in records}) == 4  # the same photo four times
+        assert records[0].identity is None and records[0].mask.is_file()
+
+
+def test_square_that_is_not_square_is_made_so(manifest):
+    changed = change_row(manifest, manifest.parent / "flat.jsonl", square_bbox=[10, 10, 50, 30])
+    assert read_manifest(changed)[0][1].square == (10.0, 0.0, 50.0, 40.0)
+
+
+def test_empty_mask_falls_back_to_the_standard_loss(manifest, caplog):
+    Image.new("L", (96, 80), 0).save(manifest.parent / "nothing.png")
+    Image.new("L", (96, 80), 255).save(manifest.parent / "everything.png")
+    changed = change_row(manifest, manifest.parent / "empty.jsonl", mask_path="nothing.png")
+    dataset = make_dataset(changed, loss__standard_probability=0.0)
+    assert dataset[1, 0]["draws"].standard_loss and "the mask is empty" in caplog.text
+    assert not dataset[0, 0]["draws"].standard_loss
+    full = make_dataset(change_row(manifest, changed, mask_path="everything.png"), loss__standard_probability=0.0)
+    assert full[1, 0]["mask"].eq(1).all() and not full[1, 0]["draws"].standard_loss
+
+
+@pytest.mark.parametrize("broken", ["photo", "mask", "shape"])
+def test_files_that_cannot_be_read_name_the_sample(manifest, broken):
+    folder = manifest.parent
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    Image.new("L", (50, 80), 255).save(folder / "narrow.png")
+    changes, expected = {
+        "photo": ({"path": "broken.png"}, "sample broken.png: .*not a readable picture"),
+        "mask": ({"mask_path": "broken.png"}, "sample 1.png: .*not a readable mask"),
+        "shape": ({"mask_path": "narrow.png"}, "mask is 50 × 80, which is not the shape of its photo, 96 × 80"),
+    }[broken]
+    dataset = make_dataset(change_row(manifest, folder / f"{broken}.jsonl", **changes))
+    replaced = dataset[1, 0]
+    name = dataset.records[1].id
+    assert replaced["id"] != name and [own for own, _ in replaced["unreadable"]] == [name]
+    assert re.search(expected, str(UnreadablePhoto(*replaced["unreadable"][0])))

@@ -1,0 +1,109 @@
+"""One adapter through diffusers' U-Net, where it is trained, and through ComfyUI's, where it is used."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.ldm_layout import unet_to_ldm
+from support.small_training import make_config
+
+from feedface_core.conditioning import Face
+from feedface_core.files.adapter_file import save_adapter
+from tools.tiny_diffusers import TinySize, make_base, make_encoder
+from trainer.training.build import Parts, build_parts
+
+# The levels, blocks and attention of the real ones, at a tenth of their width.
+SIZES = {
+    "sd1": TinySize(channels=(32, 64, 128, 128), blocks=2, context=64),
+    "sd2": TinySize(channels=(64, 128, 256, 256), blocks=2, context=64),
+    "sdxl": TinySize(channels=(64, 128, 256), blocks=2, context=64, depths=(1, 2, 10)),
+}
+BRANCHES = {"sd1": 16, "sd2": 16, "sdxl": 11}
+
+
+def comfy_model(unet):
+    """ComfyUI's own model around the same weights, found out from them as from a checkpoint."""
+    import comfy.model_detection
+    import comfy.model_management
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    weights = {f"model.diffusion_model.{name}": value for name, value in unet_to_ldm(unet).items()}
+    described = comfy.model_detection.detect_unet_config(weights, "model.diffusion_model.")
+    models = comfy.supported_models
+    kind = models.SD20 if described["use_linear_in_transformer"] else models.SD15
+    config = (models.SDXL if described["adm_in_channels"] else kind)(described)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model(weights, "model.diffusion_model.", device=torch.device("cpu"))
+    own = {name.removeprefix("model.diffusion_model."): value for name, value in weights.items()}
+    model.diffusion_model.load_state_dict(own)
+    return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def trained_adapter(parts: Parts, path):
+    """An adapter that has learned something, written to a file."""
+    torch.manual_seed(1)
+    for branch in parts.adapter.branches:
+        torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
+    return save_adapter(path, parts.adapter.config, parts.adapter.state_dict(), parts.encoder.tensors())
+
+
+@pytest.mark.parametrize("tap", ["input", "output"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_same_prediction(comfy, tmp_path, family, tap):
+    make_base(tmp_path / "base", family, SIZES[family])
+    make_encoder(tmp_path / "clip", image_size=64)
+    config = make_config(tmp_path, tmp_path / "none.jsonl", tmp_path / "run", adapter__tap=tap)
+    parts = build_parts(config, "cpu")
+    base = parts.base
+    assert len(parts.adapter.branches) == BRANCHES[family]
+    path = trained_adapter(parts, tmp_path / "adapter.safetensors")
+
+    crops = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
+    noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    timesteps = torch.tensor([700, 20])
+    text = base.encode_text(["a person", ""])
+    hidden = parts.encoder.encode(crops)
+    rows = [(1, None), (1, parts.adapter.control_of(Face(hidden), "cpu", torch.float32, strength=0.7))]
+    with torch.no_grad():
+        plain = base.predict(noisy, timesteps, text)
+        ours = base.predict(noisy, timesteps, text, rows)
+
+    loaded = comfy.module("nodes.adapter").LoadedAdapter(str(path))
+    core = comfy.module("feedface_core.conditioning")
+    theirs = run_in_comfyui(comfy, comfy_model(base.host), loaded, core, crops, noisy, timesteps, text)
+    scale = plain.abs().max()
+    assert (ours[1] - plain[1]).abs().max() / scale > 0.01, "the face changes the prediction"
+    assert (theirs - ours).abs().max() / scale < 1e-4
+    assert (theirs[0] - plain[0]).abs().max() / scale < 1e-4
+
+
+def run_in_comfyui(comfy, patcher, loaded, core, crops, noisy, timesteps, text):
+    """The prediction of the model as the node FeedFace Apply Adapter leaves it, with the faces of its batch."""
+    patches = comfy.module("nodes.model_patch")
+    control = core.FaceControl(core.Face(loaded.encode(crops)), 0.7)
+    patch = patches.FacePatch(loaded, loaded.patcher(torch.float32), control)
+    model = patch.apply_to(patcher)
+    model.patch_model(torch.device("cpu"))
+    try:
+        conditions = {}
+        if "pooled" in text:
+            height, width = noisy.shape[2] * 8, noisy.shape[3] * 8
+            conditions["y"] = torch.cat(
+                [
+                    model.model.encode_adm(pooled_output=pooled[None], width=width, height=height, device="cpu")
+                    for pooled in text["pooled"]
+                ]
+            )
+        positive = {"model_conds": {patch.key: control}}
+        run = patch.start(SimpleNamespace(model_patcher=model, conds={"positive": [positive]}), noisy)
+        step = patches.Evaluation(run, {(0, "b"): positive[patch.key]}, batch=1)
+        options = {patch.key: step, "cond_or_uncond": [1, 0], "uuids": ["a", "b"]}
+        with torch.no_grad():
+            return model.model.diffusion_model(
+                noisy, timesteps, text["states"], transformer_options=options, **conditions
+            )
+    finally:
+        model.unpatch_model(torch.device("cpu"))

@@ -1,0 +1,310 @@
+"""From a manifest to batches. Every draw derives from (seed, sample id, visit) alone.
+
+    records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
+    dataset = FaceDataset(records, config, TensorShapes.of(base, config.data.resolution), cache)
+    train = config.train
+    order = GlobalBatches(len(dataset), train.batch_size, train.seed, train.steps, start=step, …)
+    for batch in make_loader(dataset, order, workers=config.data.workers): ...
+
+The loader yields ``config.optimiser.accumulation`` batches an optimiser step. A visit is how often the sample
+came before, so it counts epochs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from feedface_core.faces import FaceError
+
+from ..training.stopping import leave_signals_to_parent
+from . import pictures, randomness
+from .augmentation import Augmentation, augmented_crop
+from .batch import collate
+from .manifest import Record, fingerprint
+from .order import Entry, GlobalBatches
+from .references import Reference, References
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch.utils.data import DataLoader
+
+    from ..config import Config
+
+logger = logging.getLogger(__name__)
+
+OpenPhoto = Callable[[Path], "Image"]
+
+
+REPLACEMENTS = 20
+"""So many samples are tried in place of one that cannot be read."""
+
+
+class DataError(RuntimeError):
+    """Samples that cannot be made: names them and the files."""
+
+
+class UnreadablePhoto(DataError):
+    """A photo, crop or mask that cannot be read.
+
+    Args:
+        name: id of the sample that it belongs to.
+        reason: names the file and says what is wrong.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"sample {name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class CachedFeatures(Protocol):
+    """What the dataset reads from a cache, by the index of the record."""
+
+    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
+        """Moments of the photo and its mask ``(1, h, w)``."""
+
+    def text(self, index: int) -> dict[str, Tensor]:
+        """Text states of the caption, without batch dimension."""
+
+    def null_text(self) -> dict[str, Tensor]:
+        """Text states of the empty caption."""
+
+    def hidden(self, reference: Reference) -> Tensor:
+        """Hidden states ``(T, E)`` of a face crop."""
+
+
+@dataclass(frozen=True)
+class TensorShapes:
+    """What the dataset has to know of the base and the encoder.
+
+    Args:
+        latent: shape of one sample's latents and noise.
+        cell: side of a latent cell in pixels.
+        timesteps: number of timesteps of the noise schedule.
+    """
+
+    latent: tuple[int, ...] = (4, 64, 64)
+    cell: int = 8
+    timesteps: int = 1000
+
+    @classmethod
+    def of(cls, base: Any, resolution: int) -> TensorShapes:
+        """The shapes of a :class:`trainer.models.frozen_model.Base` at a resolution."""
+        return cls(tuple(base.latent_shape(resolution, resolution)), base.cell, base.schedule.steps)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one visit of one sample.
+
+    Args:
+        timestep: 0 … timesteps − 1.
+        drop_face: the face is dropped: no references are loaded.
+        drop_text: the caption is replaced by the empty one.
+        standard_loss: the sample is trained without its mask.
+        flip: photo and mask are mirrored.
+        references: the face crops, none if the face is dropped.
+    """
+
+    timestep: int
+    drop_face: bool
+    drop_text: bool
+    standard_loss: bool
+    flip: bool
+    references: tuple[Reference, ...]
+
+
+class FaceDataset(torch.utils.data.Dataset):
+    """Samples by ``(index, visit)``.
+
+    A sample of which a file cannot be read is replaced by another one, drawn from the seed, its id and the visit; so
+    the batches are the same however often a run is stopped, and at any number of workers and processes.
+
+    Args:
+        records: the photos.
+        config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
+        shapes: of the base.
+        cache: precomputed features of exactly these records, or None to read the photos.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], config: Config, shapes: TensorShapes, cache: CachedFeatures | None = None
+    ) -> None:
+        self.records, self.shapes, self.cache = list(records), shapes, cache
+        self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
+        self._warned: set[str] = set()
+        self.crop_size = config.adapter.encoder.image_size
+        self.references = References.of(self.records, config.data)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of the data it was trained on."""
+        return {"photos": len(self), "fingerprint": fingerprint(self.records)}
+
+    def draws(self, index: int, visit: int) -> Draws:
+        """All random choices of a visit of a sample, except for its noise."""
+        name, seed, loss = self.records[index].id, self.seed, self.loss
+        drop_face = randomness.chance(loss.face_dropout, seed, "drop face", name, visit)
+        return Draws(
+            timestep=randomness.integer(self.shapes.timesteps, seed, "timestep", name, visit),
+            drop_face=drop_face,
+            drop_text=randomness.chance(loss.text_dropout, seed, "drop text", name, visit),
+            standard_loss=loss.kind == "standard"
+            or randomness.chance(loss.standard_probability, seed, "standard loss", name, visit),
+            flip=self.data.flip and randomness.chance(0.5, seed, "flip", name, visit),
+            references=() if drop_face else self.references.draw(index, seed, visit),
+        )
+
+    def __getitem__(self, entry: Entry) -> dict[str, Any]:
+        """The sample, with the photos that could not be read as ``unreadable``.
+
+        Raises:
+            DataError: if none of :data:`REPLACEMENTS` other samples can be read either.
+        """
+        index, visit = entry
+        name, unreadable = self.records[index].id, []
+        for attempt in range(REPLACEMENTS + 1):
+            try:
+                return {**self._sample(index, visit), "unreadable": unreadable}
+            except UnreadablePhoto as error:
+                unreadable.append((error.name, error.reason))
+            index = randomness.integer(len(self), self.seed, "replacement", name, visit, attempt)
+        raise DataError(
+            f"sample {name} cannot be read, nor can any of {REPLACEMENTS} others in its place; the last reason: "
+            f"{unreadable[-1][1]}"
+        )
+
+    def _sample(self, index: int, visit: int) -> dict[str, Any]:
+        record = self.records[index]
+        draws = self.draws(index, visit)
+        sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
+        # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
+        empty = float(sample["mask"].sum()) == 0.0
+        if empty and record.id not in self._warned:
+            self._warned.add(record.id)
+            logger.warning("sample %s: the mask is empty inside the training square; standard loss", record.id)
+        return {
+            "id": record.id,
+            "visit": visit,
+            "caption": "" if draws.drop_text else record.caption,
+            "draws": dataclasses.replace(draws, standard_loss=True) if empty else draws,
+            "noise": randomness.normal(self.shapes.latent, self.seed, "noise", record.id, visit),
+            "latent_noise": randomness.normal(self.shapes.latent, self.seed, "latents", record.id, visit),
+            **sample,
+        }
+
+    def _recall(self, index: int, draws: Draws) -> dict[str, Any]:
+        moments, mask = self.cache.moments(index, draws.flip)
+        hidden = [self.cache.hidden(reference) for reference in draws.references]
+        text = self.cache.null_text() if draws.drop_text else self.cache.text(index)
+        return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
+
+    def _read(self, index: int, draws: Draws) -> dict[str, Any]:
+        open_photo = cache(pictures.open_photo)  # the reference may be cut from the same photo
+        data, cell = self.data, self.shapes.cell
+        with _reading(self.records[index]):
+            pixels, mask = read_picture(self.records[index], data.resolution, data.crop, cell, open_photo)
+        if draws.flip:
+            pixels, mask = pixels.flip(-1), mask.flip(-1)
+        crops = []
+        for reference in draws.references:
+            record, augmentation = self.records[reference.index], self.references.augmentation(reference)
+            with _reading(record):
+                crops.append(read_reference(record, self.crop_size, reference.flip, augmentation, open_photo))
+        return {"pixels": pixels, "mask": mask, "crops": crops}
+
+
+@contextmanager
+def _reading(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except (pictures.PictureError, FaceError, OSError) as error:
+        raise UnreadablePhoto(record.id, str(error)) from error
+
+
+def read_picture(
+    record: Record, resolution: int, crop: str, cell: int, open_photo: OpenPhoto = pictures.open_photo
+) -> tuple[Tensor, Tensor]:
+    """Read a photo and its mask and cut the training square out of both.
+
+    Returns:
+        Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells.
+
+    Raises:
+        PictureError: a photo or mask that cannot be read, or a mask of another shape than its photo.
+    """
+    photo = open_photo(record.path)
+    square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
+    cells = resolution // cell
+    if record.mask is None:
+        mask = torch.ones(1, cells, cells)
+    else:
+        mask = pictures.cut_mask(pictures.read_mask(record.mask, photo.size), photo.size, square, cells)
+    return pictures.cut_pixels(photo, square, resolution), mask
+
+
+def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_photo) -> Tensor:
+    """The face crop ``(size, size, 3)`` in 0…1: the one made in advance if it has that size, else cut anew.
+
+    Raises:
+        PictureError: a file that cannot be read.
+    """
+    if record.crop is not None:
+        crop = pictures.open_photo(record.crop)
+        if crop.size == (size, size):
+            return pictures.to_tensor(crop)
+    return pictures.cut_box(open_photo(record.path), record.square, size, record.rule.fill)
+
+
+def read_reference(
+    record: Record,
+    size: int,
+    flip: bool,
+    augmentation: Augmentation | None,
+    open_photo: OpenPhoto = pictures.open_photo,
+) -> Tensor:
+    """The face crop ``(size, size, 3)`` of a reference: the plain one, mirrored or not, or the augmented one.
+
+    Raises:
+        PictureError: a file that cannot be read.
+    """
+    if augmentation is None:
+        crop = read_crop(record, size, open_photo)
+        return crop.flip(1) if flip else crop
+    photo = open_photo(record.path)
+    mask = None
+    if record.mask is not None and not augmentation.background:
+        mask = pictures.read_mask(record.mask, photo.size)
+    return augmented_crop(photo, record.square, size, augmentation, mask)
+
+
+def make_loader(dataset: FaceDataset, order: GlobalBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """The batches of this process, in order. They do not depend on the number of workers."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker if workers else None,
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global state
+    )
+
+
+def _start_worker(worker: int) -> None:
+    # Workers are the parallelism; threads of their own would fight over the same cores.
+    torch.set_num_threads(1)
+    leave_signals_to_parent()

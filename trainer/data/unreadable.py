@@ -1,0 +1,47 @@
+"""Photos that turn out to be unreadable while a run is going on: how many may, and who they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from .dataset import DataError
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+class PhotoBudget:
+    """Counts the photos that could not be read; :class:`~trainer.data.dataset.FaceDataset` replaced their samples.
+
+    Args:
+        allowed: how many may be.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.photos: dict[str, str] = {}
+
+    def exceeded_by(self, photos: Mapping[str, str]) -> bool:
+        """Count photos in, by id with the reason, and name those that are new; whether there are too many now."""
+        for name in sorted(photos.keys() - self.photos.keys()):
+            self.photos[name] = photos[name]
+            logger.warning(
+                "%s cannot be read, another sample takes its place (%d such photos, at most %d): %s",
+                name,
+                len(self.photos),
+                self.allowed,
+                photos[name],
+            )
+        return len(self.photos) > self.allowed
+
+    def error(self, step: int) -> DataError:
+        """What to stop with, once the checkpoint of a step is written."""
+        listed = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.photos.items())[:_SHOWN])
+        more = f"\n  … and {len(self.photos) - _SHOWN} more" if len(self.photos) > _SHOWN else ""
+        return DataError(
+            f"{len(self.photos)} photo(s) cannot be read, more than data.unreadable_photos={self.allowed} allows:"
+            f"\n  {listed}{more}\nA checkpoint of step {step} is written: mend the photos or raise the number, and "
+            "start again to go on from there"
+        )

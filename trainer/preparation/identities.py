@@ -1,0 +1,187 @@
+"""Who is in the photo: given, read off the file's name or folder, or found by comparing faces.
+
+A sub-folder is a person only if that was asked for, or if the faces in it agree: photos are as often sorted by number
+or date, and strangers taken for one person would be each other's references.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from ..settings import ConfigError
+from .photo import Photo
+from .settings import IdentitySettings
+
+MOST_CLUSTERED = 20_000
+"""Average linkage keeps all pairwise distances: 1.6 GB at this number of photos."""
+_SHOWN = 3
+
+
+@dataclass
+class People:
+    """Who is in which photo.
+
+    Args:
+        names: the person by photo id; None for a photo that is its own person.
+        origins: where the names come from, counted in photos.
+        notes: what the user should know, a sentence each.
+    """
+
+    names: dict[str, str | None] = field(default_factory=dict)
+    origins: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, photo: Photo, name: str | None, origin: str) -> None:
+        """Note the person of a photo."""
+        self.names[photo.id] = name
+        self.origins[origin if name is not None else "none"] += 1
+
+
+def identify(photos: Sequence[Photo], settings: IdentitySettings, distance: float | None, why_not: str = "") -> People:
+    """The people of all photos.
+
+    Args:
+        photos: those that are kept; where faces are compared, with their vectors.
+        settings: say how.
+        distance: largest mean distance of the vectors within one person; None if no face was looked at.
+        why_not: why that was not done.
+
+    Raises:
+        ConfigError: see :func:`named_identity` and :func:`cluster`.
+    """
+    people = People()
+    if settings.source == "cluster":
+        if photos:
+            names = cluster([photo.id for photo in photos], [photo.vector for photo in photos], distance)
+            for photo in photos:
+                people.add(photo, names[photo.id], "cluster")
+        return people
+    folders: dict[str, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        if compares_faces(photo, settings):
+            folders[folder_of(photo)].append(photo)
+        else:
+            people.add(photo, *named_identity(photo, settings))
+    if folders:
+        _compare_folders(people, folders, distance, why_not)
+    return people
+
+
+def _compare_folders(people: People, folders: dict[str, list[Photo]], distance: float | None, why_not: str) -> None:
+    """A folder's name for those of its photos that more than half of it agree with, no name for the others."""
+    if distance is None:
+        for photo in chain.from_iterable(folders.values()):
+            people.add(photo, None, "none")
+        people.notes.append(
+            f"{sum(map(len, folders.values()))} photos lie in {len(folders)} sub-folder(s), and nothing says whether "
+            f"each is one person ({why_not}): every photo is its own person. identity.source=folder takes each "
+            "sub-folder for a person"
+        )
+        return
+    mixed, alone, unlike = [], 0, []
+    for folder, photos in folders.items():
+        alike = _majority(photos, distance)
+        if len(photos) > 1 and not alike:
+            mixed.append(folder)
+            alone += len(photos)
+        for photo in photos:
+            people.add(photo, folder if photo.id in alike else None, "folder")
+            if alike and photo.id not in alike:
+                unlike.append(photo.id)
+    if mixed:
+        people.notes.append(
+            f"{len(mixed)} sub-folder(s) hold several people ({_some(mixed)}): each of their {alone} photos is its own "
+            "person. identity.source=folder takes each sub-folder for a person, identity.source=cluster finds people"
+        )
+    if unlike:
+        people.notes.append(
+            f"{len(unlike)} photo(s) are not of the person of their sub-folder ({_some(unlike)}): each is its own "
+            "person"
+        )
+
+
+def _majority(photos: Sequence[Photo], distance: float) -> set[str]:
+    """The ids of the photos that are of one person, if these are more than half of all; else none."""
+    seen = [photo for photo in photos if photo.vector]
+    if not 2 <= len(seen) <= MOST_CLUSTERED:
+        return set()
+    names = cluster([photo.id for photo in seen], [photo.vector for photo in seen], distance)
+    name, count = Counter(names.values()).most_common(1)[0]
+    return {id_ for id_, own in names.items() if own == name} if 2 * count > len(photos) else set()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+
+
+def compares_faces(photo: Photo, settings: IdentitySettings) -> bool:
+    """Whether the face of a photo has to be compared with others to say who it is."""
+    if settings.source == "auto" and settings.pattern is None:
+        return not photo.given.get("identity") and folder_of(photo) is not None
+    return settings.source == "cluster"
+
+
+def named_identity(photo: Photo, settings: IdentitySettings) -> tuple[str | None, str]:
+    """The person as given, by the pattern, or if that was asked for by the sub-folder, and which of the three.
+
+    Raises:
+        ConfigError: for a pattern that is no regular expression with a group.
+    """
+    source = settings.source
+    if source in ("auto", "given") and photo.given.get("identity"):
+        return str(photo.given["identity"]), "given"
+    if source == "pattern" or (source == "auto" and settings.pattern is not None):
+        found = compile_pattern(settings.pattern).search(photo.path.name)
+        return (found.group(1) if found else None), "pattern"
+    if source == "folder":
+        return folder_of(photo), "folder"
+    return None, "none"
+
+
+def folder_of(photo: Photo) -> str | None:
+    """The photo's sub-folder of the input folder, or None."""
+    parent = PurePosixPath(photo.id).parent
+    return None if parent == PurePosixPath(".") or parent.is_absolute() else str(parent)
+
+
+def compile_pattern(pattern: str | None) -> re.Pattern[str]:
+    """Raises ``ConfigError`` unless the pattern is a regular expression with a group."""
+    try:
+        compiled = re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigError(f"identity.pattern {pattern!r}: not a regular expression ({error})") from error
+    if compiled.groups < 1:
+        raise ConfigError(f"identity.pattern {pattern!r}: needs a group that is the person, such as '(.+)_\\d+'")
+    return compiled
+
+
+def cluster(ids: Sequence[str], vectors: Sequence[Sequence[float]], distance: float) -> dict[str, str]:
+    """Names of persons by photo id: average linkage, cut at a mean distance.
+
+    Persons are numbered by their number of photos, then by their first photo.
+
+    Raises:
+        ConfigError: for more photos than all pairwise distances fit in memory for.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if len(ids) > MOST_CLUSTERED:
+        raise ConfigError(
+            f"identity.source=cluster compares all pairs, for at most {MOST_CLUSTERED} photos; there are "
+            f"{len(ids)}. Give identities (a folder a person, or a column of the table) or prepare parts"
+        )
+    labels = fcluster(linkage(np.array(vectors), "average"), distance, "distance") if len(ids) > 1 else [1]
+    sizes = Counter(int(label) for label in labels)
+    first: dict[int, int] = {}
+    for place, label in enumerate(labels):
+        first.setdefault(int(label), place)
+    order = sorted(sizes, key=lambda label: (-sizes[label], first[label]))
+    names = {label: f"person-{number:04d}" for number, label in enumerate(order, 1)}
+    return {photo: names[int(label)] for photo, label in zip(ids, labels, strict=True)}

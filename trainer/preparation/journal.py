@@ -1,0 +1,92 @@
+"""What has been done already: one line a photo, appended as the work goes on.
+
+A run that is killed loses at most the photos of one batch. A line whose photo, settings or files have changed since
+is void, and the photo is worked on again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.jsonl import keep_lines
+from .photo import Photo
+
+NAME = "progress.jsonl"
+
+
+class Journal:
+    """The progress file of an output folder.
+
+    Args:
+        output: the folder.
+        settings: text that changes with every setting the stages depend on.
+        recogniser: name of the recogniser that vectors have to be of; None if faces are not compared.
+    """
+
+    def __init__(self, output: Path, settings: str, recogniser: str | None = None) -> None:
+        self.output, self.settings, self.recogniser = output, settings, recogniser
+        self.path = output / NAME
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.file = None
+
+    def load(self) -> None:
+        """Read the entries. A last line that was cut off by a crash is ignored, and cut off for good."""
+        if self.path.is_file():
+            for entry in keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry):
+                self.entries[entry["id"]] = entry
+
+    def restore(self, photo: Photo, needs_caption: bool, vector: Literal["no", "looked for", "found"]) -> bool:
+        """Fill a photo with what was found before; False if that has to be done (again)."""
+        entry = self.entries.get(photo.id)
+        if entry is None or entry["key"] != self._key(photo):
+            return False
+        row = entry["row"]
+        if not entry["reason"]:
+            if needs_caption and not photo.given.get("caption") and "caption" not in row:
+                return False
+            if vector != "no" and (entry["vector"] is None or entry.get("recogniser") != self.recogniser):
+                return False
+            if vector == "found" and not entry["vector"]:
+                return False
+            if not all((self.output / row[column]).is_file() for column in ("mask_path", "crop_path")):
+                return False
+        photo.row, photo.reason, photo.detail, photo.vector = (
+            dict(row),
+            entry["reason"],
+            entry["detail"],
+            entry["vector"],
+        )
+        return True
+
+    def add(self, photo: Photo) -> None:
+        """Note a photo that has been through all stages."""
+        if self.file is None:
+            self.file = open(self.path, "a", encoding="utf-8")
+        entry = {
+            "id": photo.id,
+            "key": self._key(photo),
+            "reason": photo.reason,
+            "detail": photo.detail,
+            "vector": photo.vector,
+            "recogniser": self.recogniser,
+            "row": photo.row,
+        }
+        self.entries[photo.id] = entry
+        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def _key(self, photo: Photo) -> list[Any]:
+        try:
+            status = photo.path.stat()
+            state = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            state = None
+        return [self.settings, str(photo.path), state, photo.given.get("bbox"), photo.given.get("mask_path")]

@@ -1,0 +1,222 @@
+"""Checkpoints that survive being killed at any moment, and a lock on the folder they are in.
+
+A checkpoint is a folder ``checkpoint-<step>`` of safetensors files and a ``state.json``, with a
+``manifest.json`` of sizes and hashes. It is written under a temporary name, flushed to the disk and renamed,
+so a folder with the final name is complete. ``latest`` names the newest one. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+PREFIX, TEMPORARY = "checkpoint-", ".writing-"
+STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
+FORMAT_VERSION = 1
+TensorFiles = Mapping[str, Mapping[str, Tensor]]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; those before it are untouched."""
+
+
+class RunLocked(RuntimeError):
+    """Another run is writing to the output folder."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole.
+
+    Args:
+        path: its folder.
+        tensors: name of the file without suffix → tensors by name (``trainables``, ``optimiser``, ``ema``).
+        state: what was given as ``state`` when it was saved.
+    """
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps behind it."""
+        return int(self.state["step"])
+
+
+def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int) -> Path:
+    """Write a checkpoint, point ``latest`` to it, and delete all but the newest ``keep``.
+
+    Args:
+        output: the run's folder.
+        files: tensors of each file.
+        state: JSON values; ``step`` names the folder.
+
+    Raises:
+        CheckpointError: when there is no room, or the disk fails. Nothing of the new checkpoint stays, and
+            the ones before it stay as they are.
+    """
+    final = output / f"{PREFIX}{int(state['step']):08d}"
+    temporary = output / f"{TEMPORARY}{final.name}"
+    needed = sum(tensor.numel() * tensor.element_size() for group in files.values() for tensor in group.values())
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output).free
+        if free < needed * 1.02 + 2**20:
+            raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MB needed, {free / 2**20:.0f} MB free")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _write(temporary, files, {**state, "format_version": FORMAT_VERSION})
+        if final.exists():  # a broken one that training has passed again
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(output)
+        _write_text(output / LATEST, final.name + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        kept = [path.name for path in list_checkpoints(output)]
+        raise CheckpointError(
+            f"cannot write {final}: {'the disk is full: ' if full else ''}{error}. Last good checkpoint: "
+            f"{kept[0] if kept else 'none'}. Free some space (or lower train.keep) and start again to go on from there"
+        ) from error
+    for old in list_checkpoints(output)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(folder: Path, files: TensorFiles, state: Mapping) -> None:
+    for name, tensors in files.items():
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors"
+        )
+    (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows has no such call for folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{TEMPORARY}{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """Checkpoint folders of a run, newest first."""
+    if not output.is_dir():
+        return []
+    found = (path for path in output.iterdir() if path.name.startswith(PREFIX) and path.is_dir())
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint and check it against its manifest.
+
+    Raises:
+        CheckpointError: for a file that is missing, cut short or changed.
+    """
+    try:
+        entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in entries.items():
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{path / name} has {size} bytes, expected {entry['bytes']}")
+            if _hash(path / name) != entry["sha256"]:
+                raise CheckpointError(f"{path / name} is not what was written (its hash differs)")
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["format_version"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} is of format {state['format_version']}, newer than {FORMAT_VERSION}: update the trainer"
+            )
+        tensors = {
+            name.removesuffix(".safetensors"): load_file(path / name)
+            for name in entries
+            if name.endswith(".safetensors")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return Checkpoint(path, tensors, state)
+
+
+def load_latest(output: Path) -> Checkpoint | None:
+    """The newest sound checkpoint of a run; broken ones are skipped with a warning. None when there is
+    none.
+    """
+    for path in list_checkpoints(output):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("skipping a broken checkpoint: %s", error)
+    return None
+
+
+class RunLock:
+    """Keeps a second run out of an output folder; released when the process ends, however it ends.
+
+    Raises:
+        RunLocked: names the process that holds it.
+    """
+
+    def __init__(self, output: Path):
+        output.mkdir(parents=True, exist_ok=True)
+        self._lock, holder = FileLock(output / "run.lock"), output / "run.owner"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            owner = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+            raise RunLocked(
+                f"{output} is in use by {owner}. Wait for that run to end, or give another train.output"
+            ) from error
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        for leftover in output.glob(f"{TEMPORARY}*"):  # of a run that was killed while it wrote
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def release(self) -> None:
+        """Let others in."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()

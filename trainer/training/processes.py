@@ -1,0 +1,199 @@
+"""What several training processes need of one another: an accelerator, one checkpoint, one decision to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
+from torch import Tensor
+
+from .build import SetupError
+from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+Result = TypeVar("Result")
+
+MIXED = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+#: How accelerate's launcher tells the processes that they are to be run by another engine.
+OTHER_ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+class MainProcessFailed(RuntimeError):
+    """What ended the main process, told by the others, which end with it."""
+
+
+def process_timeout(config: Config) -> timedelta:
+    """How long processes wait for one another; torch's own limit is 10 minutes (NCCL) or 30 (Gloo)."""
+    return timedelta(minutes=config.train.timeout_minutes)
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The accelerator of this process.
+
+    Raises:
+        SetupError: for a number format that the device does not have, a batch that does not divide, or FSDP and
+            its like.
+    """
+    for variable, engine in OTHER_ENGINES.items():
+        if parse_flag_from_env(variable):
+            raise SetupError(
+                f"accelerate is configured for {engine}, which this trainer does not support: each process holds the "
+                "whole adapter. Choose multi-GPU without it in `accelerate config`, or launch with --multi_gpu"
+            )
+    tracker = None if config.train.tracker == "none" else config.train.tracker
+    output = Path(config.train.output)
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # several processes on the CPU are not found out otherwise
+            mixed_precision=MIXED[config.model.precision],
+            gradient_accumulation_steps=config.optimiser.accumulation,
+            log_with=tracker,
+            project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=process_timeout(config))],
+        )
+    except (ValueError, ImportError) as error:
+        raise SetupError(f"model.precision={config.model.precision}, train.tracker={tracker}: {error}") from error
+    if accelerator.device.type == "cpu" and config.model.precision == "fp16":
+        raise SetupError("model.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+    parts = accelerator.num_processes * config.optimiser.accumulation
+    if config.train.batch_size % parts:
+        raise SetupError(
+            f"train.batch_size is {config.train.batch_size}, which does not divide by {accelerator.num_processes} "
+            f"process(es) × {config.optimiser.accumulation} accumulation part(s)"
+        )
+    return accelerator
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
+    """Do something on the main process while the others wait; its result there, None on the others.
+
+    Raises:
+        Exception: on the main process, what the action raised.
+        MainProcessFailed: on the others, if it raised anything.
+    """
+    result, failure = None, None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    told = broadcast_object_list([None if failure is None else f"{type(failure).__name__}: {failure}"])[0]
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise MainProcessFailed(f"process {accelerator.process_index} ends with the main process, which failed: {told}")
+    return result
+
+
+def share_checkpoint(accelerator: Accelerator, found: Checkpoint | None) -> Checkpoint | None:
+    """The main process's checkpoint on every process, whatever the output folders of the others hold.
+
+    Args:
+        found: of the main process; not looked at on the others.
+
+    Returns:
+        Its state, weights and optimiser state on all; the moving average on the main process only.
+    """
+    if accelerator.num_processes == 1:
+        return found
+    shapes = None
+    if accelerator.is_main_process and found is not None:
+        shared = {name: tensors for name, tensors in found.tensors.items() if name != "ema"}
+        shapes = {name: {key: (t.shape, t.dtype) for key, t in group.items()} for name, group in shared.items()}
+        shapes = (found.path, found.state, shapes)
+    shapes = broadcast_object_list([shapes])[0]
+    if shapes is None:
+        return None
+    path, state, groups = shapes
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, group in groups.items():
+        tensors[name] = {}
+        for key, (shape, dtype) in group.items():
+            own = found.tensors[name][key] if accelerator.is_main_process else torch.empty(shape, dtype=dtype)
+            tensors[name][key] = broadcast(own.to(accelerator.device)).cpu()
+    return found if accelerator.is_main_process else Checkpoint(path, tensors, state)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits over names and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
+    """Whether the processes start from the same.
+
+    Args:
+        facts: by what they are called in the message.
+
+    Raises:
+        SetupError: on every process, naming the first fact that differs and where.
+    """
+    everywhere = gather_object([dict(facts)])
+    for name, value in everywhere[0].items():
+        for process, own in enumerate(everywhere):
+            if own[name] != value:
+                raise SetupError(
+                    f"process {process} of {len(everywhere)} has another {name} ({own[name]}) than the main process "
+                    f"({value}). Give all processes the same configuration and models"
+                )
+
+
+class StopVote:
+    """Whether to stop before the next forward pass, decided by all processes at once.
+
+    Asking costs a wait for the device, so it is done about once a second: with each answer the main process
+    says after how many passes, at the pace of the slowest pass since the last one, all ask again. The number
+    grows slowly: the next passes may be longer than the last ones.
+
+    Args:
+        accelerator: of the process.
+        requested: whether this process was asked to stop.
+    """
+
+    PERIOD, MOST_PASSES = 1.0, 16
+
+    def __init__(self, accelerator: Accelerator, requested: Callable[[], bool]):
+        self._accelerator, self._requested = accelerator, requested
+        self._left, self._slowest, self._last = 0, 0.0, time.monotonic()
+        self._passes = 0.5
+
+    def __call__(self) -> bool:
+        """To be called by every process before each of its passes."""
+        if self._accelerator.num_processes == 1:
+            return self._requested()
+        now = time.monotonic()
+        self._slowest, self._last = max(self._slowest, now - self._last), now
+        if self._left > 0:
+            self._left -= 1
+            return False
+        passes = 0.0
+        if self._accelerator.is_main_process:
+            passes = max(min(self.PERIOD / max(self._slowest, 1e-9), 2.0 * self._passes, self.MOST_PASSES), 1.0)
+        own = torch.tensor([float(self._requested()), passes], device=self._accelerator.device)
+        asked, self._passes = self._accelerator.reduce(own, "sum").tolist()
+        self._left, self._slowest = int(self._passes) - 1, 0.0
+        return asked > 0
