@@ -70,7 +70,10 @@ def violations(path: str, source: str) -> list[str]:
         elif part == "trainer":
             if (not ours and top in COMFYUI) or (ours and top not in ("trainer", "feedface_core")):
                 problem = "may use feedface_core, never ComfyUI, the nodes or the tools"
-        elif part in ("tools", "tests"):
+        elif part == "examples":
+            if (not ours and top in COMFYUI) or (ours and top not in ("examples", "trainer", "feedface_core")):
+                problem = "may use the trainer and feedface_core, never ComfyUI, the nodes or the tools"
+        elif part in ("benchmarks", "tools", "tests"):
             if top in COMFYUI and not relative and at_import:
                 problem = "may import ComfyUI only inside a function, once the process is set up for it"
         if problem:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from examples.small_model.demo import run as draw_people
 from tools.comfyui import device_arguments, installed_comfyui
+from tools.demo_small import run as draw_people
 from tools.find_comfyui import version_of
 from tools.server import ComfyServer, Run, ServerError
 

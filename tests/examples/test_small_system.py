@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from examples.small_model import system
-from examples.small_model.demo import PROMPTS, sheet, workflow
 from examples.small_model.text import vocabulary
+from tools.demo_small import PROMPTS, sheet, workflow
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")

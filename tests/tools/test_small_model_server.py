@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from examples.small_model import system
-from examples.small_model.demo import PROMPTS, workflow
 from examples.small_model.showcase import Judge, Person, read_people
+from tools.demo_small import PROMPTS, workflow
 from tools.server import ComfyServer
 from tools.workflow_format import api_path
 
