@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import COMBINATIONS
-from .modules.branch import FaceKV
+from .modules.attention import KeysValues
 
 if TYPE_CHECKING:
     from .modules.adapter import FaceAdapter
@@ -144,7 +144,7 @@ class FaceControl:
     mask: Tensor | None = None
     start: float = 0.0
     end: float = 1.0
-    kv: Sequence[Sequence[FaceKV]] = ()
+    kv: Sequence[Sequence[KeysValues]] = ()
     bias: Tensor | None = None
 
     @property

@@ -101,7 +101,7 @@ def test_batch_with_a_photo_without_a_face(run, errors, astronaut):
 
 
 def test_when_all_photos_are_skipped_the_error_says_so(run, errors):
-    with pytest.raises(errors.FaceError, match=r"any of the 2 photo\(s\), and all of them were skipped"):
+    with pytest.raises(errors.FeedFaceError, match=r"any of the 2 photo\(s\), and all of them were skipped"):
         run(blank(2), boxes="[[], []]", when_none="skip")
 
 
@@ -153,11 +153,11 @@ def test_mask_of_the_user(run, errors):
     assert crops.shape[0] == 4
     assert [face["box"] for face in json.loads(boxes)[1]] == [[20, 10, 60, 60], [80, 20, 115, 60]]
     assert report.startswith("detector: mask")
-    with pytest.raises(errors.FaceError, match="mask: 64 × 64 pixels, but the photo has 128 × 96"):
+    with pytest.raises(errors.FeedFaceError, match="mask: 64 × 64 pixels, but the photo has 128 × 96"):
         run(blank(), mask=torch.zeros(1, 64, 64))
-    with pytest.raises(errors.FaceError, match="3 masks for 2 photos"):
+    with pytest.raises(errors.FeedFaceError, match="3 masks for 2 photos"):
         run(blank(2), mask=mask.expand(3, -1, -1))
-    with pytest.raises(errors.FaceError, match="both boxes and a mask"):
+    with pytest.raises(errors.FeedFaceError, match="both boxes and a mask"):
         run(blank(), mask=mask, boxes="[[1, 2, 30, 40]]")
 
 
@@ -178,7 +178,7 @@ def test_mask_of_the_user(run, errors):
     ],
 )
 def test_bad_input_names_the_node_and_what_is_wrong(run, errors, inputs, message):
-    with pytest.raises(errors.FaceError, match=message) as caught:
+    with pytest.raises(errors.FeedFaceError, match=message) as caught:
         run(**({"image": blank()} | inputs))
     assert str(caught.value).startswith(NAME)
 
