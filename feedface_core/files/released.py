@@ -196,6 +196,8 @@ def read_uvit(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], U
         FileNotFoundError, FeedFaceError: names the file and what it is instead.
     """
     tensors, metadata = read_state_dict(path)
+    if "pos_embed" not in tensors:
+        raise FeedFaceError(f"{path}: {describe(tensors)}; a U-ViT has pos_embed, which is not there")
     prefix = {key: tensors.pop(key) for key in list(tensors) if key.startswith("encode_prefix.")}
     try:
         config = UViTConfig.from_state_dict(tensors, settings_for(path, tensors, metadata))

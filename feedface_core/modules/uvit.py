@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import FeedFaceError
 from ..hosts.site import GRID_KEY
 from ..hosts.uvit import LEADING, UViTConfig
 from .attention import Attention, scaled_dot_product_attention
@@ -184,11 +185,11 @@ class UViT(nn.Module):
             Predicted noise of the picture ``(B, 4, H, W)`` and of the CLIP token ``(B, 1, clip_width)``.
 
         Raises:
-            ValueError: for a text of another length or width.
+            FeedFaceError: for a text of another length or width.
         """
         config = self.config
         if text.shape[1:] != (config.text_tokens, config.text_width):
-            raise ValueError(
+            raise FeedFaceError(
                 f"U-ViT text must be (B, {config.text_tokens}, {config.text_width}), got {tuple(text.shape)}"
             )
         batch, _, height, width = latent.shape

@@ -184,7 +184,7 @@ def test_packs_are_found_in_order_of_preference_and_in_doubled_folders(tmp_path)
             (tmp_path / folder / "a.onnx").touch()
     packs = find_insightface_packs([tmp_path / "zoo", tmp_path / "other", tmp_path / "absent"])
     assert list(packs) == ["antelopev2", "buffalo_l", "my_pack"]
-    assert packs[0].path == tmp_path / "zoo/models/antelopev2/antelopev2"
+    assert packs["antelopev2"] == tmp_path / "zoo/models/antelopev2/antelopev2"
 
 
 def test_missing_model_files_are_an_error_that_says_where_it_looked(tmp_path):
