@@ -104,7 +104,9 @@ def run_uvit(latent: int = 32, rounds: int = 5, size: Any = None, say: Say = pri
         say: where progress goes, a line at a time.
     """
     pack = load_pack(
-        model="nodes.unidiffuser.model", uvit="feedface_core.hosts.uvit", uvit_config="feedface_core.hosts.uvit_config"
+        model="nodes.unidiffuser.model",
+        uvit="feedface_core.modules.uvit",
+        uvit_config="feedface_core.modules.uvit_config",
     )
     say("building UniDiffuser and an adapter with random weights in bfloat16")
     model = build_model(pack, size)

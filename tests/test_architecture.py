@@ -18,7 +18,7 @@ PARTS = ("feedface_core", "nodes", "trainer", "examples", "benchmarks", "tools",
 LONGEST_FILE = 400
 COMFYUI = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths", "nodes"}
 COMFYUI |= {"node_helpers", "latent_preview", "execution", "server"}
-CORE_AT_IMPORT = {"torch", "safetensors", "numpy"}
+CORE_AT_IMPORT = {"torch", "safetensors", "numpy", "pydantic"}
 STANDARD_ONLY = {"run.py", "tools/environment.py", "tools/find_comfyui.py"}
 
 
@@ -63,7 +63,7 @@ def violations(path: str, source: str) -> list[str]:
             if (relative and top != part) or top in COMFYUI | {"diffusers", "accelerate"}:
                 problem = "must know neither ComfyUI nor the trainer's libraries nor other parts"
             elif at_import and not relative and top not in CORE_AT_IMPORT | sys.stdlib_module_names:
-                problem = "imports only torch, safetensors and numpy at import time"
+                problem = "imports only torch, safetensors, numpy and pydantic at import time"
         elif part == "nodes":
             if relative and top not in ("nodes", "feedface_core"):
                 problem = "may use feedface_core only"

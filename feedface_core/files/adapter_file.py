@@ -26,9 +26,9 @@ from ..config import HOSTS, AdapterConfig
 from ..errors import FeedFaceError
 from ..modules.adapter import FaceAdapter
 from ..modules.encoder import check_encoder, fingerprint, plain_weights
+from ..state_dict import check_tensors, describe, identify, read_state_dict
 from . import released
 from .atomic import write_safetensors
-from .state_dict import check_tensors, describe, identify, read_state_dict
 
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"

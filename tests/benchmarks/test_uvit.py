@@ -20,7 +20,7 @@ def bench(comfy, monkeypatch):
 
 def small(comfy):
     sizes = {"width": 96, "heads": 2, "depth": 6, "hidden": 384, "grid": (4, 4)}
-    return comfy.module("feedface_core.hosts.uvit").UViTConfig(**sizes)
+    return comfy.module("feedface_core.modules.uvit_config").UViTConfig(**sizes)
 
 
 def test_keys_and_counts(comfy, bench):
@@ -49,7 +49,9 @@ def test_plain_way_is_the_same_step(comfy, bench, tmp_path):
     from benchmarks.support.sampling_speed import Steps, apply, load_pack, random_adapter
 
     pack = load_pack(
-        model="nodes.unidiffuser.model", uvit="feedface_core.hosts.uvit", uvit_config="feedface_core.hosts.uvit"
+        model="nodes.unidiffuser.model",
+        uvit="feedface_core.modules.uvit",
+        uvit_config="feedface_core.modules.uvit_config",
     )
     model = bench.build_model(pack, small(comfy))
     sites = pack.uvit.default_sites(model.model.diffusion_model)
