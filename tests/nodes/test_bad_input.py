@@ -18,21 +18,6 @@ class Bomb:
         return (exec, ("raise SystemExit('code from a file ran')",))
 
 
-@pytest.fixture
-def model_folder(comfy, tmp_path, monkeypatch):
-    """An empty ``models/feedface`` that ComfyUI lists."""
-    import folder_paths
-
-    folder = tmp_path / "models" / "feedface"
-    (folder / "faces").mkdir(parents=True)
-    for name, path in (("feedface", folder), ("feedface_faces", folder / "faces"), ("clip_vision", tmp_path / "clip")):
-        extensions = folder_paths.folder_names_and_paths[name][1]
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(path)], extensions))
-    (tmp_path / "clip").mkdir()
-    folder_paths.filename_list_cache.clear()
-    return folder
-
-
 def load(pack, name):
     return pack.loaders.LoadAdapter.execute(name).args[0]
 
