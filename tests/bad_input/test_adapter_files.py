@@ -173,7 +173,9 @@ def test_weights(file: File, name: str, change: Callable) -> None:
     refused(lambda: load_adapter(file.write()), file.path, name.removeprefix("encoder.vision_model."))
 
 
-@pytest.mark.parametrize("name", ["extra", "branches.9.zero_linear.weight", "encoder.vision_model.extra", "null_tokens"])
+@pytest.mark.parametrize(
+    "name", ["extra", "branches.9.zero_linear.weight", "encoder.vision_model.extra", "null_tokens"]
+)
 def test_weights_that_have_no_place(file: File, name: str) -> None:
     file.tensors[name] = torch.zeros(2)
     refused(lambda: load_adapter(file.write()), file.path)

@@ -88,7 +88,9 @@ def test_a_face_that_cannot_be_read_is_not_written(tmp_path: Path, hidden: torch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (NAN, 1.0), (INF, 1.0), (1e308, 1e308), ("a", 1.0), (1, 2, 3)])
+@pytest.mark.parametrize(
+    "weights", [(1.0,), (1.0, -1.0), (NAN, 1.0), (INF, 1.0), (1e308, 1e308), ("a", 1.0), (1, 2, 3)]
+)
 def test_weights_of_a_face(weights: tuple[Any, ...]) -> None:
     refused(lambda: Face(torch.ones(2, 5, 8), weights), "weights")
 
@@ -117,7 +119,9 @@ def test_files_of_another_kind(tmp_path: Path, data: bytes) -> None:
     refused(lambda: load_face(path), path)
 
 
-@pytest.mark.parametrize("key", ["hidden", "lora_unet_x", "projection.weight", "vision_model.x", "model.diffusion_model.x"])
+@pytest.mark.parametrize(
+    "key", ["hidden", "lora_unet_x", "projection.weight", "vision_model.x", "model.diffusion_model.x"]
+)
 def test_weights_of_another_kind(tmp_path: Path, key: str) -> None:
     path = tmp_path / "face.safetensors"
     save_file({key: torch.ones(2)}, path)
