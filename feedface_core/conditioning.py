@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import COMBINATIONS
@@ -154,6 +155,36 @@ class FaceControl:
             and self.start < self.end
             and (self.mask is None or bool(self.mask.any()))
         )
+
+    def latent_mask(self, noise: Tensor) -> Tensor | None:
+        """The mask, in any resolution of the picture's shape, as ``(1 or B, h, w)`` for latents ``(B, C, h, w)``.
+
+        Raises:
+            FeedFaceError: the shape or the number of masks does not fit the latents.
+        """
+        if self.mask is None:
+            return None
+        height, width = noise.shape[-2:]
+        count, mask_height, mask_width = self.mask.shape
+        # One latent pixel of rounding on either side is no reason to refuse.
+        if abs(mask_width * height - mask_height * width) > max(mask_width, mask_height, width, height):
+            raise FeedFaceError(
+                f"FeedFace: the face mask is {mask_width} × {mask_height} pixels, but the picture being made has the "
+                f"shape {width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at that size."
+            )
+        if count not in (1, noise.shape[0]):
+            raise FeedFaceError(
+                f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one, or one each."
+            )
+        mask = functional.interpolate(self.mask.unsqueeze(1).float(), size=(height, width), mode="area")
+        return mask.squeeze(1).to(noise.device)
+
+    def cropped(self, area: Sequence[int] | None) -> FaceControl:
+        """The same with its mask cut to a conditioning's area (h, w, y, x) in latent pixels."""
+        if self.mask is None or area is None:
+            return self
+        height, width, top, left = area
+        return replace(self, mask=self.mask[:, top : top + height, left : left + width])
 
 
 Rows = Sequence[tuple[int, "FaceControl | None"]]
