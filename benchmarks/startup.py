@@ -2,9 +2,9 @@
 
     python run.py bench startup [--rounds 5]
 
-Each round is a fresh process that has imported ComfyUI as its server does before it loads custom nodes. The last line is
-one JSON object: the median seconds of the pack's import and of making all nodes' schemas, and the third-party modules
-that it brings in.
+Each round is a fresh process that has imported ComfyUI as its server does before it loads custom nodes. The last line
+is one JSON object: the median seconds of the pack's import and of making all nodes' schemas, and the third-party
+modules that it brings in.
 """
 
 from __future__ import annotations

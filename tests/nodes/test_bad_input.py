@@ -170,7 +170,7 @@ def test_grey_and_transparent_photos_are_fine(comfy):
         (None, "crops is None, expected images"),
         (torch.rand(0, 64, 64, 3), r"shape \(0, 64, 64, 3\)"),
         (torch.rand(64, 64, 3), r"shape \(64, 64, 3\)"),
-        (torch.rand(1, 64, 64, 5), "shape \(1, 64, 64, 5\), expected images"),
+        (torch.rand(1, 64, 64, 5), r"shape \(1, 64, 64, 5\), expected images"),
         (torch.full((1, 64, 64, 3), float("inf")), "values from inf to inf"),
         (torch.rand(1, 5, 5, 3), "5 × 5 pixels, too small"),
     ],

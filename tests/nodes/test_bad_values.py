@@ -85,7 +85,9 @@ def good(model, adapter, face, other_face, crops, model_folder) -> dict[str, dic
         "encode.EncodeFaces": {"adapter": adapter, "crops": crops[:1]},
         "encode.CombineFaces": {"face_a": face, "face_b": other_face, "share_b": 0.5, "combination": "average"},
         "encode.SaveFace": {"face": face, "name": "ann", "overwrite": False},
-        "apply.ApplyFeedFace": {"model": model, "adapter": adapter, "face": face, "strength": 1.0, "start": 0.0, "end": 1.0},
+        "apply.ApplyFeedFace": {
+            "model": model, "adapter": adapter, "face": face, "strength": 1.0, "start": 0.0, "end": 1.0,
+        },
         "apply.SetFace": {"conditioning": positive, "face": face, "strength": 1.0},
         "guider.Guider": {
             "model": model, "positive": positive, "negative": negative, "text_scale": 5.0, "face_scale": 3.0,
