@@ -70,7 +70,7 @@ def test_an_input_has_one_name_everywhere(nodes: dict[str, dict[str, Any]]) -> N
 def test_every_page_belongs_to_a_node_of_the_source() -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").rglob("*.py"))
     for page in DOCS.glob("*/en.md"):
-        assert f'node_id="{page.parent.name}"' in source, page.parent.name
+        assert f'make_schema(\n            "{page.parent.name}"' in source, page.parent.name
 
 
 def test_every_input_and_output_has_a_tooltip(nodes: dict[str, dict[str, Any]]) -> None:
