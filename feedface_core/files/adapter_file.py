@@ -16,14 +16,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..config import HOSTS, AdapterConfig
-from ..errors import FeedFaceError
+from ..errors import FeedFaceError, located, shorten
 from ..modules.adapter import FaceAdapter
 from ..modules.encoder import check_encoder, fingerprint, plain_weights
 from ..state_dict import check_tensors, describe, identify, read_state_dict
@@ -51,8 +51,8 @@ class AdapterFile:
     path: str
     config: AdapterConfig
     tensors: dict[str, Tensor]
-    encoder_tensors: dict[str, Tensor] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    encoder_tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,57 +163,51 @@ def load_adapter(path: str | os.PathLike) -> AdapterFile:
     """Reads an adapter and checks every key, shape and value against its config. Never runs code from a file.
 
     Raises:
-        FileNotFoundError: the path does not exist.
+        MissingFile: the path does not exist.
         FeedFaceError: the file is truncated, not an adapter, holds code, or does not fit its own config.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter file at {path}")
     tensors, metadata = read_state_dict(path)
-    try:
+    with located(path):
         if metadata.get("format") == FORMAT:
-            found = _described(path, tensors, metadata)
+            if (version := metadata.get("format_version")) != FORMAT_VERSION:
+                raise FeedFaceError(
+                    f"adapter format version {shorten(version)}; this version of FeedFace reads {FORMAT_VERSION!r}. "
+                    "Update FeedFace."
+                )
+            config = AdapterConfig.from_json(metadata.get("config", ""))
+            encoder = {
+                name.removeprefix(_ENCODER): tensors.pop(name) for name in list(tensors) if name.startswith(_ENCODER)
+            }
         elif identify(tensors) == "released_adapter":
-            config, weights, encoder = released.read_adapter(tensors, released.settings_for(path, tensors))
-            found = AdapterFile(str(path), config, weights, encoder, {"format": "released FeedFace checkpoint"})
+            config, tensors, encoder = released.read_adapter(tensors, released.settings_for(path, tensors))
+            metadata = {"format": "released FeedFace checkpoint"}
         else:
             other = metadata.get("format", "")
+            found = f"found {shorten(other)}" if other.startswith("feedface") else describe(tensors)
             raise FeedFaceError(
                 f"not a FeedFace adapter: expected format={FORMAT!r} in its metadata or the released adapter's "
-                f"{released.SIGNATURE}, but {f'found {other!r}' if other.startswith('feedface') else describe(tensors)}"
+                f"{released.SIGNATURE}, but {found}"
             )
-        _check(found)
-    except FeedFaceError as error:
-        raise FeedFaceError(f"{path}: {error}") from error
-    return found
-
-
-def _described(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> AdapterFile:
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise FeedFaceError(
-            f"adapter format version {metadata.get('format_version')!r}; this version of FeedFace reads "
-            f"{FORMAT_VERSION!r}. Update FeedFace."
-        )
-    config = AdapterConfig.from_json(metadata.get("config", ""))
-    encoder = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_ENCODER)}
-    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in encoder.items()}
+        _check(config, tensors, encoder)
     return AdapterFile(str(path), config, tensors, encoder, metadata)
 
 
-def _check(found: AdapterFile) -> None:
-    config, encoder = found.config, found.config.encoder
+def _check(config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]) -> None:
     # Counted before anything of the config's size is built.
-    branches = {name.split(".")[1] for name in found.tensors if name.startswith("branches.")}
-    if len(branches) != len(config.sites):
-        raise FeedFaceError(f"the config has {len(config.sites)} sites, the file weights of {len(branches)} branches")
-    check_tensors("adapter", expected_shapes(config), found.tensors)
-    if encoder.included != bool(found.encoder_tensors):
+    branches = len({name.split(".")[1] for name in tensors if name.startswith("branches.")})
+    if branches != len(config.sites) or branches * config.depth > len(tensors):
+        raise FeedFaceError(
+            f"the config has {len(config.sites)} sites with {config.depth} blocks each, the file {branches} branches "
+            f"of {len(tensors)} tensors"
+        )
+    check_tensors("adapter", expected_shapes(config), tensors)
+    encoder = config.encoder
+    if encoder.included != bool(encoder_tensors):
         included = "included" if encoder.included else "left out"
         raise FeedFaceError(f"the config says the face encoder is {included}, the file differs")
-    if found.encoder_tensors:
-        check_encoder(encoder, found.encoder_tensors)
-        actual = fingerprint(encoder, found.encoder_tensors)
-        if encoder.fingerprint != actual:
+    if encoder_tensors:
+        check_encoder(encoder, encoder_tensors)
+        if encoder.fingerprint != (actual := fingerprint(encoder, encoder_tensors)):
             raise FeedFaceError(
                 f"the face encoder inside is {actual}, but the adapter was trained with "
                 f"{encoder.fingerprint or 'one it does not name'}; export the adapter again"
@@ -229,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = load_adapter(options.file)
-    except (FileNotFoundError, FeedFaceError) as error:
+    except FeedFaceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(json.loads(found.config.to_json()), indent=2) if options.json else found.summary())

@@ -108,7 +108,7 @@ def test_errors_come_before_any_work(folder, capsys):
     (folder / "feed.safetensors").touch()
     assert "feed.safetensors exists; give --overwrite" in error(folder / "uvit.pth", folder / "feed.pt")
     assert not (folder / "uvit.safetensors").exists()
-    assert "no file" in error(folder / "absent.pth")
+    assert "absent.pth: no such file" in error(folder / "absent.pth")
     assert "golden.safetensors: none of the released files" in error(GOLDEN / "golden.safetensors", "--output", folder)
     assert "--caption-decoder goes with the U-ViT" in error(
         folder / "feed.pt", "--caption-decoder", folder / "caption_decoder.pth", "--overwrite"
