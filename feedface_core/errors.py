@@ -68,7 +68,7 @@ def problems(error: ValidationError) -> str:
     def read(problem) -> str:
         name = ".".join(str(part)[:80] for part in problem["loc"][:8])
         text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        text = text.replace("Unexpected keyword argument", "not known to this version")
+        text = text.split(" or instance of")[0].replace("Unexpected keyword argument", "not known to this version")
         if problem["type"] not in ("missing", "value_error", "unexpected_keyword_argument"):
             text = f"{text[:300]}, found {shorten(problem['input'])}"
         return f"{name}: {text[:400]}" if name else text[:400]

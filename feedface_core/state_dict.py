@@ -16,10 +16,7 @@ from .errors import FeedFaceError, MissingFile, listing, located, shorten
 #: What a file is, by what starts one of its keys: a short name, and what to tell people.
 SIGNATURES = {
     "preprocess_module.project_layer.weight": ("released_adapter", "the released FeedFace adapter (models/feedface)"),
-    "in_blocks.0.attn.qkv.weight": (
-        "uvit",
-        "UniDiffuser's U-ViT (models/diffusion_models, FeedFace Load UniDiffuser)",
-    ),
+    "in_blocks.0.attn.qkv.weight": ("uvit", "UniDiffuser's U-ViT (models/diffusion_models, FeedFace Load UniDiffuser)"),
     "encode_prefix.weight": (
         "caption_decoder",
         "UniDiffuser's caption decoder (models/text_encoders, FeedFace Load UniDiffuser)",
@@ -35,7 +32,8 @@ SIGNATURES = {
 
 def identify(tensors: Mapping[str, Any]) -> str | None:
     """The short name of what keys belong to, or None."""
-    return next((name for start, (name, _) in SIGNATURES.items() if any(key.startswith(start) for key in tensors)), None)
+    matches = (name for start, (name, _) in SIGNATURES.items() if any(key.startswith(start) for key in tensors))
+    return next(matches, None)
 
 
 def describe(tensors: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,10 +24,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from ..config import AdapterConfig
-from ..errors import FeedFaceError
+from ..errors import FeedFaceError, MissingFile, UnwritableFile
 from ..state_dict import describe, identify, read_state_dict
 from . import released
 from .adapter_file import adapter_metadata, load_adapter
@@ -51,8 +54,7 @@ class Conversion:
 
     Args:
         path: of the source.
-        tensors: by the keys of the output.
-        metadata: of the output.
+        tensors, metadata: of the output.
         left_out: keys of the source that the output does not carry.
         config: of an adapter.
     """
@@ -78,7 +80,7 @@ def plan(path: Path, caption_decoder: Path | None = None) -> Conversion:
         caption_decoder: for a U-ViT, where to take ``encode_prefix`` from.
 
     Raises:
-        FileNotFoundError, FeedFaceError: names the file, and what it is instead of a released one.
+        FeedFaceError: names the file, and what it is instead of a released one.
     """
     tensors, _ = read_state_dict(path)
     what = identify(tensors)
@@ -109,19 +111,18 @@ def cast(conversion: Conversion, dtype: torch.dtype | None, progress: Progress =
         progress: called with the bytes done since the last call.
 
     Raises:
-        FeedFaceError: for weights that ``dtype`` cannot hold.
+        FeedFaceError: for weights that are not finite, or that ``dtype`` cannot hold.
     """
     tensors = {}
     for key, tensor in conversion.tensors.items():
         done = tensors[key] = tensor.detach().to(dtype if tensor.is_floating_point() else None).contiguous()
         if done.is_floating_point() and not torch.isfinite(done).all():
             most = float(tensor.abs().max())
-            raise FeedFaceError(f"{conversion.path}: {key} reaches {most:.3g}, which {dtype} cannot hold; use bf16")
+            advice = f"which {dtype} cannot hold; use bf16" if math.isfinite(most) else "expected finite weights"
+            raise FeedFaceError(f"{conversion.path}: {key} reaches {most:.3g}, {advice}")
         progress(done.nbytes)
-    metadata = conversion.metadata
-    if conversion.config is not None:
-        metadata = {**metadata, **adapter_metadata(conversion.config, tensors)}
-    return replace(conversion, tensors=tensors, metadata=metadata)
+    described = adapter_metadata(conversion.config, tensors) if conversion.config else {}
+    return replace(conversion, tensors=tensors, metadata={**conversion.metadata, **described})
 
 
 def write(conversion: Conversion, target: Path, progress: Progress = lambda count: None) -> Path:
@@ -131,35 +132,26 @@ def write(conversion: Conversion, target: Path, progress: Progress = lambda coun
         progress: called with the bytes done since the last call; twice the size in all, writing and checking.
 
     Raises:
-        OSError: not enough room on the disk, before anything is written.
+        UnwritableFile: not enough room on the disk, before anything is written.
         FeedFaceError: the file that was written is not what was to be written.
     """
     size = conversion.size()
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < size + (1 << 20):
-        raise OSError(f"{target}: needs {size / 1e9:.2f} GB, but {target.parent} has {free / 1e9:.2f} GB free")
+        raise UnwritableFile(f"{target}: needs {size / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free")
     with replacing(target) as temporary:
-        draft = write_safetensors(
-            temporary.with_name(temporary.name + ".safetensors"), conversion.tensors, conversion.metadata
-        )
-        draft.replace(temporary)
+        write_safetensors(temporary, conversion.tensors, conversion.metadata)
         progress(size)
-        _verify(conversion, temporary, progress)
+        with safe_open(temporary, framework="pt") as file:
+            if set(file.keys()) != conversion.tensors.keys() or dict(file.metadata() or {}) != conversion.metadata:
+                raise FeedFaceError(f"{target}: the written keys or metadata differ")
+            for key, tensor in conversion.tensors.items():
+                written = file.get_tensor(key)
+                if written.dtype != tensor.dtype or not torch.equal(written, tensor):
+                    raise FeedFaceError(f"{target}: {key} reads back differently: the disk or the memory is faulty")
+                progress(tensor.nbytes)
     return target
-
-
-def _verify(conversion: Conversion, path: Path, progress: Progress) -> None:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        if set(file.keys()) != conversion.tensors.keys() or dict(file.metadata() or {}) != conversion.metadata:
-            raise FeedFaceError(f"{path}: the written keys or metadata differ")
-        for key, tensor in conversion.tensors.items():
-            written = file.get_tensor(key)
-            if written.dtype != tensor.dtype or not torch.equal(written, tensor):
-                raise FeedFaceError(f"{path}: {key} reads back differently: the disk or the memory is faulty")
-            progress(tensor.nbytes)
 
 
 def convert(source: Path, target: Path, dtype: str | None, caption_decoder: Path | None) -> None:
@@ -168,8 +160,7 @@ def convert(source: Path, target: Path, dtype: str | None, caption_decoder: Path
 
     conversion, chosen = plan(source, caption_decoder), DTYPES.get(dtype)
     with tqdm(total=3 * conversion.size(chosen), desc=source.name, unit="B", unit_scale=True) as bar:
-        conversion = cast(conversion, chosen, bar.update)
-        write(conversion, target, bar.update)
+        write(cast(conversion, chosen, bar.update), target, bar.update)
     left_out = f", {len(conversion.left_out)} not needed left out" if conversion.left_out else ""
     before, after = source.stat().st_size / 1e6, target.stat().st_size / 1e6
     print(f"{target}: {len(conversion.tensors)} tensors{left_out}, {after:.1f} MB (was {before:.1f} MB), checked")
@@ -177,24 +168,21 @@ def convert(source: Path, target: Path, dtype: str | None, caption_decoder: Path
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m feedface_core.files.convert", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="uvit_v1.pth, caption_decoder.pth or feed-4800000.pt"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="fp16 halves the size; unchanged when left out")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write; beside each file when left out")
-    parser.add_argument(
-        "--caption-decoder", type=Path, metavar="FILE", help="put its encode_prefix into the U-ViT's file"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="uvit_v1.pth, caption_decoder.pth or feed-4800000.pt")
+    add("--dtype", choices=DTYPES, help="fp16 halves the size; unchanged when left out")
+    add("--output", type=Path, metavar="FOLDER", help="where to write; beside each file when left out")
+    add("--caption-decoder", type=Path, metavar="FILE", help="put its encode_prefix into the U-ViT's file")
+    add("--overwrite", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
-    suffix = f"-{options.dtype}" if options.dtype else ""
-    targets = [(options.output or path.parent) / f"{path.stem}{suffix}.safetensors" for path in options.files]
+    suffix = f"-{options.dtype}.safetensors" if options.dtype else ".safetensors"
+    targets = [(options.output or path.parent) / f"{path.stem}{suffix}" for path in options.files]
     try:
         for source, target in zip(options.files, targets, strict=True):  # before anything long starts
-            if not source.is_file():
-                raise FileNotFoundError(f"no file {source}")
+            if not os.path.isfile(source):
+                raise MissingFile(f"{source}: no such file")
             if target.exists() and not options.overwrite:
-                raise FileExistsError(f"{target} exists; give --overwrite or another --output")
+                raise FeedFaceError(f"{target} exists; give --overwrite or another --output")
         if len(set(targets)) != len(targets):
             raise FeedFaceError(f"two of the files would be written to the same place: {', '.join(map(str, targets))}")
         for source, target in zip(options.files, targets, strict=True):

@@ -52,7 +52,8 @@ def test_weights(tmp_path: Path, weights: str) -> None:
 METADATA = [
     ("format", None), ("format", ""), ("format", "feedface-adapter"), ("format_version", None), ("format_version", ""),
     ("format_version", "99"), ("format_version", "one"), ("combination", None), ("combination", ""),
-    ("combination", "bogus"), ("combination", "sum"), ("weights", None), ("encoder", None), ("encoder", "x" * 10**6), ("combination", "x" * 10**6),
+    ("combination", "bogus"), ("combination", "sum"), ("weights", None), ("encoder", None),
+    ("encoder", "x" * 10**6), ("combination", "x" * 10**6),
     ("format", "x" * 10**6), ("format_version", "x" * 10**6), ("weights", "x" * 10**6),
 ]  # fmt: skip
 

@@ -49,7 +49,7 @@ class MtcnnDetector(Detector):
         if boxes is None:
             return []
         return [
-            DetectedFace(box, float(probability), torch.as_tensor(marks.astype("float32")), source=self.name)
+            DetectedFace(box.tolist(), float(probability), torch.as_tensor(marks.astype("float32")), source=self.name)
             for box, probability, marks in zip(boxes, probabilities, points, strict=True)
             if probability >= self.threshold and box[2] > box[0] and box[3] > box[1]
         ]
