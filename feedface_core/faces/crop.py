@@ -99,14 +99,25 @@ def resample(image: Tensor, box: Box, height: int, width: int, fill: float = FIL
 
     Returns:
         ``(height, width, C)`` in 0..1.
+
+    Raises:
+        FeedFaceError: for a box that is not usable, or more than :data:`LARGEST_SQUARE` times as large as the photo.
     """
     x0, y0, x1, y1 = check_box(box)
+    _check_size(box, image)
     rows, top = _filter_weights(y0, y1, height, image.shape[0], image)
     columns, left = _filter_weights(x0, x1, width, image.shape[1], image)
     part = image[top : top + rows.shape[1], left : left + columns.shape[1]] - fill  # (h, w, C)
     out = torch.einsum("yh,hwc->ywc", rows, part)
     out = torch.einsum("xw,ywc->yxc", columns, out)
     return (out + fill).clamp(0, 1)
+
+
+def _check_size(box: Box, image: Tensor) -> None:
+    height, width = image.shape[:2]
+    if max(box[2] - box[0], box[3] - box[1]) > LARGEST_SQUARE * max(width, height):
+        photo = f"the photo of {width} × {height} pixels"
+        raise FeedFaceError(f"the square {shorten(box)} is more than {LARGEST_SQUARE} times as large as {photo}")
 
 
 def _filter_weights(start: float, stop: float, size: int, length: int, like: Tensor) -> tuple[Tensor, int]:
@@ -157,11 +168,9 @@ def crop_face(
         raise FeedFaceError(f"the border of the crop is {shorten(border)}, expected one of {', '.join(BORDERS)}")
     height, width = image.shape[:2]
     square = square_box(box, scale)
-    photo, found = f"the photo of {width} × {height} pixels", ", ".join(f"{value:g}" for value in box)
     if box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height:
-        raise FeedFaceError(f"the box {found} lies outside {photo}")
-    if square[2] - square[0] > LARGEST_SQUARE * max(width, height):
-        raise FeedFaceError(f"the box {found} times {scale:g} is more than {LARGEST_SQUARE} times as large as {photo}")
+        raise FeedFaceError(f"the box {shorten(box)} lies outside the photo of {width} × {height} pixels")
+    _check_size(square, image)
     return resample(image, clamp_square(square, width, height) if border == "clamp" else square, size, size, fill)
 
 

@@ -49,7 +49,7 @@ def test_orders(order, expected):
 
 def test_every_order_is_tested_and_unknown_ones_are_refused():
     assert len(ORDERS) == 7
-    with pytest.raises(FeedFaceError, match="no order 'age'; there are: size, left to right"):
+    with pytest.raises(FeedFaceError, match="order: found 'age', expected one of size, left to right"):
         order_faces(FACES, "age", SIZE)
 
 
@@ -67,7 +67,10 @@ def test_indexes(text, expected):
     assert parse_indexes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " ", "first", "-1", "0,", "3-1", "1.5", "0;x", "0-99999999"])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "first", "-1", "0,", "3-1", "1.5", "0;x", "0-99999999", "٣", "9" * 5000, "0," * 10**6, "-", "1--2"],
+)
 def test_bad_indexes_are_refused(text):
     with pytest.raises(FeedFaceError, match="indexes: expected numbers"):
         parse_indexes(text)
@@ -89,8 +92,8 @@ def test_small_faces_get_no_number():
 
 
 def test_errors_say_what_was_found():
-    with pytest.raises(NoFaceError, match="^holiday.jpg: no face found$"):
-        select_faces([], SIZE, name="holiday.jpg")
+    with pytest.raises(NoFaceError, match="^no face found$"):
+        select_faces([], SIZE)
     tiny = DetectedFace((0, 0, 5, 4))
     with pytest.raises(NoFaceError, match="largest has 5 pixels and min_size is 32"):
         select_faces([tiny], SIZE, min_size=32)
@@ -120,7 +123,7 @@ def test_policies_for_a_photo_without_a_face():
     assert "photo skipped" in skipped.describe()
     whole = select_from_photo(photo, Nothing(), when_none="whole image", min_size=100)
     assert whole.outcome == "whole image" and whole.chosen_faces[0].box == (0, 0, 50, 30)
-    with pytest.raises(FeedFaceError, match="no policy 'ignore'"):
+    with pytest.raises(FeedFaceError, match="when_none: found 'ignore', expected one of error, skip"):
         select_from_photo(photo, Nothing(), when_none="ignore")
 
 
