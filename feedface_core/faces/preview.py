@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
 
 CHOSEN, OTHER, TOO_SMALL = (60, 220, 90), (255, 170, 40), (150, 150, 150)
-PREVIEW_SIDE = 1024
 
 
-def draw_faces(
-    image: Tensor, selection: Selection, crop_scale: float = CROP_SCALE, longest_side: int = PREVIEW_SIDE
-) -> Tensor:
+def draw_faces(image: Tensor, selection: Selection, crop_scale: float = CROP_SCALE) -> Tensor:
     """The photo with the numbered boxes of its faces: chosen ones green with the square of their crop, others orange,
     and those that are too small grey, without a number; a photo that was skipped gets a line that says so.
 
@@ -29,15 +26,14 @@ def draw_faces(
         image: ``(H, W, 3)`` floats in 0..1.
         selection: what was found and taken.
         crop_scale: side of the crop over the longer side of the box.
-        longest_side: larger photos are shrunk to this many pixels.
 
     Returns:
-        ``(h, w, 3)`` floats in 0..1.
+        ``(h, w, 3)`` floats in 0..1, shrunk as for a detector.
     """
     from PIL import Image, ImageDraw
 
     image = check_image(image)
-    small = shrink(image, longest_side)
+    small = shrink(image)
     factor = small.shape[1] / image.shape[1]
     picture = Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     draw = ImageDraw.Draw(picture)

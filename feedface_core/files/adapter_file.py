@@ -59,12 +59,7 @@ class AdapterFile:
         return self.tensors["projection.weight"].dtype
 
     def build(self, dtype: torch.dtype | None = None, **options) -> FaceAdapter:
-        """The adapter with its weights, on the CPU.
-
-        Args:
-            dtype: floating-point type of the weights; that of the file when None.
-            options: of :class:`FaceAdapter`.
-        """
+        """The adapter with its weights, on the CPU, in ``dtype`` or the file's; options of :class:`FaceAdapter`."""
         dtype = dtype or self.dtype
         # Built without storage and then given the file's tensors: no time is spent on random values.
         adapter = FaceAdapter(self.config, device="meta", dtype=dtype, **options)
@@ -129,22 +124,28 @@ def save_adapter(
     if path.suffix != ".safetensors":
         raise FeedFaceError(f"{path}: adapters are written as .safetensors")
     check_tensors(path.name, expected_shapes(config), tensors)
-    encoder, weights = config.encoder, plain_weights(encoder_tensors or {})
-    if weights:
-        encoder = replace(encoder, fingerprint=fingerprint(encoder, weights))
-    config = replace(config, encoder=replace(encoder, included=bool(weights)))
-    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in weights.items()}}
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in stored.items()}
-    return write_safetensors(path, stored, {**adapter_metadata(config, stored), **(metadata or {})})
+    cast = [
+        {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in given.items()}
+        for given in (tensors, plain_weights(encoder_tensors or {}))
+    ]
+    stored, described = adapter_contents(config, *cast)
+    return write_safetensors(path, stored, {**described, **(metadata or {})})
 
 
-def adapter_metadata(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Metadata of an adapter file with these stored tensors: format, config, ModelSpec keys."""
+def adapter_contents(
+    config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What an adapter file with these weights holds, in the types they are stored in: tensors and metadata."""
+    encoder = replace(config.encoder, included=bool(encoder_tensors))
+    if encoder_tensors:  # as stored: bfloat16 changes what the fingerprint is made of
+        encoder = replace(encoder, fingerprint=fingerprint(encoder, encoder_tensors))
+    config = replace(config, encoder=encoder)
+    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}}
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(stored):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return {
+        digest.update(stored[name].reshape(-1).view(torch.uint8).numpy())
+    return stored, {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": config.to_json(),

@@ -32,12 +32,15 @@ class Detector(ABC):
         licence: of the code and the weights, in a few words.
         detail: the model in use, if there are several.
         longest_side: photos are shrunk to it before they are looked at.
+        packages, install: what it imports, and the command that installs them.
     """
 
     name: str
     licence: str
     detail: str = ""
     longest_side: float = LONGEST_SIDE
+    packages: tuple[str, ...] = ()
+    install: str = ""
 
     @property
     def description(self) -> str:
@@ -75,7 +78,7 @@ class Detector(ABC):
 
 
 def shrink(image: Tensor, longest_side: float = LONGEST_SIDE) -> Tensor:
-    """``(H, W, C)`` with a longer side of at most ``longest_side`` pixels, antialiased; smaller photos stay as they are."""
+    """``(H, W, C)``, antialiased, with a longer side of at most ``longest_side`` pixels; smaller photos stay."""
     height, width = image.shape[:2]
     factor = longest_side / max(height, width)
     if factor >= 1:

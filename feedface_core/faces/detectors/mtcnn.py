@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...errors import FeedFaceError
 from ..box import DetectedFace
-from .base import MTCNN, Detector, DetectorUnavailable, to_bytes
+from .base import MTCNN, Detector, to_bytes
 
 
 class MtcnnDetector(Detector):
@@ -22,16 +22,11 @@ class MtcnnDetector(Detector):
     name = MTCNN
     licence = "MIT, weights included in facenet-pytorch"
     packages = ("facenet_pytorch",)
-    install = "pip install facenet-pytorch==2.5.3"
+    install = "pip install facenet-pytorch==2.5.3 (2.6.0 would replace PyTorch by an old release)"
 
     def __init__(self, device: str | torch.device = "cpu", threshold: float = 0.9, min_face_size: int = 20) -> None:
-        try:
-            from facenet_pytorch import MTCNN as Network
-        except ImportError as error:
-            raise DetectorUnavailable(
-                f"the detector {MTCNN!r} needs the package facenet-pytorch ({error}); install it with"
-                f' "{self.install}" (2.6.0 would replace PyTorch by an old release)'
-            ) from error
+        from facenet_pytorch import MTCNN as Network
+
         self.threshold, self.min_face_size = threshold, min_face_size
         self.network = Network(keep_all=True, min_face_size=min_face_size, device=torch.device(device)).eval()
 

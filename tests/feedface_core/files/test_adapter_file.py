@@ -101,6 +101,16 @@ def test_half_precision_halves_the_file(written, tmp_path):
     assert found.build(dtype=torch.bfloat16).projection.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_adapter_with_its_encoder_in_another_type_is_read(written, tmp_path, dtype):
+    found = load_adapter(written[0])
+    path = save_adapter(tmp_path / "b.safetensors", found.config, found.tensors, found.encoder_tensors, dtype=dtype)
+    again = load_adapter(path)
+    assert again.dtype == dtype and again.encoder_tensors["post_layernorm.weight"].dtype == dtype
+    if dtype == torch.float16:
+        assert again.config == found.config
+
+
 def test_metadata_follow_modelspec(written):
     metadata = load_adapter(written[0]).metadata
     assert metadata["format"] == "feedface-adapter"
