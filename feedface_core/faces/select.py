@@ -98,49 +98,6 @@ def parse_indexes(text: str) -> tuple[int, ...] | None:
     return tuple(indexes)
 
 
-def select_faces(
-    faces: Sequence[DetectedFace],
-    image_size: tuple[float, float],
-    *,
-    order: str = "size",
-    indexes: Sequence[int] | None = (0,),
-    min_size: float = 0,
-) -> Selection:
-    """Order the faces of one photo and take some of them.
-
-    Args:
-        faces: what the detector found.
-        image_size: width and height of the photo in pixels.
-        order: one of :data:`ORDERS`; it numbers the faces.
-        indexes: numbers of the faces to take; None takes all.
-        min_size: faces whose longer side has fewer pixels are left out and get no number.
-
-    Raises:
-        NoFaceError: if no face is found or all are too small.
-        FeedFaceError: if a number is asked for that is not there, the order is unknown or no index is given.
-    """
-    ordered = order_faces(faces, order, image_size)
-    usable = tuple(face for face in ordered if face.size >= min_size)
-    too_small = tuple(face for face in ordered if face.size < min_size)
-    if not usable:
-        if not too_small:
-            raise NoFaceError("no face found")
-        largest = max(face.size for face in too_small)
-        raise NoFaceError(
-            f"{len(too_small)} face(s) found, but the largest has {largest:.0f} pixels and min_size is {min_size:g}"
-        )
-    chosen = range(len(usable)) if indexes is None else indexes
-    if not chosen:
-        raise FeedFaceError("no index given; expected the numbers of the faces to take")
-    if missing := [index for index in chosen if not 0 <= index < len(usable)]:
-        small = f" ({len(too_small)} more under the min_size of {min_size:g} pixels)" if too_small else ""
-        raise FeedFaceError(
-            f"face {listing(missing)} was asked for, but {len(usable)} face(s) were found{small}, numbered from 0 to "
-            f"{len(usable) - 1} by {order}"
-        )
-    return Selection(usable, tuple(chosen), too_small)
-
-
 def select_from_photo(
     image: Tensor,
     detector: Detector,
@@ -151,29 +108,45 @@ def select_from_photo(
     when_none: str = "error",
     name: str = "photo",
 ) -> Selection:
-    """Detect the faces of one photo ``(H, W, 3)`` and take some; see :func:`select_faces`.
+    """Detect the faces of one photo ``(H, W, 3)``, order them and take some of them.
 
     Args:
-        when_none: one of :data:`WHEN_NONE`. It decides about photos without a face that is large enough; an index that
-            is out of range is an error in any case.
+        order: one of :data:`ORDERS`; it numbers the faces.
+        indexes: numbers of the faces to take; None takes all.
+        min_size: faces whose longer side has fewer pixels are left out and get no number.
+        when_none: one of :data:`WHEN_NONE`. It decides about photos without a face that is large enough.
         name: what to call the photo in errors.
+
+    Raises:
+        NoFaceError: if no face is found or all are too small.
+        FeedFaceError: if a number is asked for that is not there, a choice is unknown, or no index is given.
     """
     with located(name):
         if when_none not in WHEN_NONE:
             raise FeedFaceError(f"when_none: found {shorten(when_none)}, expected one of {', '.join(WHEN_NONE)}")
-        found, size = detector.detect(image), (image.shape[1], image.shape[0])
-        try:
-            return select_faces(found, size, order=order, indexes=indexes, min_size=min_size)
-        except NoFaceError as error:
-            if when_none == "error":
-                raise NoFaceError(
-                    f"{error} (by {detector.name}). Use another photo or detector, a lower min_size, or another "
-                    "when_none"
-                ) from error
-        too_small = tuple(order_faces(found, order, size))
-        if when_none == "skip":
-            return Selection((), (), too_small, "skipped")
-        return Selection(tuple(WholeImage().detect(image)), (0,), too_small, "whole image")
+        found = order_faces(detector.detect(image), order, (image.shape[1], image.shape[0]))
+        faces = tuple(face for face in found if face.size >= min_size)
+        too_small = tuple(face for face in found if face.size < min_size)
+        if not faces and when_none == "error":
+            text = "no face found"
+            if too_small:
+                largest = max(face.size for face in too_small)
+                text = f"the largest of {len(too_small)} face(s) has {largest:.0f} pixels and min_size is {min_size:g}"
+            advice = "Use another photo or detector, a lower min_size, or another when_none"
+            raise NoFaceError(f"{text} (by {detector.name}). {advice}")
+        if not faces:
+            whole = tuple(WholeImage().detect(image)) if when_none == "whole image" else ()
+            return Selection(whole, tuple(range(len(whole))), too_small, when_none if whole else "skipped")
+        chosen = tuple(range(len(faces)) if indexes is None else indexes)
+        if not chosen:
+            raise FeedFaceError("no index given; expected the numbers of the faces to take")
+        if missing := [index for index in chosen if not 0 <= index < len(faces)]:
+            small = f" ({len(too_small)} more under the min_size of {min_size:g} pixels)" if too_small else ""
+            raise FeedFaceError(
+                f"face {listing(missing)} was asked for, but {len(faces)} face(s) were found{small}, numbered from 0 "
+                f"to {len(faces) - 1} by {order}"
+            )
+        return Selection(faces, chosen, too_small)
 
 
 def crop_scale_of(face: DetectedFace, scale: float = CROP_SCALE) -> float:

@@ -69,19 +69,20 @@ class AdapterFile:
     def summary(self) -> str:
         """A few lines for people: host, sites, sizes, encoder, provenance."""
         config, encoder = self.config, self.config.encoder
-        count, encoder_count = (
-            sum(tensor.numel() for tensor in tensors.values()) / 1e6 for tensors in (self.tensors, self.encoder_tensors)
+        weights, encoder_weights = (
+            f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters"
+            for tensors in (self.tensors, self.encoder_tensors)
         )
         size, dtype = Path(self.path).stat().st_size / 1e6, str(self.dtype).removeprefix("torch.")
-        widths = ", ".join(str(width) for width in sorted({site.width for site in config.sites}))
-        included = f"included, {encoder_count:.1f} M parameters" if self.encoder_tensors else "not included"
+        widths = ", ".join(map(str, sorted({site.width for site in config.sites})))
+        included = f"included, {encoder_weights}" if self.encoder_tensors else "not included"
         lines = {
             "file": f"{self.path} ({size:.1f} MB, {dtype})",
             "title": config.title or self.metadata.get("modelspec.title", "-"),
             "host": f"{config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
             "sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
             "branch": f"tap {config.tap}, {config.depth} block(s), {'with' if config.self_attention else 'without'} "
-            f"self-attention, {count:.1f} M parameters",
+            f"self-attention, {weights}",
             "face tokens": f"{encoder.tokens} of width {encoder.width} for each reference → {config.context_width}",
             "encoder": f"{encoder.name} ({encoder.fingerprint or 'no fingerprint'}), {included}",
             "crops": f"{encoder.crop_scale:g} × the box, {encoder.crop_border} at the border, {encoder.image_size} px, "
@@ -216,9 +217,7 @@ def _check(config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m feedface_core.files.adapter_file", description="Shows what an adapter holds."
-    )
+    parser = argparse.ArgumentParser("python -m feedface_core.files.adapter_file", description="Shows an adapter.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="print the config as JSON instead")
     options = parser.parse_args(arguments)

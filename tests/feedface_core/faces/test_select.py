@@ -20,7 +20,6 @@ from feedface_core.faces import (
     faces_to_json,
     order_faces,
     parse_indexes,
-    select_faces,
     select_from_photo,
 )
 
@@ -29,6 +28,11 @@ LEFT = DetectedFace((10, 60, 50, 100), confidence=0.95)
 MIDDLE = DetectedFace((180, 80, 200, 105), confidence=0.99)
 RIGHT = DetectedFace((300, 20, 380, 110), confidence=0.91)
 FACES = [MIDDLE, RIGHT, LEFT]
+
+
+def select_faces(faces, size, **choices):
+    """Some of the faces of a black photo of this size."""
+    return select_from_photo(torch.zeros(*reversed(size), 3), GivenBoxes(faces), **choices)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +96,10 @@ def test_small_faces_get_no_number():
 
 
 def test_errors_say_what_was_found():
-    with pytest.raises(NoFaceError, match="^no face found$"):
-        select_faces([], SIZE)
+    with pytest.raises(NoFaceError, match=r"^holiday.jpg: no face found \(by boxes\). Use another photo"):
+        select_faces([], SIZE, name="holiday.jpg")
     tiny = DetectedFace((0, 0, 5, 4))
-    with pytest.raises(NoFaceError, match="largest has 5 pixels and min_size is 32"):
+    with pytest.raises(NoFaceError, match="the largest of 1 face.s. has 5 pixels and min_size is 32"):
         select_faces([tiny], SIZE, min_size=32)
     with pytest.raises(
         FeedFaceError, match="face 3 was asked for, but 3 face.s. were found, numbered from 0 to 2 by size"
