@@ -144,8 +144,8 @@ def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
         elif isinstance(data, list) and data and all(map(_is_face, data)):
             data = [data]
         if not isinstance(data, list) or len(data) != photos:
-            found = f"{len(data)} lists" if isinstance(data, list) else shorten(data)
-            raise FeedFaceError(f"found {found} for {photos} photo(s); expected one list of boxes for each photo")
+            found = f"there are {len(data)} lists" if isinstance(data, list) else f"found {shorten(data)}"
+            raise FeedFaceError(f"{found} for {photos} photo(s), expected one list of boxes for each photo")
         faces = []
         for number, photo in enumerate(data, start=1):
             with located(f"photo {number} of {photos}"):

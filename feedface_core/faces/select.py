@@ -131,7 +131,7 @@ def select_from_photo(
             text = "no face found"
             if too_small:
                 largest = max(face.size for face in too_small)
-                text = f"the largest of {len(too_small)} face(s) has {largest:.0f} pixels and min_size is {min_size:g}"
+                text = f"of {len(too_small)} face(s) the largest has {largest:.0f} pixels and min_size is {min_size:g}"
             advice = "Use another photo or detector, a lower min_size, or another when_none"
             raise NoFaceError(f"{text} (by {detector.name}). {advice}")
         if not faces:

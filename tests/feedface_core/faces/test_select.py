@@ -99,7 +99,7 @@ def test_errors_say_what_was_found():
     with pytest.raises(NoFaceError, match=r"^holiday.jpg: no face found \(by boxes\). Use another photo"):
         select_faces([], SIZE, name="holiday.jpg")
     tiny = DetectedFace((0, 0, 5, 4))
-    with pytest.raises(NoFaceError, match="the largest of 1 face.s. has 5 pixels and min_size is 32"):
+    with pytest.raises(NoFaceError, match="of 1 face.s. the largest has 5 pixels and min_size is 32"):
         select_faces([tiny], SIZE, min_size=32)
     with pytest.raises(
         FeedFaceError, match="face 3 was asked for, but 3 face.s. were found, numbered from 0 to 2 by size"
@@ -170,15 +170,15 @@ def test_short_forms_for_one_photo(text):
     [
         ("1, 2, 3, 4", 1, "not JSON"),
         ('"face"', 1, "expected one list"),
-        ("[]", 1, "found 0 lists for 1"),
-        ("[[1, 2, 3, 4]]", 2, "found 1 lists for 2"),
+        ("[]", 1, "there are 0 lists for 1"),
+        ("[[1, 2, 3, 4]]", 2, "there are 1 lists for 2"),
         ("[[[1, 2, 3]]]", 1, "photo 1 of 1: 0.box: a box is four numbers"),
         ("[[[10, 10, 5, 20]]]", 1, "x0 < x1"),
         ('[[{"x": 1}]]', 1, "photo 1 of 1: 0.box: Field required"),
         ('[[{"box": [0, 0, 9, 9], "confidence": [1]}]]', 1, "0.confidence: expected a valid number"),
         ('[[{"box": [0, 0, 9, 9], "confidence": "high"}]]', 1, "0.confidence: .* found 'high'"),
         ('[[{"box": [0, 0, 9, 9], "landmarks": [[1, 2]]}]]', 1, "landmarks"),
-        ("[[1, 2, 3, 4], 7]", 1, "found 2 lists for 1"),
+        ("[[1, 2, 3, 4], 7]", 1, "there are 2 lists for 1"),
         ('[[{"box": [0, 0, 9, 9], "confidence": 1e9}]]', 1, "0.confidence"),
         ('[[{"box": [0, 0, 9, NaN]}]]', 1, "a box is four numbers"),
         ('[[{"box": [0, 0, 9, true]}]]', 1, "a box is four numbers"),
@@ -186,7 +186,7 @@ def test_short_forms_for_one_photo(text):
         ('[["face"]]', 1, "0: expected a valid dictionary, found 'face'"),
         ("[" * 100_000, 1, "not JSON"),
         ("[[[0, 0, " + "9" * 5000 + ", 9]]]", 1, "not JSON"),
-        (f'[["{"x" * 10**6}"]]', 1, "found 'xxx"),
+        (f'[["{"x" * 10**6}"]]', 1, "found .'xxx"),
         ("[[[1, 2, 3, 4]], 7]", 2, "photo 2 of 2: expected a valid list, found 7"),
     ],
 )
