@@ -41,7 +41,8 @@ def _is_coordinate(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST_COORDINATE
 
 
-_Point = tuple[float, float]
+_Pixels = Annotated[float, Field(strict=True, ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)]
+_Point = tuple[_Pixels, _Pixels]
 
 
 class _Record(BaseModel, allow_inf_nan=False):

@@ -83,25 +83,16 @@ def clamp_square(square: Box, width: int, height: int) -> Box:
 
 
 def resample(image: Tensor, box: Box, height: int, width: int, fill: float = FILL) -> Tensor:
-    """Any box of a photo, resampled with an antialiased bicubic filter (a = −0.5, the one of Pillow's ``BICUBIC``).
+    """Any box of a photo ``(H, W, C)`` in 0..1 as ``(height, width, C)``, resampled with an antialiased bicubic filter
+    (a = −0.5, the one of Pillow's ``BICUBIC``). The box may have fractions of pixels and reach past the border.
 
     The filter is separable and linear, so with R_y and R_x the matrices of its weights the result is
 
         out = fill + R_y · (image − fill) · R_xᵀ
 
     where the weights are normalised as if the photo went on forever: what lies past the border counts as ``fill``.
-
-    Args:
-        image: ``(H, W, C)`` floats in 0..1.
-        box: ``(x0, y0, x1, y1)`` in pixels, fractions allowed, may reach past the border.
-        height, width: of the result, in pixels.
-        fill: value past the border.
-
-    Returns:
-        ``(height, width, C)`` in 0..1.
-
-    Raises:
-        FeedFaceError: for a box that is not usable, or more than :data:`LARGEST_SQUARE` times as large as the photo.
+    Raises :class:`FeedFaceError` for a box that is not usable, or more than :data:`LARGEST_SQUARE` times as large as
+    the photo.
     """
     x0, y0, x1, y1 = check_box(box)
     _check_size(box, image)
@@ -152,8 +143,7 @@ def crop_face(
 
     Args:
         image: ``(H, W, 3)`` floats in 0..1 (greyscale and alpha as in :func:`check_image`).
-        box: the face, ``(x0, y0, x1, y1)`` in pixels.
-        size: side of the crop, the encoder's image size.
+        size: side of the crop in pixels, the encoder's image size.
         scale: side of the square over the longer side of the box.
         fill: value where the square reaches past the border.
         border: ``pad`` fills up there, ``clamp`` moves and shrinks the square until it lies inside the photo.
@@ -175,10 +165,9 @@ def crop_face(
 
 
 def image_from_pil(picture: Image) -> Tensor:
-    """A Pillow picture as ``(H, W, 3)`` floats in 0..1, turned upright by its EXIF orientation.
+    """A Pillow picture (the frame it stands at) as ``(H, W, 3)`` floats in 0..1, upright by its EXIF orientation.
 
-    Transparency is composited on grey (:data:`FILL`); greyscale, 16 bit, palette and CMYK pictures are converted. Of an
-    animation this is the frame that the picture stands at.
+    Transparency is composited on grey (:data:`FILL`); greyscale, 16 bit, palette and CMYK pictures are converted.
     """
     import numpy
     from PIL import ImageOps

@@ -19,16 +19,10 @@ CHOSEN, OTHER, TOO_SMALL = (60, 220, 90), (255, 170, 40), (150, 150, 150)
 
 
 def draw_faces(image: Tensor, selection: Selection, crop_scale: float = CROP_SCALE) -> Tensor:
-    """The photo with the numbered boxes of its faces: chosen ones green with the square of their crop, others orange,
-    and those that are too small grey, without a number; a photo that was skipped gets a line that says so.
+    """The photo ``(H, W, 3)`` in 0..1, shrunk as for a detector, with the numbered boxes of its faces.
 
-    Args:
-        image: ``(H, W, 3)`` floats in 0..1.
-        selection: what was found and taken.
-        crop_scale: side of the crop over the longer side of the box.
-
-    Returns:
-        ``(h, w, 3)`` floats in 0..1, shrunk as for a detector.
+    Chosen ones are green with the square of their crop (``crop_scale`` times the box), others orange, those that are too
+    small grey, without a number; a photo that was skipped gets a line that says so.
     """
     from PIL import Image, ImageDraw
 

@@ -33,14 +33,8 @@ ORDERS: dict[str, Callable[[DetectedFace, float, float], float]] = {
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The outcome for one photo.
-
-    Args:
-        faces: the faces that are large enough, numbered by their place in this list.
-        chosen: numbers of the faces that were taken.
-        too_small: faces left out for their size.
-        outcome: ``"chosen"``, ``"skipped"`` or ``"whole image"``.
-    """
+    """The outcome for one photo, ``"chosen"``, ``"skipped"`` or ``"whole image"``: the faces that are large enough, the
+    places in them of those that were taken, and those left out for their size."""
 
     faces: tuple[DetectedFace, ...]
     chosen: tuple[int, ...]

@@ -38,15 +38,8 @@ _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as read from disk.
-
-    Args:
-        path: where it was read from.
-        config: what to build.
-        tensors: state dict of :class:`~feedface_core.modules.adapter.FaceAdapter`.
-        encoder_tensors: the encoder's weights by their plain Hugging Face names; empty when not included.
-        metadata: everything the file says about itself.
-    """
+    """An adapter as read from disk: its config, the state dict of :class:`FaceAdapter`, and the encoder's weights by
+    their plain Hugging Face names (empty when not included)."""
 
     path: str
     config: AdapterConfig

@@ -48,13 +48,10 @@ class Detector(ABC):
         return f"{self.name}{f' ({self.detail})' if self.detail else ''} [{self.licence}]"
 
     def detect(self, image: Tensor) -> list[DetectedFace]:
-        """Find the faces of a photo.
+        """The faces of a photo in the order of the model, boxes and landmarks in its pixels; empty if there is none.
 
         Args:
             image: ``(H, W, 3)`` floats in 0..1, any size; greyscale and alpha as in ``crop.check_image``.
-
-        Returns:
-            The faces in the order of the model, boxes and landmarks in pixels of ``image``; empty if there is none.
 
         Raises:
             FeedFaceError: if the image cannot be used.

@@ -18,11 +18,8 @@ PACKS = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc")
 
 
 def find_insightface_packs(roots: Sequence[str | Path]) -> dict[str, Path]:
-    """Name and folder of the model packs below the given InsightFace folders, preferred ones first.
-
-    Args:
-        roots: folders that hold ``models/<name>/*.onnx``, e.g. ``ComfyUI/models/insightface``.
-    """
+    """Name and folder of the model packs ``models/<name>/*.onnx`` below the given InsightFace folders (for example
+    ``ComfyUI/models/insightface``), preferred ones first."""
     packs: dict[str, Path] = {}
     for root in roots:
         for folder in sorted(Path(root).expanduser().glob("models/*")):
@@ -49,14 +46,9 @@ def choose_pack(roots: Sequence[str | Path], name: str | None) -> tuple[str, Pat
 
 
 class InsightFaceDetector(Detector):
-    """An InsightFace model pack through its own ``FaceAnalysis``.
+    """The InsightFace model pack ``name`` in the folder ``path``, through its own ``FaceAnalysis``.
 
-    Args:
-        name: of the pack.
-        path: the folder of its models.
-        threshold: lowest score that counts as a face.
-        recognition: also compute the identity vector of every face.
-        device: ``"cpu"``, or ``"cuda"`` if onnxruntime offers it.
+    The device is ``"cpu"``, or ``"cuda"`` if onnxruntime offers it.
     """
 
     name = INSIGHTFACE

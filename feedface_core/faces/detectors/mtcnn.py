@@ -11,27 +11,23 @@ from .base import MTCNN, Detector, to_bytes
 
 
 class MtcnnDetector(Detector):
-    """MTCNN (Zhang et al. 2016, arXiv:1604.02878).
-
-    Args:
-        device: where the three small networks run (2 MB).
-        threshold: lowest probability that counts as a face.
-        min_face_size: smallest face looked for, in pixels of the shrunk photo.
-    """
+    """MTCNN (Zhang et al. 2016, arXiv:1604.02878): three small networks, 2 MB; see ``load_detector``."""
 
     name = MTCNN
     licence = "MIT, weights included in facenet-pytorch"
     packages = ("facenet_pytorch",)
     install = "pip install facenet-pytorch==2.5.3 (2.6.0 would replace PyTorch by an old release)"
+    SMALLEST = 20
+    """Smallest face looked for, in pixels of the shrunk photo."""
 
-    def __init__(self, device: str | torch.device = "cpu", threshold: float = 0.9, min_face_size: int = 20) -> None:
+    def __init__(self, device: str | torch.device = "cpu", threshold: float = 0.9) -> None:
         from facenet_pytorch import MTCNN as Network
 
-        self.threshold, self.min_face_size = threshold, min_face_size
-        self.network = Network(keep_all=True, min_face_size=min_face_size, device=torch.device(device)).eval()
+        self.threshold = threshold
+        self.network = Network(keep_all=True, min_face_size=self.SMALLEST, device=torch.device(device)).eval()
 
     def find(self, image: Tensor) -> list[DetectedFace]:
-        if min(image.shape[:2]) < self.min_face_size:
+        if min(image.shape[:2]) < self.SMALLEST:
             return []  # the pyramid of scales would be empty
         try:
             boxes, probabilities, points = self.network.detect(to_bytes(image).to(self.network.device), landmarks=True)

@@ -180,6 +180,7 @@ def test_short_forms_for_one_photo(text):
         ('[[{"box": [0, 0, 9, 9], "landmarks": [[1, 2]]}]]', 1, "landmarks"),
         ("[[1, 2, 3, 4], 7]", 1, "there are 2 lists for 1"),
         ('[[{"box": [0, 0, 9, 9], "confidence": 1e9}]]', 1, "0.confidence"),
+        ('[[{"box": [0, 0, 9, 9], "landmarks": [[0, 0], [0, 0], [0, 0], [0, 0], [0, 1e300]]}]]', 1, "landmarks.4.1"),
         ('[[{"box": [0, 0, 9, NaN]}]]', 1, "a box is four numbers"),
         ('[[{"box": [0, 0, 9, true]}]]', 1, "a box is four numbers"),
         ("[[[0, 0, 1e15, 9]]]", 1, "a box is four numbers .* at most 1e.07"),
