@@ -21,8 +21,8 @@ CHOSEN, OTHER, TOO_SMALL = (60, 220, 90), (255, 170, 40), (150, 150, 150)
 def draw_faces(image: Tensor, selection: Selection, crop_scale: float = CROP_SCALE) -> Tensor:
     """The photo ``(H, W, 3)`` in 0..1, shrunk as for a detector, with the numbered boxes of its faces.
 
-    Chosen ones are green with the square of their crop (``crop_scale`` times the box), others orange, those that are too
-    small grey, without a number; a photo that was skipped gets a line that says so.
+    Chosen ones are green with the square of their crop (``crop_scale`` times the box), others orange, those that are
+    too small grey, without a number; a photo that was skipped gets a line that says so.
     """
     from PIL import Image, ImageDraw
 

@@ -187,7 +187,7 @@ def test_short_forms_for_one_photo(text):
         ('[["face"]]', 1, "0: expected a valid dictionary, found 'face'"),
         ("[" * 100_000, 1, "not JSON"),
         ("[[[0, 0, " + "9" * 5000 + ", 9]]]", 1, "not JSON"),
-        (f'[["{"x" * 10**6}"]]', 1, "found .'xxx"),
+        (f'[["{"x" * 10**6}"]]', 1, "found 'xxx"),
         ("[[[1, 2, 3, 4]], 7]", 2, "photo 2 of 2: expected a valid list, found 7"),
     ],
 )
