@@ -17,9 +17,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import COMBINATIONS
-from .errors import FeedFaceError
+from .errors import FeedFaceError, shorten
 
 KeysValues = tuple[Tensor, Tensor]
+LARGEST_HIDDEN = 65504.0
+"""What half precision holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,12 @@ class Face:
 
     Args:
         hidden: ``(N, T, E)`` hidden states of N references, T tokens each.
-        weights: one non-negative weight for each reference; all ones when left out.
+        weights: one for each reference, 0 or from 1e-30 to 1e6; all ones when left out.
         combination: see :func:`combine_references`.
         encoder: fingerprint of the encoder that made the hidden states.
+
+    Raises:
+        FeedFaceError: for hidden states of another shape or type or that half precision cannot hold, or another value.
     """
 
     hidden: Tensor
@@ -39,17 +44,25 @@ class Face:
     encoder: str = ""
 
     def __post_init__(self):
-        if self.hidden.ndim != 3 or self.hidden.shape[0] == 0:
-            raise FeedFaceError(f"a face needs hidden states (references, tokens, width), got {(*self.hidden.shape,)}")
-        if not self.weights:
-            object.__setattr__(self, "weights", (1.0,) * self.hidden.shape[0])
-        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
-        if len(self.weights) != self.hidden.shape[0]:
-            raise FeedFaceError(f"{len(self.weights)} weights for {self.hidden.shape[0]} references: give one for each")
-        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights):
-            raise FeedFaceError(f"weights of references must be finite and not negative, got {list(self.weights)}")
+        hidden = self.hidden
+        if hidden.ndim != 3 or 0 in hidden.shape or not hidden.is_floating_point():
+            expected = "floats (references, tokens, width)"
+            raise FeedFaceError(f"hidden states of a face are {shorten(hidden)}, expected {expected}")
+        if not (most := float(hidden.abs().max())) <= LARGEST_HIDDEN:  # a NaN is not
+            raise FeedFaceError(f"hidden states of a face reach {most:g}, expected at most {LARGEST_HIDDEN:g}")
+        weights = (1.0,) * len(hidden) if self.weights == () else self.weights
+        usable = isinstance(weights, (tuple, list)) and all(
+            isinstance(weight, (int, float)) and (weight == 0 or 1e-30 <= weight <= 1e6) for weight in weights
+        )
+        if not usable or len(weights) != len(hidden):
+            expected = f"{len(hidden)} numbers, each 0 or from 1e-30 to 1e6"
+            raise FeedFaceError(f"weights of the references are {shorten(weights)}, expected {expected}")
+        object.__setattr__(self, "weights", tuple(map(float, weights)))
         if self.combination not in COMBINATIONS:
-            raise FeedFaceError(f"combination is {self.combination!r}, expected one of {', '.join(COMBINATIONS)}")
+            found = shorten(self.combination)
+            raise FeedFaceError(f"combination is {found}, expected one of {', '.join(COMBINATIONS)}")
+        if not isinstance(self.encoder, str) or len(self.encoder) > 64:
+            raise FeedFaceError(f"encoder is {shorten(self.encoder)}, expected a fingerprint")
 
     @property
     def empty(self) -> bool:

@@ -7,10 +7,10 @@ import json
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .errors import FeedFaceError, problems
+from .errors import FeedFaceError, listing, problems, typed
 
 #: Host families with a name of their own. ``sd_unet`` is a Stable Diffusion U-Net of any other size.
 HOSTS = {
@@ -25,16 +25,11 @@ BORDERS = ("pad", "clamp")
 COMBINATIONS = ("concat", "average", "weighted_average")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-#: Largest values of ``transformers.CLIPVisionConfig``, well above any published encoder.
-VISION_LIMITS = {
-    "hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 256, "num_attention_heads": 1024,
-    "patch_size": 1024, "num_channels": 3,
-}  # fmt: skip
 
-_STRICT = ConfigDict(strict=True, extra="forbid")
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _Size = Annotated[int, Field(ge=1, le=65536)]
-_Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-_Positive = Annotated[FiniteFloat, Field(gt=0)]
+_Mean = Annotated[float, Field(ge=-1000, le=1000)]
+_Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -47,7 +42,7 @@ class SiteConfig:
         heads, head_dim: attention heads of the branch; ``heads * head_dim`` is usually the width.
     """
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=200)]
     width: _Size
     heads: _Size
     head_dim: _Size
@@ -57,12 +52,31 @@ class SiteConfig:
             raise ValueError(f"site {self.name}: {self.heads} heads of {self.head_dim} are more than 65536 channels")
 
 
+class VisionFields(BaseModel):
+    """The fields of ``transformers.CLIPVisionConfig`` that an encoder may set, with bounds well above any published."""
+
+    model_config = _STRICT
+    hidden_size: Annotated[int, Field(ge=1, le=16384)] = 768
+    intermediate_size: _Size = 3072
+    projection_dim: _Size = 512
+    num_hidden_layers: Annotated[int, Field(ge=1, le=256)] = 12
+    num_attention_heads: Annotated[int, Field(ge=1, le=1024)] = 12
+    num_channels: Literal[3] = 3
+    image_size: _Size = 224
+    patch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    initializer_range: _Deviation = 0.02
+    initializer_factor: _Deviation = 1.0
+
+
 @dataclass(frozen=True, config=_STRICT)
 class EncoderConfig:
     """The frozen face encoder: a CLIP vision transformer and how its pixels are prepared.
 
     Args:
-        config: the fields of ``transformers.CLIPVisionConfig``.
+        config: some of :class:`VisionFields`; the others have its values.
         image_size: side of the crop in pixels.
         image_mean, image_std: normalisation of each channel. The released adapter uses 0.5 / 0.5, not CLIP's own.
         layer: index into the hidden states; -2 is the penultimate layer, before the post layer norm.
@@ -77,24 +91,28 @@ class EncoderConfig:
 
     config: dict[str, Any] = field(default_factory=dict)
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
-    image_mean: _Channels = CLIP_MEAN
-    image_std: tuple[_Positive, _Positive, _Positive] = CLIP_STD
+    image_mean: tuple[_Mean, _Mean, _Mean] = CLIP_MEAN
+    image_std: tuple[_Deviation, _Deviation, _Deviation] = CLIP_STD
     layer: Annotated[int, Field(ge=-257, le=256)] = -2
-    name: str = "openai/clip-vit-base-patch32"
+    name: Annotated[str, Field(max_length=1000)] = "openai/clip-vit-base-patch32"
     included: bool = True
     type: Literal["clip_vision"] = "clip_vision"
-    fingerprint: str = ""
+    fingerprint: Annotated[str, Field(max_length=64)] = ""
     crop_scale: Annotated[float, Field(gt=0, le=16)] = 1.1
     crop_border: Literal["pad", "clamp"] = "pad"
     crop_fill: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def __post_init__(self):
-        for name, limit in VISION_LIMITS.items():
-            value = self.config.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-                raise ValueError(f"face encoder's {name} is {value!r}, expected a whole number of 1 to {limit}")
-        if self.patch_size > self.image_size:
-            raise ValueError(f"face encoder's patch_size {self.patch_size} is larger than image_size {self.image_size}")
+        try:
+            vision = VisionFields.model_validate(self.config)
+        except ValidationError as error:
+            raise ValueError(problems(error)) from None
+        if vision.hidden_size % vision.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {vision.hidden_size} does not divide into {vision.num_attention_heads} attention heads"
+            )
+        if vision.patch_size > self.image_size:
+            raise ValueError(f"patch_size {vision.patch_size} is larger than image_size {self.image_size}")
 
     @property
     def patch_size(self) -> int:
@@ -141,14 +159,14 @@ class AdapterConfig:
     null: Literal["off", "learned", "zero_crop"] = "off"
     combination: Literal["concat", "average", "weighted_average"] = "concat"
     max_references: Annotated[int, Field(ge=1, le=1024)] = 5
-    strength: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    strength: Annotated[float, Field(ge=0, le=100)] = 1.0
     prediction: Literal["epsilon", "v"] = "epsilon"
-    title: str = ""
+    title: Annotated[str, Field(max_length=1000)] = ""
 
     def __post_init__(self):
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
-            raise ValueError(f"a site is named twice among {', '.join(names[:8])}")
+            raise ValueError(f"a site is named twice among {listing(names)}")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -157,8 +175,6 @@ class AdapterConfig:
     def from_json(cls, text: str) -> AdapterConfig:
         """Raises :class:`FeedFaceError` for a text that is not an adapter config of this version."""
         try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            raise FeedFaceError(
-                f"adapter config not understood ({problems(error)}); is the file from a newer version?"
-            ) from None
+            return typed(TypeAdapter(cls), text)
+        except FeedFaceError as error:
+            raise FeedFaceError(f"config not understood ({error}); is the file from a newer version?") from None

@@ -1,24 +1,77 @@
-"""The error of this package, and how what pydantic found reads in it."""
+"""The error of this package, and how what was found reads in its messages."""
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 
 class FeedFaceError(ValueError):
     """Something given to FeedFace cannot be used; the message says what and where, what was found and what to do."""
 
 
+class MissingFile(FeedFaceError, FileNotFoundError):
+    """There is no file of that name."""
+
+
+class UnwritableFile(FeedFaceError, OSError):
+    """The file system does not take a file of that name, or has no room for it."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 70
+
+
+def shorten(found: Any) -> str:
+    """A found value as it reads in a message: at most 80 characters (160 of an error), however large the value."""
+    if isinstance(found, Tensor):
+        return f"{found.dtype} of shape {str(tuple(found.shape))[:60]}"
+    if isinstance(found, Exception):
+        return f"{type(found).__name__}: {found}".split("\n")[0][:160]
+    try:
+        return _SHORT.repr(found)[:80]
+    except ValueError:  # Python refuses to write out integers of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def listing(names: Iterable[Any], most: int = 3) -> str:
+    """The first few of several names, each cut to 80 characters."""
+    names = list(names)
+    return ", ".join(str(name)[:80] for name in names[:most]) + (" …" if len(names) > most else "")
+
+
+@contextmanager
+def located(where: Any) -> Iterator[None]:
+    """Puts where it happened in front of the errors raised inside, such as a path, cut to 400 characters."""
+    try:
+        yield
+    except FeedFaceError as error:
+        raise type(error)(f"{str(where)[:400]}: {error}") from error
+
+
+def typed(adapter: TypeAdapter, value: Any) -> Any:
+    """``value`` as the adapter's type, read as JSON when it is a text. Raises :class:`FeedFaceError`."""
+    try:
+        return adapter.validate_json(value) if isinstance(value, str) else adapter.validate_python(value)
+    except ValidationError as error:
+        raise FeedFaceError(problems(error)) from None
+
+
 def problems(error: ValidationError) -> str:
     """Each problem of a validation as ``name: what is expected, found …``, joined with semicolons."""
 
     def read(problem) -> str:
-        name = ".".join(map(str, problem["loc"]))
+        name = ".".join(str(part)[:80] for part in problem["loc"][:8])
         text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        text = text.replace("Unexpected keyword argument", "not known to this version")
-        found = "" if problem["type"] in ("missing", "value_error", "unexpected_keyword_argument") else problem["input"]
-        return f"{name + ': ' if name else ''}{text}{f', found {repr(found)[:60]}' if found != '' else ''}"
+        text = text.split(" or instance of")[0].replace("Unexpected keyword argument", "not known to this version")
+        if problem["type"] not in ("missing", "value_error", "unexpected_keyword_argument"):
+            text = f"{text[:300]}, found {shorten(problem['input'])}"
+        return f"{name}: {text[:400]}" if name else text[:400]
 
     listed = error.errors(include_url=False)
-    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-    return "; ".join(read(problem) for problem in listed[:5]) + more
+    return "; ".join(map(read, listed[:4])) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

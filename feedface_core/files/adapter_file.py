@@ -16,14 +16,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..config import HOSTS, AdapterConfig
-from ..errors import FeedFaceError
+from ..errors import FeedFaceError, located, shorten
 from ..modules.adapter import FaceAdapter
 from ..modules.encoder import check_encoder, fingerprint, plain_weights
 from ..state_dict import check_tensors, describe, identify, read_state_dict
@@ -38,33 +38,21 @@ _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as read from disk.
-
-    Args:
-        path: where it was read from.
-        config: what to build.
-        tensors: state dict of :class:`~feedface_core.modules.adapter.FaceAdapter`.
-        encoder_tensors: the encoder's weights by their plain Hugging Face names; empty when not included.
-        metadata: everything the file says about itself.
-    """
+    """An adapter as read from disk: its config, the state dict of :class:`FaceAdapter`, and the encoder's weights by
+    their plain Hugging Face names (empty when not included)."""
 
     path: str
     config: AdapterConfig
     tensors: dict[str, Tensor]
-    encoder_tensors: dict[str, Tensor] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    encoder_tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
     @property
     def dtype(self) -> torch.dtype:
         return self.tensors["projection.weight"].dtype
 
     def build(self, dtype: torch.dtype | None = None, **options) -> FaceAdapter:
-        """The adapter with its weights, on the CPU.
-
-        Args:
-            dtype: floating-point type of the weights; that of the file when None.
-            options: of :class:`FaceAdapter`.
-        """
+        """The adapter with its weights, on the CPU, in ``dtype`` or the file's; options of :class:`FaceAdapter`."""
         dtype = dtype or self.dtype
         # Built without storage and then given the file's tensors: no time is spent on random values.
         adapter = FaceAdapter(self.config, device="meta", dtype=dtype, **options)
@@ -74,19 +62,20 @@ class AdapterFile:
     def summary(self) -> str:
         """A few lines for people: host, sites, sizes, encoder, provenance."""
         config, encoder = self.config, self.config.encoder
-        count, encoder_count = (
-            sum(tensor.numel() for tensor in tensors.values()) / 1e6 for tensors in (self.tensors, self.encoder_tensors)
+        weights, encoder_weights = (
+            f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters"
+            for tensors in (self.tensors, self.encoder_tensors)
         )
         size, dtype = Path(self.path).stat().st_size / 1e6, str(self.dtype).removeprefix("torch.")
-        widths = ", ".join(str(width) for width in sorted({site.width for site in config.sites}))
-        included = f"included, {encoder_count:.1f} M parameters" if self.encoder_tensors else "not included"
+        widths = ", ".join(map(str, sorted({site.width for site in config.sites})))
+        included = f"included, {encoder_weights}" if self.encoder_tensors else "not included"
         lines = {
             "file": f"{self.path} ({size:.1f} MB, {dtype})",
             "title": config.title or self.metadata.get("modelspec.title", "-"),
             "host": f"{config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
             "sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
             "branch": f"tap {config.tap}, {config.depth} block(s), {'with' if config.self_attention else 'without'} "
-            f"self-attention, {count:.1f} M parameters",
+            f"self-attention, {weights}",
             "face tokens": f"{encoder.tokens} of width {encoder.width} for each reference → {config.context_width}",
             "encoder": f"{encoder.name} ({encoder.fingerprint or 'no fingerprint'}), {included}",
             "crops": f"{encoder.crop_scale:g} × the box, {encoder.crop_border} at the border, {encoder.image_size} px, "
@@ -129,22 +118,28 @@ def save_adapter(
     if path.suffix != ".safetensors":
         raise FeedFaceError(f"{path}: adapters are written as .safetensors")
     check_tensors(path.name, expected_shapes(config), tensors)
-    encoder, weights = config.encoder, plain_weights(encoder_tensors or {})
-    if weights:
-        encoder = replace(encoder, fingerprint=fingerprint(encoder, weights))
-    config = replace(config, encoder=replace(encoder, included=bool(weights)))
-    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in weights.items()}}
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in stored.items()}
-    return write_safetensors(path, stored, {**adapter_metadata(config, stored), **(metadata or {})})
+    cast = [
+        {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in given.items()}
+        for given in (tensors, plain_weights(encoder_tensors or {}))
+    ]
+    stored, described = adapter_contents(config, *cast)
+    return write_safetensors(path, stored, {**described, **(metadata or {})})
 
 
-def adapter_metadata(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Metadata of an adapter file with these stored tensors: format, config, ModelSpec keys."""
+def adapter_contents(
+    config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What an adapter file with these weights holds, in the types they are stored in: tensors and metadata."""
+    encoder = replace(config.encoder, included=bool(encoder_tensors))
+    if encoder_tensors:  # as stored: bfloat16 changes what the fingerprint is made of
+        encoder = replace(encoder, fingerprint=fingerprint(encoder, encoder_tensors))
+    config = replace(config, encoder=encoder)
+    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}}
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(stored):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return {
+        digest.update(stored[name].reshape(-1).view(torch.uint8).numpy())
+    return stored, {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": config.to_json(),
@@ -163,57 +158,51 @@ def load_adapter(path: str | os.PathLike) -> AdapterFile:
     """Reads an adapter and checks every key, shape and value against its config. Never runs code from a file.
 
     Raises:
-        FileNotFoundError: the path does not exist.
+        MissingFile: the path does not exist.
         FeedFaceError: the file is truncated, not an adapter, holds code, or does not fit its own config.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter file at {path}")
     tensors, metadata = read_state_dict(path)
-    try:
+    with located(path):
         if metadata.get("format") == FORMAT:
-            found = _described(path, tensors, metadata)
+            if (version := metadata.get("format_version")) != FORMAT_VERSION:
+                raise FeedFaceError(
+                    f"adapter format version {shorten(version)}; this version of FeedFace reads {FORMAT_VERSION!r}. "
+                    "Update FeedFace."
+                )
+            config = AdapterConfig.from_json(metadata.get("config", ""))
+            encoder = {
+                name.removeprefix(_ENCODER): tensors.pop(name) for name in list(tensors) if name.startswith(_ENCODER)
+            }
         elif identify(tensors) == "released_adapter":
-            config, weights, encoder = released.read_adapter(tensors, released.settings_for(path, tensors))
-            found = AdapterFile(str(path), config, weights, encoder, {"format": "released FeedFace checkpoint"})
+            config, tensors, encoder = released.read_adapter(tensors, released.settings_for(path, tensors))
+            metadata = {"format": "released FeedFace checkpoint"}
         else:
             other = metadata.get("format", "")
+            found = f"found {shorten(other)}" if other.startswith("feedface") else describe(tensors)
             raise FeedFaceError(
                 f"not a FeedFace adapter: expected format={FORMAT!r} in its metadata or the released adapter's "
-                f"{released.SIGNATURE}, but {f'found {other!r}' if other.startswith('feedface') else describe(tensors)}"
+                f"{released.SIGNATURE}, but {found}"
             )
-        _check(found)
-    except FeedFaceError as error:
-        raise FeedFaceError(f"{path}: {error}") from error
-    return found
-
-
-def _described(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> AdapterFile:
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise FeedFaceError(
-            f"adapter format version {metadata.get('format_version')!r}; this version of FeedFace reads "
-            f"{FORMAT_VERSION!r}. Update FeedFace."
-        )
-    config = AdapterConfig.from_json(metadata.get("config", ""))
-    encoder = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_ENCODER)}
-    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in encoder.items()}
+        _check(config, tensors, encoder)
     return AdapterFile(str(path), config, tensors, encoder, metadata)
 
 
-def _check(found: AdapterFile) -> None:
-    config, encoder = found.config, found.config.encoder
+def _check(config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]) -> None:
     # Counted before anything of the config's size is built.
-    branches = {name.split(".")[1] for name in found.tensors if name.startswith("branches.")}
-    if len(branches) != len(config.sites):
-        raise FeedFaceError(f"the config has {len(config.sites)} sites, the file weights of {len(branches)} branches")
-    check_tensors("adapter", expected_shapes(config), found.tensors)
-    if encoder.included != bool(found.encoder_tensors):
+    branches = len({name.split(".")[1] for name in tensors if name.startswith("branches.")})
+    if branches != len(config.sites) or branches * config.depth > len(tensors):
+        raise FeedFaceError(
+            f"the config has {len(config.sites)} sites with {config.depth} blocks each, the file {branches} branches "
+            f"of {len(tensors)} tensors"
+        )
+    check_tensors("adapter", expected_shapes(config), tensors)
+    encoder = config.encoder
+    if encoder.included != bool(encoder_tensors):
         included = "included" if encoder.included else "left out"
         raise FeedFaceError(f"the config says the face encoder is {included}, the file differs")
-    if found.encoder_tensors:
-        check_encoder(encoder, found.encoder_tensors)
-        actual = fingerprint(encoder, found.encoder_tensors)
-        if encoder.fingerprint != actual:
+    if encoder_tensors:
+        check_encoder(encoder, encoder_tensors)
+        if encoder.fingerprint != (actual := fingerprint(encoder, encoder_tensors)):
             raise FeedFaceError(
                 f"the face encoder inside is {actual}, but the adapter was trained with "
                 f"{encoder.fingerprint or 'one it does not name'}; export the adapter again"
@@ -221,15 +210,13 @@ def _check(found: AdapterFile) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m feedface_core.files.adapter_file", description="Shows what an adapter holds."
-    )
+    parser = argparse.ArgumentParser("python -m feedface_core.files.adapter_file", description="Shows an adapter.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="print the config as JSON instead")
     options = parser.parse_args(arguments)
     try:
         found = load_adapter(options.file)
-    except (FileNotFoundError, FeedFaceError) as error:
+    except FeedFaceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(json.loads(found.config.to_json()), indent=2) if options.json else found.summary())

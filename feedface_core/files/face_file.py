@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, Json, TypeAdapter
+from safetensors import SafetensorError
 
 from ..conditioning import Face
-from ..errors import FeedFaceError
+from ..errors import FeedFaceError, UnwritableFile, located, shorten, typed
 from ..state_dict import describe, read_state_dict
 from .atomic import write_safetensors
 
@@ -15,8 +19,18 @@ FORMAT = "feedface-face"
 FORMAT_VERSION = "1"
 
 
+class _Metadata(BaseModel, strict=True):
+    encoder: str
+    combination: str
+    weights: Json[Annotated[list[float], Field(min_length=1)]]
+
+
 def save_face(path: str | os.PathLike, face: Face) -> Path:
-    """Writes a face, under a temporary name first. Hidden states are stored as they are."""
+    """Writes a face, under a temporary name first. Hidden states are stored as they are.
+
+    Raises:
+        UnwritableFile: the path cannot be a file's, or the disk is full.
+    """
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -24,29 +38,27 @@ def save_face(path: str | os.PathLike, face: Face) -> Path:
         "combination": face.combination,
         "weights": json.dumps(face.weights),
     }
-    return write_safetensors(Path(path), {"face.hidden": face.hidden.detach().cpu()}, metadata)
+    try:
+        return write_safetensors(Path(path), {"face.hidden": face.hidden.detach().cpu()}, metadata)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UnwritableFile(f"{str(path)[:400]!r}: cannot be written ({shorten(error)})") from error
 
 
 def load_face(path: str | os.PathLike) -> Face:
     """Reads a face.
 
     Raises:
-        FileNotFoundError: the path does not exist.
+        MissingFile: the path does not exist.
         FeedFaceError: says what the file is instead, or what in it cannot be used.
     """
     tensors, metadata = read_state_dict(path)
-    if metadata.get("format") != FORMAT or "face.hidden" not in tensors:
-        found = f"format={metadata['format']!r}" if metadata.get("format") else describe(tensors)
-        raise FeedFaceError(f"{path} is not a saved face: expected format={FORMAT!r} in its metadata, found {found}")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        version = metadata.get("format_version")
-        raise FeedFaceError(f"{path}: face format version {version!r}; this version of FeedFace reads '1'. Update it.")
-    try:
-        weights = json.loads(metadata["weights"])
-        if not isinstance(weights, list):
-            raise FeedFaceError(f"weights are {weights!r}, expected a list with one number for each reference")
-        return Face(tensors["face.hidden"], tuple(weights), metadata["combination"], metadata["encoder"])
-    except KeyError as error:
-        raise FeedFaceError(f"{path}: the saved face lacks {error} in its metadata. Save the face again.") from None
-    except (ValueError, RecursionError) as error:
-        raise FeedFaceError(f"{path}: {error}. Save the face again.") from error
+    with located(path):
+        if metadata.get("format") != FORMAT or "face.hidden" not in tensors:
+            found = f"format={shorten(metadata['format'])}" if metadata.get("format") else describe(tensors)
+            raise FeedFaceError(f"not a saved face: expected format={FORMAT!r} in its metadata, found {found}")
+        if (version := metadata.get("format_version")) != FORMAT_VERSION:
+            raise FeedFaceError(
+                f"face format version {shorten(version)}; this version of FeedFace reads {FORMAT_VERSION!r}. Update it."
+            )
+        known = typed(TypeAdapter(_Metadata), metadata)
+        return Face(tensors["face.hidden"], known.weights, known.combination, known.encoder)

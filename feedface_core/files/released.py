@@ -61,7 +61,11 @@ def settings_for(
     path = Path(path)
     if metadata and METADATA_KEY in metadata:
         return _parse(metadata[METADATA_KEY], f"{path}: metadata {METADATA_KEY!r}")
-    widths = {tensors[key].shape[at] for key, at in ((SIGNATURE, 0), ("pos_embed", -1)) if key in tensors}
+    widths = {
+        tensors[key].shape[at]
+        for key, at in ((SIGNATURE, 0), ("pos_embed", -1))
+        if key in tensors and tensors[key].ndim
+    }
     for candidate in (path.with_suffix(".json"), path.with_name("config.json")):
         if candidate.is_file() and (candidate.stem == path.stem or _embed(candidate) in widths):
             try:

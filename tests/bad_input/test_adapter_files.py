@@ -98,6 +98,19 @@ CONFIG = [
     ("encoder.config.num_attention_heads", 5),
     ("encoder.config.hidden_act", "no such function"),
     ("encoder.config.num_channels", 4),
+    ("encoder.config.hidden_act", 1),
+    ("encoder.config.layer_norm_eps", NAN),
+    ("encoder.config.layer_norm_eps", "text"),
+    ("encoder.config.return_dict", False),
+    ("encoder.image_std", [1e-320] * 3),
+    ("encoder.image_mean", [1e308] * 3),
+    ("strength", 1e38),
+    ("sites.0.name", "n" * 10**6),
+    ("n" * 10**6, 1),
+    ("title", "t" * 10**6),
+    ("encoder.name", "n" * 10**6),
+    ("encoder.fingerprint", "f" * 10**6),
+    ("depth", 64),
 ]
 
 
@@ -133,7 +146,15 @@ def test_config_text(file: File, text: str) -> None:
     refused(lambda: load_adapter(file.write()), file.path, "config")
 
 
-@pytest.mark.parametrize("version", ["", "0", "2", "99", "one"])
+def test_depth_beyond_what_the_file_holds(file: File) -> None:
+    """Thousands of small tensors named like branches: nothing of the depth is built for each."""
+    site = file.config["sites"][0]
+    file.config.update(sites=[{**site, "name": f"block.{number}"} for number in range(4000)], depth=64)
+    file.tensors.update({f"branches.{number}.zero_linear.weight": torch.zeros(1) for number in range(4000)})
+    refused(lambda: load_adapter(file.write_config()), file.path, "sites")
+
+
+@pytest.mark.parametrize("version", ["", "0", "2", "99", "one", "9" * 10**6])
 def test_format_version(file: File, version: str) -> None:
     file.metadata["format_version"] = version
     refused(lambda: load_adapter(file.write()), file.path, "version")
@@ -243,6 +264,11 @@ OBJECTS = {
     "nested": {"state_dict": {"projection.weight": {"a": torch.zeros(2)}}},
     "projection without dimensions": {"preprocess_module.project_layer.weight": torch.tensor(1.0)},
     "projection alone": {"preprocess_module.project_layer.weight": torch.zeros(4, 4)},
+    "sizes without numbers": {"projection.weight": torch.zeros(1).expand(10**7, 10**7)},
+    "sparse": {"projection.weight": torch.zeros(4, 4).to_sparse()},
+    "meta": {"projection.weight": torch.zeros(10**7, 10**7, device="meta")},
+    "long names": {"n" * 10**6: torch.zeros(1)},
+    "module of long names": {f"{'n' * 10**6}{number}": number for number in range(9)},
     "branch of another name": {"preprocess_module.project_layer.weight": torch.zeros(4, 4), "blocks.x": torch.zeros(1)},
 }
 

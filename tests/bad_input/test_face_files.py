@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from support.refused import refused
 
 from feedface_core.conditioning import Face
+from feedface_core.errors import UnwritableFile
+from feedface_core.files import atomic
 from feedface_core.files.face_file import load_face, save_face
 
 NAN, INF = float("nan"), float("inf")
@@ -35,7 +38,8 @@ def write(path: Path, hidden: torch.Tensor | None = None, **changes: str | None)
 WEIGHTS = [
     "5", "null", "[[1]]", '["a"]', "[-1, 1]", "[NaN, 1]", "[Infinity, 1]", "[1]", "[1, 1, 1]", "{}", "", "[", "[1, 1",
     "[null, 1]", '"1, 1"', "[true, false, true]", "[1e400, 1]", "[" * 50_000 + "]" * 50_000, "[1e308, 1e308]", "text",
-    "[0, 1e39]", '[{"a": 1}, 1]', "[1, 1]x", "[" + "9" * 5000 + ", 1]",
+    "[0, 1e39]", '[{"a": 1}, 1]', "[1, 1]x", "[" + "9" * 5000 + ", 1]", "[]", "[1e-320, 1]",
+    "[1e7, 1]", '["1", "1"]',
 ]  # fmt: skip
 
 
@@ -49,6 +53,8 @@ METADATA = [
     ("format", None), ("format", ""), ("format", "feedface-adapter"), ("format_version", None), ("format_version", ""),
     ("format_version", "99"), ("format_version", "one"), ("combination", None), ("combination", ""),
     ("combination", "bogus"), ("combination", "sum"), ("weights", None), ("encoder", None),
+    ("encoder", "x" * 10**6), ("combination", "x" * 10**6),
+    ("format", "x" * 10**6), ("format_version", "x" * 10**6), ("weights", "x" * 10**6),
 ]  # fmt: skip
 
 
@@ -89,10 +95,33 @@ def test_a_face_that_cannot_be_read_is_not_written(tmp_path: Path, hidden: torch
 
 
 @pytest.mark.parametrize(
-    "weights", [(1.0,), (1.0, -1.0), (NAN, 1.0), (INF, 1.0), (1e308, 1e308), ("a", 1.0), (1, 2, 3)]
+    "weights",
+    [(1.0,), (1.0, -1.0), (NAN, 1.0), (INF, 1.0), (1e308, 1e308), ("a", 1.0), (1, 2, 3), (None, 1.0), (10**400, 1)],
 )
 def test_weights_of_a_face(weights: tuple[Any, ...]) -> None:
     refused(lambda: Face(torch.ones(2, 5, 8), weights), "weights")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\0b", "\ud800", "n" * 260, "n" * 5000, "a/" * 3000 + "b", "folder", "file/below"],
+    ids=["NUL", "surrogate", "long", "longer", "deep", "folder", "below a file"],
+)
+def test_names_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    refused(lambda: save_face(tmp_path / name, Face(torch.ones(2, 5, 8))), "cannot be written", error=UnwritableFile)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "save_file", full)
+    path = tmp_path / "face.safetensors"
+    refused(lambda: save_face(path, Face(torch.ones(2, 5, 8))), path, "No space left", error=UnwritableFile)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999])

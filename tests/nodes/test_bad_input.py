@@ -234,7 +234,7 @@ def test_a_saved_face_is_not_written_over(pack, model_folder, face, other_face):
 
 def test_a_file_that_is_no_face(pack, model_folder, adapter):
     (model_folder / "faces" / "bad.safetensors").write_bytes(b"no face")
-    with pytest.raises(ValueError, match="bad.safetensors cannot be read as safetensors"):
+    with pytest.raises(ValueError, match="bad.safetensors: cannot be read as safetensors"):
         pack.face.LoadFace.execute("bad.safetensors")
     with pytest.raises(FileNotFoundError, match="no file 'nobody.safetensors'; looked in"):
         pack.face.LoadFace.execute("nobody.safetensors")

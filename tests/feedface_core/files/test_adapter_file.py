@@ -101,6 +101,16 @@ def test_half_precision_halves_the_file(written, tmp_path):
     assert found.build(dtype=torch.bfloat16).projection.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_adapter_with_its_encoder_in_another_type_is_read(written, tmp_path, dtype):
+    found = load_adapter(written[0])
+    path = save_adapter(tmp_path / "b.safetensors", found.config, found.tensors, found.encoder_tensors, dtype=dtype)
+    again = load_adapter(path)
+    assert again.dtype == dtype and again.encoder_tensors["post_layernorm.weight"].dtype == dtype
+    if dtype == torch.float16:
+        assert again.config == found.config
+
+
 def test_metadata_follow_modelspec(written):
     metadata = load_adapter(written[0]).metadata
     assert metadata["format"] == "feedface-adapter"
@@ -155,7 +165,7 @@ def bad_files(path, written):
         "unknown tap": (lambda: config(tap="middle"), "tap: expected 'input' or 'output', found 'middle'"),
         "no sites": (lambda: config(sites=[]), "sites: .*at least 1 item"),
         "missing weight": (lambda: without("projection.weight"), "1 missing: projection.weight"),
-        "other width": (lambda: config(context_width=20), "of another shape: .* is .*, expected"),
+        "other width": (lambda: config(context_width=20), "of another shape: .* is .*, not"),
         "encoder gone": (
             lambda: save_file(
                 {key: value for key, value in tensors.items() if not key.startswith("encoder.")},
@@ -229,7 +239,7 @@ def test_the_command_prints_what_the_file_holds(written, capsys, tmp_path):
     assert main([str(written[0]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["context_width"] == 16
     assert main([str(tmp_path / "nowhere.safetensors")]) == 1
-    assert "error: no adapter file at" in capsys.readouterr().err
+    assert "nowhere.safetensors: no such file" in capsys.readouterr().err
 
 
 def test_faces_are_kept_with_weights_and_combination(tmp_path):
@@ -240,7 +250,7 @@ def test_faces_are_kept_with_weights_and_combination(tmp_path):
 
 
 def test_what_is_no_face_is_refused(written, tmp_path):
-    with pytest.raises(FeedFaceError, match="is not a saved face.*'feedface-adapter'"):
+    with pytest.raises(FeedFaceError, match="not a saved face.*'feedface-adapter'"):
         load_face(written[0])
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(FeedFaceError, match="truncated"):

@@ -93,7 +93,7 @@ def test_encoder_weights_with_and_without_their_prefix(tmp_path):
 def test_code_in_a_file_is_never_run(tmp_path, capsys):
     path = tmp_path / "feed.pt"
     torch.save({"blocks": Gadget()}, path)
-    with pytest.raises(FeedFaceError, match=r"feed\.pt is not a readable weights file"):
+    with pytest.raises(FeedFaceError, match=r"feed\.pt: not a readable weights file"):
         read_state_dict(path)
     with pytest.raises(FeedFaceError, match=r"feed\.pt"):
         load_adapter(path)
@@ -111,18 +111,18 @@ def test_the_wrong_released_file(tmp_path, name):
 def test_truncated_files(tmp_path):
     for name in ("uvit.pth", "golden.safetensors"):
         (tmp_path / name).write_bytes((GOLDEN / name).read_bytes()[:-5000])
-        with pytest.raises(FeedFaceError, match=rf"{name} .*truncated"):
+        with pytest.raises(FeedFaceError, match=rf"{name}: .*truncated"):
             read_state_dict(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such file"):
         read_state_dict(tmp_path / "absent.pth")
 
 
 def test_other_pickles(tmp_path):
     torch.save(torch.zeros(2), tmp_path / "tensor.pt")
-    with pytest.raises(FeedFaceError, match="expected a state dict of tensors, found Tensor"):
+    with pytest.raises(FeedFaceError, match="expected a state dict of tensors, found torch.float32 of shape .2,."):
         read_state_dict(tmp_path / "tensor.pt")
     torch.save({"weight": torch.zeros(2), "epoch": 3}, tmp_path / "training.pt")
-    with pytest.raises(FeedFaceError, match="but epoch is of another kind"):
+    with pytest.raises(FeedFaceError, match="expected a state dict of tensors, of another type: epoch"):
         read_state_dict(tmp_path / "training.pt")
 
 
