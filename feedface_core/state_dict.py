@@ -16,10 +16,7 @@ from .errors import FeedFaceError, MissingFile, listing, located, shorten
 #: What a file is, by what starts one of its keys: a short name, and what to tell people.
 SIGNATURES = {
     "preprocess_module.project_layer.weight": ("released_adapter", "the released FeedFace adapter (models/feedface)"),
-    "in_blocks.0.attn.qkv.weight": (
-        "uvit",
-        "UniDiffuser's U-ViT (models/diffusion_models, FeedFace Load UniDiffuser)",
-    ),
+    "in_blocks.0.attn.qkv.weight": ("uvit", "UniDiffuser's U-ViT (models/diffusion_models, FeedFace Load UniDiffuser)"),
     "encode_prefix.weight": (
         "caption_decoder",
         "UniDiffuser's caption decoder (models/text_encoders, FeedFace Load UniDiffuser)",
@@ -35,7 +32,9 @@ SIGNATURES = {
 
 def identify(tensors: Mapping[str, Any]) -> str | None:
     """The short name of what keys belong to, or None."""
-    return next((name for start, (name, _) in SIGNATURES.items() if any(key.startswith(start) for key in tensors)), None)
+    return next(
+        (name for start, (name, _) in SIGNATURES.items() if any(key.startswith(start) for key in tensors)), None
+    )
 
 
 def describe(tensors: Mapping[str, Any]) -> str:
@@ -43,6 +42,16 @@ def describe(tensors: Mapping[str, Any]) -> str:
     if found := identify(tensors):
         return f"this is {dict(SIGNATURES.values())[found]}"
     return f"it holds {len(tensors)} tensors such as {listing(sorted(tensors))}" if tensors else "it holds no tensors"
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a weight that sizes are read off. Raises :class:`FeedFaceError` unless it is there and not empty."""
+    if name not in tensors:
+        raise FeedFaceError(f"{describe(tensors)}; it lacks {name}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise FeedFaceError(f"{name} has the shape {shorten(shape)}, expected {dimensions} dimensions, none of them 0")
+    return shape
 
 
 def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -102,6 +111,10 @@ def _is_stored(value: Any) -> bool:
     return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.half() if tensor.itemsize == 1 else tensor).all())  # torch lacks it for 8 bits
+
+
 def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
     """Names, shapes and values of weights.
 
@@ -122,7 +135,7 @@ def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], found: Map
         "no floating-point numbers": [name for name in common if not found[name].is_floating_point()],
     }
     if not any(listed.values()):
-        listed["with NaN or infinite values"] = [name for name in common if not torch.isfinite(found[name]).all()]
+        listed["with NaN or infinite values"] = [name for name in common if not _is_finite(found[name])]
     text = [f"{len(names)} {label}: {listing(names)}" for label, names in listed.items() if names]
     if text:
         raise FeedFaceError(f"{what}: weights do not fit the config ({'; '.join(text)})")

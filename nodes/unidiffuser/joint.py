@@ -7,6 +7,7 @@ get the ordinary four channels; latents that go in and come out, noise masks and
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -39,17 +40,13 @@ def unpack(state: Tensor, channels: int, width: int) -> tuple[Tensor, Tensor]:
     return state[:, :channels], state[:, channels:].flatten(1)[:, None, :width]
 
 
-def token_noise(noise: Tensor, width: int) -> Tensor:
-    """Standard normal token ``(B, 1, width)`` for each row, seeded by the row's own picture noise.
+def row_noise(rows: Tensor, *shape: int) -> Tensor:
+    """Standard normal numbers ``(B, *shape)``, those of each row seeded by what the row holds.
 
-    So a row gets the same token wherever it stands in a batch and whatever made its noise.
+    So a row gets the same noise wherever it stands in a batch.
     """
-    rows = [torch.randn(1, width, generator=torch.Generator().manual_seed(_seed(row))) for row in noise]
-    return torch.stack(rows).to(noise)
-
-
-def _seed(values: Tensor) -> int:
-    return zlib.crc32(values.detach().float().cpu().contiguous().numpy().tobytes())
+    seeds = [zlib.crc32(row.detach().float().cpu().contiguous().numpy().tobytes()) for row in rows]
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(rows)
 
 
 @dataclass(eq=False)
@@ -69,8 +66,8 @@ class TokenOfStep:
         batch = self.value.shape[0]
         if count % batch:
             raise FeedFaceError(
-                f"UniDiffuser was called with {count} rows for a batch of {batch}: another node "
-                "changes the batch inside the model, which cannot be combined with this model"
+                f"UniDiffuser was called with {count} rows for a batch of {batch}: another node changes the batch inside "
+                "the model, which cannot be combined with this model"
             )
         return self.value.repeat(count // batch, 1, 1)
 
@@ -180,15 +177,7 @@ class JointSampler(comfy.samplers.Sampler):
         self.left: Tensor | None = None
 
     def sample(
-        self,
-        model_wrap,
-        sigmas: Tensor,
-        extra_args: dict,
-        callback: Callable | None,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         """Widens what goes into the sampler and narrows what comes out; shapes are those of the picture."""
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
@@ -196,34 +185,20 @@ class JointSampler(comfy.samplers.Sampler):
         if denoise_mask is not None:  # the token describes the whole picture, so it is never held back
             mask = denoise_mask.expand(-1, self.channels, -1, -1)
             denoise_mask = pack(mask, mask.new_ones(mask.shape[0], 1, self.width))
-        result = self.sampler.sample(
-            model_wrap,
-            sigmas,
-            extra_args,
-            self._narrow(callback),
-            pack(noise, token),
-            pack(latent, token_latent),
-            denoise_mask,
-            disable_pbar,
-        )
-        picture, token = unpack(result, self.channels, self.width)
-        self.left = token if float(sigmas[-1]) > 0 else None
-        return picture
-
-    def _narrow(self, callback: Callable | None) -> Callable | None:
-        if callback is None:
-            return None
 
         def narrowed(step: int, denoised: Tensor, x: Tensor, total: int):
             return callback(step, denoised[:, : self.channels], x[:, : self.channels], total)
 
-        return narrowed
+        states = pack(noise, token), pack(latent, token_latent)
+        shown = None if callback is None else narrowed
+        result = self.sampler.sample(model_wrap, sigmas, extra_args, shown, *states, denoise_mask, disable_pbar)
+        picture, token = unpack(result, self.channels, self.width)
+        self.left = token if float(sigmas[-1]) > 0 else None
+        return picture
 
-    def _start(
-        self, model_wrap, sigmas: Tensor, extra_args: dict, noise: Tensor, latent: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _start(self, model_wrap, sigmas: Tensor, extra_args: dict, noise: Tensor, latent: Tensor):
         """Noise and latent ``(B, 1, D)`` of the token at the start of a run."""
-        fresh = token_noise(noise, self.width)
+        fresh = row_noise(noise, 1, self.width)
         if self.token is not None:
             return (fresh if noise.any() else torch.zeros_like(fresh)), self.token.to(fresh)
         first, largest = float(sigmas[0]), float(model_wrap.inner_model.model_sampling.sigma_max)
@@ -240,19 +215,13 @@ class JointSampler(comfy.samplers.Sampler):
         A run from an image knows where the picture starts, but not the token. So the token is denoised alone, in
         a few Euler steps from pure noise, while the picture is held: at each level it gets the noise it lacks.
         """
-        ends = (math.log10(largest), math.log10(max(first, 1e-3)))
-        levels = torch.logspace(*ends, WARM_UP_STEPS + 1).tolist()
-        missing = [torch.randn(row.shape, generator=torch.Generator().manual_seed(_seed(row))) for row in picture]
-        missing = torch.stack(missing).to(picture)
+        levels = torch.logspace(math.log10(largest), math.log10(max(first, 1e-3)), WARM_UP_STEPS + 1).tolist()
+        missing = row_noise(picture, *picture.shape[1:])
+        options = {"model_options": extra_args.get("model_options", {}), "seed": extra_args.get("seed")}
         token = fresh * math.sqrt(1.0 + largest**2)
-        for level, following in zip(levels, levels[1:], strict=False):
+        for level, following in itertools.pairwise(levels):
             held = picture + math.sqrt(max(level**2 - first**2, 0.0)) * missing
-            denoised = model_wrap(
-                pack(held, token),
-                picture.new_full((picture.shape[0],), level),
-                model_options=extra_args.get("model_options", {}),
-                seed=extra_args.get("seed"),
-            )
+            denoised = model_wrap(pack(held, token), picture.new_full((picture.shape[0],), level), **options)
             target = unpack(denoised, self.channels, self.width)[1]
             token = target + (token - target) * (following / level)
         return token
