@@ -56,15 +56,12 @@ def find(folders: str | Sequence[str], name: str, what: str = "") -> str:
     searched = [path for folder in folders for path in folder_paths.get_folder_paths(folder)]
     missing = "nothing to choose from" if str(name).startswith(NOTHING) else f"no file {shorten(name)}"
     # The last two hold no models of their own, or every file of others.
-    others = [
-        kind for kind in folder_paths.folder_names_and_paths if kind not in (*folders, "custom_nodes", "classifiers")
-    ]
-    elsewhere = [path for kind in others for path in folder_paths.get_folder_paths(kind)]
+    kinds = folder_paths.folder_names_and_paths.keys() - {*folders, "custom_nodes", "classifiers"}
+    elsewhere = [path for kind in sorted(kinds) for path in folder_paths.get_folder_paths(kind)]
     stray = [path for path in elsewhere if os.path.isfile(os.path.join(path, os.path.basename(str(name))))]
     advice = f"It lies in {stray[0]}: move it to {searched[0]}" if stray else f"Put it in {searched[0]}"
-    raise MissingFile(
-        f"{missing}{f' ({what})' if what else ''}; looked in {', '.join(searched)}. {advice}, and refresh the list (key R)."
-    )
+    text = f"{missing}{f' ({what})' if what else ''}; looked in {', '.join(searched)}"
+    raise MissingFile(f"{text}. {advice}, and refresh the list (key R).")
 
 
 def found(folder: str, name: str, what: str = "") -> bool | str:

@@ -7,28 +7,27 @@ and a KL autoencoder with 16 channels. ComfyUI's own classes are built for these
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Literal, TypeVar
+from typing import Any
 
-import comfy.diffusers_convert
 import comfy.latent_formats
 import comfy.model_base
 import comfy.sd
-import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch
+from comfy.diffusers_convert import convert_vae_state_dict
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.model_patcher import ModelPatcher
+from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
 from comfy_api.latest import io
-from pydantic import BaseModel, Field
 from torch import Tensor
 
-from ..feedface_core.errors import FeedFaceError, MissingFile, located, shorten
+from ..feedface_core.errors import FeedFaceError, MissingFile, shorten
 from ..feedface_core.files.json_file import read_json
 from ..feedface_core.state_dict import check_tensors, read_state_dict
 from .checks import checked
@@ -36,50 +35,29 @@ from .folders import SMALL_MODEL
 from .types import make_schema
 from .unidiffuser.model import make_patcher
 
-_Size = Annotated[int, Field(ge=1, le=4096)]
-_Few = Annotated[int, Field(ge=1, le=16)]
-_Widths = Annotated[list[_Size], Field(min_length=1, max_length=16)]
-_Token = Annotated[int, Field(ge=0)]
-
-
-class UNetSizes(BaseModel, strict=True):
-    """What is read of a diffusers ``UNet2DConditionModel``'s configuration."""
-
-    in_channels: _Size
-    out_channels: _Size
-    block_out_channels: _Widths
-    layers_per_block: _Few
-    down_block_types: list[str]
-    attention_head_dim: _Size
-    cross_attention_dim: _Size
-    use_linear_projection: bool = False
-
-
-class TextSizes(BaseModel, strict=True):
-    """What is read of a ``CLIPTextConfig``."""
-
-    hidden_size: _Size
-    intermediate_size: _Size
-    num_hidden_layers: _Few
-    num_attention_heads: _Few
-    hidden_act: Literal["quick_gelu", "gelu"]
-    max_position_embeddings: _Size
-    vocab_size: Annotated[int, Field(ge=1, le=1 << 20)]
-    bos_token_id: _Token
-    eos_token_id: _Token
-
-
-class VaeSizes(BaseModel, strict=True):
-    """What is read of a diffusers ``AutoencoderKL``'s configuration."""
-
-    block_out_channels: _Widths
-    layers_per_block: _Few
-    latent_channels: _Size
-    sample_size: _Size
-    norm_num_groups: Literal[1, 2, 4, 8, 16, 32]
-
-
-Sizes = TypeVar("Sizes", bound=BaseModel)
+#: What the configurations must say of the system: the sizes that this file builds.
+_UNET = {
+    "in_channels": 16, "out_channels": 16, "block_out_channels": [128, 128], "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 2, "attention_head_dim": 4, "cross_attention_dim": 128,
+    "use_linear_projection": False,
+}  # fmt: skip
+_TEXT = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_act": "quick_gelu", "max_position_embeddings": 32,
+}  # fmt: skip
+_VAE = {"block_out_channels": [32, 64, 96, 128], "layers_per_block": 1, "latent_channels": 16, "norm_num_groups": 8}
+#: The same in the words of ComfyUI's ``UNetModel`` and ``AutoencoderKL``.
+_UNET_MODEL = {
+    "image_size": 32, "in_channels": 16, "out_channels": 16, "model_channels": 128, "channel_mult": [1, 1],
+    "num_res_blocks": [1, 1], "num_heads": 4, "num_head_channels": -1, "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "context_dim": 128,
+    "use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": False, "adm_in_channels": None,
+    "use_temporal_attention": False,
+}  # fmt: skip
+_AUTOENCODER = {
+    "double_z": True, "z_channels": 16, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "ch_mult": [1, 2, 3, 4], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
 
 
 def find_folder() -> Path:
@@ -97,23 +75,22 @@ def find_folder() -> Path:
     )
 
 
-def read_component(folder: Path, kind: type[Sizes]) -> tuple[Sizes, dict[str, Tensor]]:
-    """Sizes and weights of one component of a diffusers folder. Raises :class:`FeedFaceError` that names the file."""
+def read_component(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights of one component of a diffusers folder. Raises :class:`FeedFaceError` where it is another."""
+    config = read_json(folder / "config.json", dict[str, Any])
+    for name, value in expected.items():
+        found = config.get(name)
+        if type(found) is not type(value) or found != value:
+            raise FeedFaceError(f"{folder / 'config.json'}: {name} is {shorten(found)}, the small model's is {value}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise MissingFile(f"{folder}: no .safetensors there")
-    return read_json(folder / "config.json", kind), read_state_dict(weights[0])[0]
+    return read_state_dict(weights[0])[0]
 
 
-def check_component(folder: Path, build: Callable[[], torch.nn.Module], weights: dict[str, Tensor]) -> None:
-    """Raises :class:`FeedFaceError` unless the weights are those of the module built; nothing is allocated."""
-    with located(folder):
-        try:
-            with torch.device("meta"):
-                expected = {name: tuple(weight.shape) for name, weight in build().state_dict().items()}
-        except Exception as error:  # whatever ComfyUI makes of sizes that do not go together
-            raise FeedFaceError(f"config.json describes nothing that can be built ({shorten(error)})") from error
-        check_tensors("weights", expected, weights)
+def check_weights(folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises :class:`FeedFaceError` unless the weights are those of the model."""
+    check_tensors(str(folder), {name: tuple(weight.shape) for name, weight in model.state_dict().items()}, weights)
 
 
 class SmallLatent(comfy.latent_formats.LatentFormat):
@@ -136,88 +113,51 @@ class SmallModelConfig(comfy.supported_models_base.BASE):
         return False
 
 
-def unet_config(sizes: UNetSizes) -> dict:
-    """ComfyUI's description of a diffusers ``UNet2DConditionModel`` with convolutional projections."""
-    widths, blocks = sizes.block_out_channels, sizes.layers_per_block
-    depths = [int("CrossAttn" in name) for name in sizes.down_block_types]
-    return {
-        "image_size": 32,
-        "in_channels": sizes.in_channels,
-        "out_channels": sizes.out_channels,
-        "model_channels": widths[0],
-        "channel_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": [blocks] * len(widths),
-        "num_heads": sizes.attention_head_dim,
-        "num_head_channels": -1,
-        "transformer_depth": [depth for depth in depths for _ in range(blocks)],
-        "transformer_depth_middle": 1,
-        "transformer_depth_output": [depth for depth in depths for _ in range(blocks + 1)],
-        "context_dim": sizes.cross_attention_dim,
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "use_linear_in_transformer": sizes.use_linear_projection,
-        "adm_in_channels": None,
-        "use_temporal_attention": False,
-    }
-
-
 def load_model(folder: Path) -> ModelPatcher:
-    """The U-Net as MODEL. Raises :class:`FeedFaceError` for weights that do not fit the configuration."""
-    sizes, weights = read_component(folder / "unet", UNetSizes)
-    described = unet_config(sizes)
-    if len(sizes.down_block_types) != len(sizes.block_out_channels):
-        raise FeedFaceError(f"{folder / 'unet'}: down_block_types and block_out_channels differ in length")
-    names = comfy.utils.unet_to_diffusers(described)
+    """The U-Net as MODEL. Raises :class:`FeedFaceError` for weights that do not fit."""
+    folder = folder / "unet"
+    weights = read_component(folder, _UNET)
+    names = comfy.utils.unet_to_diffusers(_UNET_MODEL)
     renamed = {names.get(name, name): weight for name, weight in weights.items()}
-    check_component(folder / "unet", lambda: SmallModelConfig(described).get_model({}).diffusion_model, renamed)
-    return make_patcher(SmallModelConfig(described), renamed)
+    check_weights(folder, SmallModelConfig(_UNET_MODEL).get_model({}).diffusion_model, renamed)
+    return make_patcher(SmallModelConfig(_UNET_MODEL), renamed)
 
 
 def load_clip(folder: Path) -> comfy.sd.CLIP:
     """The text encoder and tokenizer as CLIP. Raises :class:`FeedFaceError` that names the folder that is broken."""
-    sizes, weights = read_component(folder / "text_encoder", TextSizes)
-    length = sizes.max_position_embeddings
-    special = {"start": sizes.bos_token_id, "end": sizes.eos_token_id, "pad": sizes.eos_token_id}
-
-    class SmallTextModel(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options=None):
-            super().__init__(
-                device=device,
-                dtype=dtype,
-                max_length=length,
-                textmodel_json_config=sizes.model_dump(),
-                special_tokens=special,
-                return_projected_pooled=False,
-                model_options=model_options or {},
-            )
-            # ComfyUI's text model has CLIP's vocabulary fixed; this one is smaller
-            table = self.operations.Embedding(sizes.vocab_size, sizes.hidden_size, dtype=dtype, device=device)
-            self.transformer.set_input_embeddings(table)
-
-    class SmallTokenizer(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, embedding_directory=None, tokenizer_data=None):
-            super().__init__(
-                tokenizer_path=str(folder / "tokenizer"),
-                max_length=length,
-                embedding_directory=embedding_directory,
-                embedding_size=sizes.hidden_size,
-                tokenizer_data=tokenizer_data or {},
-            )
-
+    weights = read_component(folder / "text_encoder", _TEXT)
     named = {key if key.startswith("text_model.") else f"text_model.{key}": weight for key, weight in weights.items()}
-    # ComfyUI's text model has a projection that this one lacks; what is not loaded would be saved uninitialised.
-    named["text_projection.weight"] = torch.eye(sizes.hidden_size)
-    check_component(folder / "text_encoder", lambda: SmallTextModel(device="meta").transformer, named)
+    length, width = _TEXT["max_position_embeddings"], _TEXT["hidden_size"]
+    make_tokenizer = functools.partial(
+        SDTokenizer, tokenizer_path=str(folder / "tokenizer"), max_length=length, embedding_size=width
+    )
     try:
-        largest = max(*special.values(), *SmallTokenizer().tokenizer.get_vocab().values())
-    except Exception as error:  # whatever transformers makes of broken files
+        tokenizer = make_tokenizer().tokenizer
+        start, end, count = tokenizer.bos_token_id, tokenizer.eos_token_id, max(tokenizer.get_vocab().values()) + 1
+    except Exception as error:  # transformers raises many types for broken files
         raise FeedFaceError(f"{folder / 'tokenizer'}: cannot be read as CLIP's tokenizer ({shorten(error)})") from error
-    if largest >= sizes.vocab_size:
-        raise FeedFaceError(f"{folder}: token {largest} of a text encoder that knows {sizes.vocab_size}")
+
+    def make_text_model(device="cpu", dtype=None, model_options=None) -> SDClipModel:
+        model = SDClipModel(
+            device=device,
+            dtype=dtype,
+            max_length=length,
+            textmodel_json_config={**_TEXT, "eos_token_id": end},
+            special_tokens={"start": start, "end": end, "pad": end},
+            return_projected_pooled=False,
+            model_options=model_options or {},
+        )
+        # ComfyUI's text model has CLIP's vocabulary fixed; this one is smaller.
+        model.transformer.set_input_embeddings(model.operations.Embedding(count, width, dtype=dtype, device=device))
+        return model
+
+    # ComfyUI's text model has a projection that this one lacks; what is not loaded would be saved uninitialised.
+    named["text_projection.weight"] = torch.eye(width)
+    check_weights(folder / "text_encoder", make_text_model().transformer, named)
     target = SimpleNamespace(
-        params={"clip_model": SmallTextModel},
-        clip=comfy.sd1_clip.SD1ClipModel,
-        tokenizer=lambda **options: comfy.sd1_clip.SD1Tokenizer(tokenizer=SmallTokenizer, **options),
+        params={"clip_model": make_text_model},
+        clip=SD1ClipModel,
+        tokenizer=functools.partial(SD1Tokenizer, tokenizer=make_tokenizer),
     )
     clip = comfy.sd.CLIP(target, parameters=comfy.utils.calculate_parameters(weights))
     clip.load_sd(named)
@@ -225,29 +165,16 @@ def load_clip(folder: Path) -> comfy.sd.CLIP:
 
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
-    """The autoencoder as VAE. Raises :class:`FeedFaceError` for weights that do not fit the configuration."""
-    sizes, weights = read_component(folder / "vae", VaeSizes)
-    widths = sizes.block_out_channels
-    described = {
-        "double_z": True,
-        "z_channels": sizes.latent_channels,
-        "resolution": sizes.sample_size,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": widths[0],
-        "ch_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": sizes.layers_per_block,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    params = {"ddconfig": described, "embed_dim": sizes.latent_channels}
-    weights = comfy.diffusers_convert.convert_vae_state_dict(weights)
-    check_component(folder / "vae", lambda: AutoencoderKL(**params), weights)
+    """The autoencoder as VAE. Raises :class:`FeedFaceError` for weights that do not fit."""
+    folder = folder / "vae"
+    weights = convert_vae_state_dict(read_component(folder, _VAE))
+    params = {"ddconfig": _AUTOENCODER, "embed_dim": 16}
+    check_weights(folder, AutoencoderKL(**params), weights)
     vae = comfy.sd.VAE(sd=weights, config={"params": params})
-    vae.latent_channels = sizes.latent_channels
+    vae.latent_channels = 16
     for module in vae.first_stage_model.modules():
         if isinstance(module, torch.nn.GroupNorm):  # ComfyUI's has 32 groups fixed
-            module.num_groups = sizes.norm_num_groups
+            module.num_groups = _VAE["norm_num_groups"]
     return vae
 
 

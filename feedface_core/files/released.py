@@ -178,8 +178,8 @@ def read_uvit(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], U
     """
     tensors, metadata = read_state_dict(path)
     with located(path):
-        prefix = {key: tensors.pop(key) for key in list(tensors) if key.startswith("encode_prefix.")}
         config = UViTConfig.from_state_dict(tensors, settings_for(path, tensors, metadata))
+        prefix = {key: tensors.pop(key) for key in list(tensors) if key.startswith("encode_prefix.")}
         expected = {name: tuple(tensor.shape) for name, tensor in UViT(config, device="meta").state_dict().items()}
         check_tensors("UniDiffuser's U-ViT", expected, tensors)
         return tensors, _check_prefix(prefix) if prefix else {}, config

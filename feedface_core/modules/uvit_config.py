@@ -57,8 +57,8 @@ class UViTConfig:
             raise FeedFaceError(f"U-ViT width {self.width} cannot be split into {self.heads} attention heads")
         if self.depth % 2 or not 2 <= self.depth <= 256:
             raise FeedFaceError(
-                f"a U-ViT with {self.depth} blocks around the middle one: expected an even number, 2 to 256; the file is "
-                "incomplete or another variant"
+                f"a U-ViT with {self.depth} blocks around the middle one: expected an even number, 2 to 256; the file "
+                "is incomplete or another variant"
             )
 
     @classmethod

@@ -66,8 +66,8 @@ class TokenOfStep:
         batch = self.value.shape[0]
         if count % batch:
             raise FeedFaceError(
-                f"UniDiffuser was called with {count} rows for a batch of {batch}: another node changes the batch inside "
-                "the model, which cannot be combined with this model"
+                f"UniDiffuser was called with {count} rows for a batch of {batch}: another node changes the batch "
+                "inside the model, which cannot be combined with this model"
             )
         return self.value.repeat(count // batch, 1, 1)
 

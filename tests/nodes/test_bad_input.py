@@ -37,7 +37,7 @@ def detect(comfy, image, **options):
         ("short.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "truncated or of another kind"),
         ("notes.safetensors", b"just some text, no weights", "truncated or of another kind"),
         ("code.pt", pickle.dumps(Bomb()), "holds code, which is never run"),
-        ("old.ckpt", b"PK\x03\x04 broken", "truncated, not a PyTorch file, or holds code"),
+        ("old.pth", b"PK\x03\x04 broken", "truncated, not a PyTorch file, or holds code"),
     ],
 )
 def test_adapter_file_that_is_none(pack, model_folder, name, contents, message):
@@ -234,7 +234,7 @@ def test_a_saved_face_is_not_written_over(pack, model_folder, face, other_face):
 
 def test_a_file_that_is_no_face(pack, model_folder, adapter):
     (model_folder / "faces" / "bad.safetensors").write_bytes(b"no face")
-    with pytest.raises(ValueError, match="bad.safetensors cannot be read as safetensors"):
+    with pytest.raises(ValueError, match="bad.safetensors: cannot be read as safetensors"):
         pack.face.LoadFace.execute("bad.safetensors")
     with pytest.raises(FileNotFoundError, match="no file 'nobody.safetensors'; looked in"):
         pack.face.LoadFace.execute("nobody.safetensors")
