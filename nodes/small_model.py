@@ -45,7 +45,10 @@ _TEXT = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
     "hidden_act": "quick_gelu", "max_position_embeddings": 32,
 }  # fmt: skip
-_VAE = {"block_out_channels": [32, 64, 96, 128], "layers_per_block": 1, "latent_channels": 16, "norm_num_groups": 8}
+_VAE = {
+    "block_out_channels": [32, 64, 96, 128], "layers_per_block": 1, "latent_channels": 16, "norm_num_groups": 8,
+    "scaling_factor": 0.18215,
+}  # fmt: skip
 #: The same in the words of ComfyUI's ``UNetModel`` and ``AutoencoderKL``.
 _UNET_MODEL = {
     "image_size": 32, "in_channels": 16, "out_channels": 16, "model_channels": 128, "channel_mult": [1, 1],
@@ -70,15 +73,15 @@ def find_folder() -> Path:
         if (folder / "unet" / "config.json").is_file():
             return folder
     raise MissingFile(
-        f"FeedFace Small Model: not found in {', '.join(map(str, searched))}. It comes with the pack's repository; "
+        f"not found in {', '.join(map(str, searched))}. It comes with the pack's repository; "
         "`python -m examples.small_model.build` trains it"
     )
 
 
-def read_component(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
-    """Weights of one component of a diffusers folder. Raises :class:`FeedFaceError` where it is another."""
+def read_component(folder: Path, sizes: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights of one component of a diffusers folder. Raises :class:`FeedFaceError` for one of other sizes."""
     config = read_json(folder / "config.json", dict[str, Any])
-    for name, value in expected.items():
+    for name, value in sizes.items():
         found = config.get(name)
         if type(found) is not type(value) or found != value:
             raise FeedFaceError(f"{folder / 'config.json'}: {name} is {shorten(found)}, the small model's is {value}")
@@ -94,10 +97,8 @@ def check_weights(folder: Path, model: torch.nn.Module, weights: dict[str, Tenso
 
 
 class SmallLatent(comfy.latent_formats.LatentFormat):
-    """16 channels, with the factor of the autoencoder's configuration."""
-
     latent_channels = 16
-    scale_factor = 0.18215
+    scale_factor = 0.18215  # of the autoencoder's configuration
 
 
 class SmallModelConfig(comfy.supported_models_base.BASE):
@@ -173,8 +174,8 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=weights, config={"params": params})
     vae.latent_channels = 16
     for module in vae.first_stage_model.modules():
-        if isinstance(module, torch.nn.GroupNorm):  # ComfyUI's has 32 groups fixed
-            module.num_groups = _VAE["norm_num_groups"]
+        if isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = 8  # ComfyUI's has 32 fixed
     return vae
 
 
@@ -187,14 +188,6 @@ class SmallModel(io.ComfyNode):
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
             search_aliases=["feedface", "demo model", "tiny model", "feedface small"],
         )
-
-    @classmethod
-    def validate_inputs(cls) -> bool | str:
-        try:
-            find_folder()
-        except MissingFile as error:
-            return str(error)
-        return True
 
     @classmethod
     @checked

@@ -89,32 +89,24 @@ def _claims(path: Path, widths: list[int]) -> bool:
 def read_adapter(
     tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None
 ) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor]]:
-    """The released adapter in this project's terms.
+    """The released adapter in this project's terms, from tensors with the released keys and :func:`settings_for`.
 
-    Args:
-        tensors: with the released keys.
-        settings: see :func:`settings_for`.
-
-    Returns:
-        Its config, with the released settings (reads the block's output, strength 0.8, crops normalised to −1…1, at
-        most five references), its tensors under the keys of an adapter file, and the encoder's by their plain Hugging
-        Face names.
-
-    Raises:
-        FeedFaceError: for missing weights, or a size whose heads are not known.
+    Returns its config, with the released settings (reads the block's output, strength 0.8, crops normalised to −1…1, at
+    most five references), its tensors under the keys of an adapter file, and the encoder's by their plain Hugging Face
+    names. Raises :class:`FeedFaceError` for missing weights, or a size whose heads are not known.
     """
     settings = settings or {}
-    encoder = {key.removeprefix(_ENCODER): tensor for key, tensor in tensors.items() if key.startswith(_ENCODER)}
-    encoder = plain_weights(encoder)
+    width = shape_of(tensors, SIGNATURE, 2)[0]
+    encoder = plain_weights({key.removeprefix(_ENCODER): t for key, t in tensors.items() if key.startswith(_ENCODER)})
     # A key of another kind is reported as surplus when the adapter is built.
-    renamed = {_rename(key): tensor for key, tensor in tensors.items() if not key.startswith(_ENCODER)}
+    renamed = {
+        re.sub(r"^blocks\.", "branches.", key.replace(SIGNATURE, "projection.weight")): tensor
+        for key, tensor in tensors.items()
+        if not key.startswith(_ENCODER)
+    }
     branches = len({key.split(".")[1] for key in renamed if key.startswith("branches.")})
     if not branches:
-        raise FeedFaceError(
-            "the released adapter's projection is there, but none of its blocks (blocks.0.zero_linear.…): the file is "
-            "incomplete"
-        )
-    width = shape_of(tensors, SIGNATURE, 2)[0]
+        raise FeedFaceError("incomplete: the adapter's projection is there, but none of its blocks (blocks.0.…)")
     heads = settings.get("branch_heads", _BRANCH_HEADS.get(width, settings.get("heads", 0)))
     if heads < 1 or width % heads:
         raise unknown_heads(f"branches of width {width}", '{"branch_heads": N}')
@@ -137,16 +129,12 @@ def read_adapter(
     return config, renamed, encoder
 
 
-def _rename(key: str) -> str:
-    return "projection.weight" if key == SIGNATURE else re.sub(r"^blocks\.", "branches.", key)
-
-
 def _site_names(count: int) -> list[str]:
     """Every other block on both sides: ``in_blocks.0, 2, …`` and then ``out_blocks.0, 2, …``."""
     if count % 2:
         raise FeedFaceError(
-            f"{count} branches do not split evenly over both sides of the U-ViT: name the sites in a .json file of the "
-            'same name beside the adapter, {"sites": ["in_blocks.0", …]}'
+            f"{count} branches do not split evenly over both sides of the U-ViT: name the sites, "
+            '{"sites": ["in_blocks.0", …]}, in a .json file of the same name beside the adapter'
         )
     return [f"{side}.{2 * i}" for side in ("in_blocks", "out_blocks") for i in range(count // 2)]
 

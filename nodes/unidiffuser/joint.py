@@ -29,10 +29,8 @@ WARM_UP_STEPS = 6
 
 def pack(picture: Tensor, token: Tensor) -> Tensor:
     """``(B, C, H, W)`` and ``(B, 1, D)`` → ``(B, C + ⌈D / HW⌉, H, W)``, the rest of the last channel zero."""
-    cells = picture.shape[2] * picture.shape[3]
-    channels = -(-token.shape[-1] // cells)
-    flat = functional.pad(token.flatten(1), (0, channels * cells - token.shape[-1]))  # (B, channels * HW)
-    return torch.cat([picture, flat.view(-1, channels, *picture.shape[2:]).to(picture)], dim=1)
+    flat = functional.pad(token.flatten(1), (0, -token.shape[-1] % math.prod(picture.shape[2:])))  # (B, n * HW)
+    return torch.cat([picture, flat.unflatten(1, (-1, *picture.shape[2:])).to(picture)], dim=1)
 
 
 def unpack(state: Tensor, channels: int, width: int) -> tuple[Tensor, Tensor]:
@@ -81,22 +79,17 @@ class TokenOfStep:
     def combined(self, index: int, conds: Sequence[dict] | None, shape: torch.Size) -> Tensor:
         """Prediction ``(B, 1, D)`` for one list of conditionings, weighted by their strength and area."""
         shares = {cond.get("uuid"): _share(cond, shape) for cond in conds or ()}
-        total, weight = torch.zeros_like(self.value), 1e-37
-        for uuid, owner, predicted in self.predictions:
-            if owner == index:
-                share = shares.get(uuid, 1.0)
-                total, weight = total + predicted * share, weight + share
-        return total / weight
+        own = [(shares.get(uuid, 1.0), predicted) for uuid, owner, predicted in self.predictions if owner == index]
+        total = sum((share * predicted for share, predicted in own), torch.zeros_like(self.value))
+        return total / (sum(share for share, _ in own) + 1e-37)
 
 
 def _share(cond: dict, shape: torch.Size) -> float | Tensor:
     share = cond.get("strength", 1.0)
-    area = cond.get("area")
-    if area is not None:
+    if (area := cond.get("area")) is not None:
         covered = [min(side, whole) for side, whole in zip(area[: len(area) // 2], shape[2:], strict=False)]
         share = share * math.prod(covered) / math.prod(shape[2:])
-    mask = cond.get("mask")
-    if mask is not None:  # stays on the device: no wait for the GPU
+    if (mask := cond.get("mask")) is not None:  # stays on the device: no wait for the GPU
         share = share * mask.float().mean() * cond.get("mask_strength", 1.0)
     return share
 
@@ -109,9 +102,7 @@ class UnfinishedLatent(Tensor):
     """
 
     token: Tensor
-    _KEPT_BY = frozenset(
-        {Tensor.to, Tensor.cpu, Tensor.float, Tensor.half, Tensor.clone, Tensor.contiguous, Tensor.detach}
-    )
+    _KEPT_BY = {Tensor.to, Tensor.cpu, Tensor.float, Tensor.half, Tensor.clone, Tensor.contiguous, Tensor.detach}
 
     @classmethod
     def of(cls, picture: Tensor, token: Tensor) -> UnfinishedLatent:
@@ -128,23 +119,16 @@ class UnfinishedLatent(Tensor):
 
 @dataclass(frozen=True)
 class JointSampling:
-    """The two wrappers around ComfyUI's sampling that carry the token.
-
-    Args:
-        channels: of the picture latent.
-        width: D of the token.
-    """
+    """The two wrappers around ComfyUI's sampling that carry a token D wide beside latents of so many channels."""
 
     channels: int
     width: int
 
     def outer_sample(self, executor: Callable, noise: Tensor, latent_image: Tensor, sampler, *args, **kwargs) -> Tensor:
         """Wrapper of OUTER_SAMPLE: the sampler gets the token beside the picture; a run that stops early keeps it."""
-        unfinished = isinstance(latent_image, UnfinishedLatent)
-        joint = JointSampler(sampler, self.channels, self.width, latent_image.token if unfinished else None)
-        if unfinished:
-            latent_image = latent_image.as_subclass(Tensor)
-        picture = executor(noise, latent_image, joint, *args, **kwargs)
+        token = latent_image.token if isinstance(latent_image, UnfinishedLatent) else None
+        joint = JointSampler(sampler, self.channels, self.width, token)
+        picture = executor(noise, latent_image.as_subclass(Tensor), joint, *args, **kwargs)
         return picture if joint.left is None else UnfinishedLatent.of(picture, joint.left)
 
     def calc_cond_batch(
@@ -160,6 +144,7 @@ class JointSampling:
         return [pack(result, step.combined(index, conds[index], picture.shape)) for index, result in enumerate(results)]
 
 
+@dataclass(eq=False)
 class JointSampler(comfy.samplers.Sampler):
     """A sampler of ComfyUI that moves the token along with the picture, for one run.
 
@@ -167,14 +152,14 @@ class JointSampler(comfy.samplers.Sampler):
         sampler: what samples.
         channels, width: as in :class:`JointSampling`.
         token: ``(B, 1, D)`` where an earlier run stopped, or None.
-
-    Attributes:
-        left: the token at the end of a run that stopped before the noise was gone, else None.
+        left: set at the end of a run that stopped before the noise was gone: its token.
     """
 
-    def __init__(self, sampler: comfy.samplers.Sampler, channels: int, width: int, token: Tensor | None = None):
-        self.sampler, self.channels, self.width, self.token = sampler, channels, width, token
-        self.left: Tensor | None = None
+    sampler: comfy.samplers.Sampler
+    channels: int
+    width: int
+    token: Tensor | None = None
+    left: Tensor | None = None
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -190,8 +175,9 @@ class JointSampler(comfy.samplers.Sampler):
             return callback(step, denoised[:, : self.channels], x[:, : self.channels], total)
 
         states = pack(noise, token), pack(latent, token_latent)
-        shown = None if callback is None else narrowed
-        result = self.sampler.sample(model_wrap, sigmas, extra_args, shown, *states, denoise_mask, disable_pbar)
+        result = self.sampler.sample(
+            model_wrap, sigmas, extra_args, callback and narrowed, *states, denoise_mask, disable_pbar
+        )
         picture, token = unpack(result, self.channels, self.width)
         self.left = token if float(sigmas[-1]) > 0 else None
         return picture

@@ -113,25 +113,23 @@ class UniDiffuser(comfy.model_base.BaseModel):
                 "model directly cannot be combined with it."
             )
         state = pack(x, step.rows(x.shape[0]))
-        denoised = super()._apply_model(state, t, None, c_crossattn, None, options, **kwargs)
-        picture, token = unpack(denoised, channels, width)
+        picture, token = unpack(
+            super()._apply_model(state, t, None, c_crossattn, None, options, **kwargs), channels, width
+        )
         step.record(token, options)
         return picture
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
         """The text after ``encode_prefix``, computed once for a run, and its time."""
-        out = super().extra_conds(**kwargs)
-        device = kwargs["device"]
-        seed = kwargs.get(UNCONDITIONAL_KEY)
+        device, seed = kwargs["device"], kwargs.get(UNCONDITIONAL_KEY)
         if seed is None:
             text, time = self._encode_text(kwargs.get("cross_attn"), device), 0.0
         else:
-            generator = torch.Generator().manual_seed(int(seed))
+            generator = torch.Generator().manual_seed(seed)
             text = torch.randn(1, self.uvit.text_tokens, self.uvit.text_width, generator=generator).to(device)
             time = _TEXT_IS_NOISE
-        out["c_crossattn"] = comfy.conds.CONDRegular(text)
-        out["text_time"] = comfy.conds.CONDRegular(torch.full((1,), time, device=device))
-        return out
+        own = {"c_crossattn": text, "text_time": torch.full((1,), time, device=device)}
+        return super().extra_conds(**kwargs) | {name: comfy.conds.CONDRegular(value) for name, value in own.items()}
 
     @torch.no_grad()
     def _encode_text(self, states: Tensor | None, device: torch.device) -> Tensor:
@@ -144,9 +142,9 @@ class UniDiffuser(comfy.model_base.BaseModel):
                 f"UniDiffuser reads text states (B, {tokens}, {width}), of the CLIP-L of Stable Diffusion 1.x. This "
                 f"conditioning has {tuple(states.shape)}, so it was made with the CLIP of another model."
             )
-        if (surplus := states.shape[1] - tokens) > 0:
+        if surplus := states.shape[1] - tokens:
             logging.warning(
-                "[FeedFace] UniDiffuser reads the first %d tokens of a prompt; %d more are left out.", tokens, surplus
+                "[FeedFace] UniDiffuser reads %d tokens of a prompt; %d more are left out.", tokens, surplus
             )
         states = states[:, :tokens].to(device, self.compute_dtype)
         return self.diffusion_model.encode_prefix(states).float()

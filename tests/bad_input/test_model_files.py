@@ -120,6 +120,7 @@ OBJECTS = {
     "prefix alone": {"encode_prefix.weight": torch.zeros(64, 768)},
     "prefix without dimensions": {"encode_prefix.weight": torch.tensor(1.0)},
     "projection alone": {"preprocess_module.project_layer.weight": torch.zeros(48, 64)},
+    "projection of another name": {"preprocess_module.project_layer.weight_g": torch.zeros(48, 64)},
     "LoRA": {"lora_unet_x.lora_up.weight": torch.zeros(2)},
     "checkpoint": {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2)},
 }

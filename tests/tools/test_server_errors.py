@@ -60,7 +60,12 @@ CASES = [
     (
         node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),
         "FeedFaceError",
-        "MODELS/diffusion_models/errors_broken.pth is not a readable weights file",
+        "FeedFace Load UniDiffuser: MODELS/diffusion_models/errors_broken.pth: not a readable weights file",
+    ),
+    (
+        node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="auto"),
+        "MissingFile",
+        "FeedFace Load UniDiffuser: no file 'caption_decoder.pth'",
     ),
     (apply_to_wan(), "FeedFaceError", "WanModel is not a model FeedFace can attach to"),
 ]

@@ -123,7 +123,7 @@ def test_text_of_another_clip(model, prompts):
 def test_long_prompt_is_cut_with_a_warning(model, prompts, golden, caplog):
     long = [[torch.cat([golden["in.text_states"][:1], golden["in.text_states"][1:]], dim=1), {}]]
     assert torch.equal(sample(model, long, prompts[1]), sample(model, *prompts))
-    assert "first 77 tokens of a prompt; 77 more are left out" in caplog.text
+    assert "reads 77 tokens of a prompt; 77 more are left out" in caplog.text
 
 
 def test_model_called_without_its_token(model):
