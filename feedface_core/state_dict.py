@@ -116,7 +116,7 @@ def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], found: Map
     listed = {
         "missing": sorted(expected.keys() - found.keys()),
         "surplus": sorted(found.keys() - expected.keys()),
-        "of another shape": [f"{name} is {shorten(tuple(found[name].shape))}, not {expected[name]}" for name in shapes],
+        "of another shape": [f"{name} is {(*found[name].shape,)}, expected {expected[name]}" for name in shapes],
         "no floating-point numbers": [name for name in common if not found[name].is_floating_point()],
     }
     if not any(listed.values()):

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import feedface_core
-from feedface_core.errors import FeedFaceError
+from feedface_core.errors import FeedFaceError, MissingFile
 from tools.server import ComfyServer, ServerError
 
 PHOTO = {"class_type": "LoadImage", "inputs": {"image": "grey.png"}}
@@ -55,12 +55,12 @@ CASES = [
     (
         node("FeedFaceLoadFace", face_name="errors_other.safetensors"),
         "FeedFaceError",
-        "MODELS/feedface/faces/errors_other.safetensors is not a saved face",
+        "MODELS/feedface/faces/errors_other.safetensors: not a saved face",
     ),
     (
         node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),
         "FeedFaceError",
-        "MODELS/diffusion_models/errors_broken.pth is not a readable weights file",
+        "MODELS/diffusion_models/errors_broken.pth: not a readable weights file",
     ),
     (apply_to_wan(), "FeedFaceError", "WanModel is not a model FeedFace can attach to"),
 ]
@@ -93,7 +93,7 @@ def files(server: ComfyServer) -> Path:
 def test_every_class_has_a_case() -> None:
     for module in pkgutil.walk_packages(feedface_core.__path__, "feedface_core."):
         importlib.import_module(module.name)
-    classes = {FeedFaceError, *FeedFaceError.__subclasses__()}
+    classes = {FeedFaceError, *FeedFaceError.__subclasses__()} - {MissingFile}  # nodes look before the graph runs
     assert {kind.__name__ for kind in classes} == {kind for _, kind, _ in CASES}
 
 
