@@ -32,9 +32,8 @@ SIGNATURES = {
 
 def identify(tensors: Mapping[str, Any]) -> str | None:
     """The short name of what keys belong to, or None."""
-    return next(
-        (name for start, (name, _) in SIGNATURES.items() if any(key.startswith(start) for key in tensors)), None
-    )
+    matches = (name for start, (name, _) in SIGNATURES.items() if any(key.startswith(start) for key in tensors))
+    return next(matches, None)
 
 
 def describe(tensors: Mapping[str, Any]) -> str:
@@ -131,7 +130,7 @@ def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], found: Map
     listed = {
         "missing": sorted(expected.keys() - found.keys()),
         "surplus": sorted(found.keys() - expected.keys()),
-        "of another shape": [f"{name} is {shorten(tuple(found[name].shape))}, not {expected[name]}" for name in shapes],
+        "of another shape": [f"{name} is {(*found[name].shape,)}, expected {expected[name]}" for name in shapes],
         "no floating-point numbers": [name for name in common if not found[name].is_floating_point()],
     }
     if not any(listed.values()):

@@ -127,10 +127,7 @@ class SaveFace(io.ComfyNode):
         while path.exists() and not overwrite:
             path = folders.face_path(f"{name.strip().removesuffix('.safetensors')}_{number}")
             number += 1
-        try:
-            save_face(path, face)
-        except OSError as error:
-            raise FeedFaceError(f"{path} cannot be written ({error.strerror or error})") from error
+        save_face(path, face)
         return io.NodeOutput(face, ui=ui.PreviewText(f"{len(face.hidden)} references saved as {path.name}"))
 
 

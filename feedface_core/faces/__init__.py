@@ -21,13 +21,4 @@ from .detectors import AUTO, DETECTOR_NAMES, load_detector
 from .detectors.base import Detector, DetectorUnavailable, GivenBoxes, GivenMask, WholeImage, shrink
 from .detectors.insightface import find_insightface_packs
 from .preview import draw_faces
-from .select import (
-    ORDERS,
-    WHEN_NONE,
-    Selection,
-    crop_scale_of,
-    order_faces,
-    parse_indexes,
-    select_faces,
-    select_from_photo,
-)
+from .select import ORDERS, WHEN_NONE, Selection, crop_scale_of, order_faces, parse_indexes, select_from_photo

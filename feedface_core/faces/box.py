@@ -3,20 +3,63 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
 from torch import Tensor
 
-from ..errors import FeedFaceError
+from ..errors import FeedFaceError, located, shorten, typed
 
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)`` in pixels of the original photo; x to the right, y down, the far edge exclusive."""
 LARGEST_COORDINATE = 1e7
 """Pixels; no photo that Pillow opens comes near."""
+
+
+def check_box(box: Any) -> Box:
+    """The box as four floats. Raises :class:`FeedFaceError` unless it is a list or tuple of four finite numbers of a
+    photo's size, and has an area."""
+    if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_coordinate, box))):
+        raise FeedFaceError(
+            f"a box is four numbers x0, y0, x1, y1 in pixels, finite and at most {LARGEST_COORDINATE:g}, found "
+            f"{shorten(box)}"
+        )
+    x0, y0, x1, y1 = map(float, box)
+    if x1 <= x0 or y1 <= y0:
+        raise FeedFaceError(
+            f"a box is x0, y0, x1, y1 with x0 < x1 and y0 < y1, found {x0:g}, {y0:g}, {x1:g}, {y1:g} (width and height "
+            "in the last two places?)"
+        )
+    return x0, y0, x1, y1
+
+
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST_COORDINATE
+
+
+_Pixels = Annotated[float, Field(strict=True, ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)]
+_Point = tuple[_Pixels, _Pixels]
+
+
+class _Record(BaseModel, allow_inf_nan=False):
+    """A face as JSON; a bare list is its box."""
+
+    box: Annotated[Box, BeforeValidator(check_box)]
+    confidence: Annotated[float, Field(strict=True, ge=0, le=1)] = 1.0
+    landmarks: tuple[_Point, _Point, _Point, _Point, _Point] | None = None
+    source: Annotated[str, Field(max_length=40)] = "box"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, record: Any) -> Any:
+        return {"box": record} if isinstance(record, list) else record
+
+
+_RECORDS = TypeAdapter(list[_Record])
 
 
 class NoFaceError(FeedFaceError):
@@ -70,7 +113,7 @@ class DetectedFace:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; the embedding is left out, since it identifies a person."""
-        record: dict[str, Any] = {
+        record = {
             "box": [round(v, 2) for v in self.box],
             "confidence": round(self.confidence, 4),
             "source": self.source,
@@ -79,53 +122,6 @@ class DetectedFace:
             record["landmarks"] = [[round(v, 2) for v in point] for point in self.landmarks.tolist()]
         return record
 
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any] | Sequence[float]) -> DetectedFace:
-        """Read ``{"box": [x0, y0, x1, y1], …}`` or a bare ``[x0, y0, x1, y1]``.
-
-        Raises:
-            FeedFaceError: if the record is neither, or its box is not usable.
-        """
-        if not isinstance(record, Mapping):
-            return cls(box=record)
-        if "box" not in record:
-            raise FeedFaceError(f'a face needs the key "box", found the keys {sorted(map(str, record))}')
-        landmarks = record.get("landmarks")
-        try:
-            return cls(
-                box=record["box"],
-                confidence=float(record.get("confidence", 1.0)),
-                landmarks=None if landmarks is None else torch.tensor(landmarks, dtype=torch.float32),
-                source=str(record.get("source", "box")),
-            )
-        except FeedFaceError:
-            raise
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise FeedFaceError(f"not a face: {json.dumps(record)[:200]} ({error})") from error
-
-
-def check_box(box: Any) -> Box:
-    """Return the box as four floats.
-
-    Raises:
-        FeedFaceError: if it does not hold four finite numbers of a photo's size, or has no area.
-    """
-    try:
-        x0, y0, x1, y1 = (float(v) for v in box)
-    except (TypeError, ValueError, OverflowError) as error:
-        found = repr(str(box)[:100])
-        raise FeedFaceError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {found}") from error
-    if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
-        raise FeedFaceError(f"a box must hold finite numbers, found {x0}, {y0}, {x1}, {y1}")
-    if max(abs(v) for v in (x0, y0, x1, y1)) > LARGEST_COORDINATE:
-        raise FeedFaceError(f"a box must lie in a photo, found {x0:g}, {y0:g}, {x1:g}, {y1:g} pixels")
-    if x1 <= x0 or y1 <= y0:
-        raise FeedFaceError(
-            f"a box is x0, y0, x1, y1 with x0 < x1 and y0 < y1, found {x0:g}, {y0:g}, {x1:g}, {y1:g} (width"
-            " and height in the last two places?)"
-        )
-    return x0, y0, x1, y1
-
 
 def faces_to_json(faces: Sequence[Sequence[DetectedFace]]) -> str:
     """Faces of several photos as JSON: one list a photo, in the order of the photos."""
@@ -133,44 +129,37 @@ def faces_to_json(faces: Sequence[Sequence[DetectedFace]]) -> str:
 
 
 def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
-    """Read what :func:`faces_to_json` writes, and shorter forms of it.
-
-    For one photo the outer list may be left out, and a single box may be written bare: ``[40, 30, 120, 130]``.
-
-    Args:
-        text: JSON.
-        photos: how many photos the boxes are for.
-
-    Returns:
-        One list of faces a photo.
+    """One list of faces a photo, from what :func:`faces_to_json` writes or a shorter form of it: a face may be its bare
+    box ``[40, 30, 120, 130]``, and for one photo the outer lists may be left out.
 
     Raises:
         FeedFaceError: if the text is not JSON, does not describe boxes, or is for another number of photos.
     """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FeedFaceError(f"boxes: not JSON ({error}); expected for example [[40, 30, 120, 130]]") from error
-    if isinstance(data, Mapping) or _is_bare_box(data):
-        data = [[data]]
-    elif not isinstance(data, list):
-        raise FeedFaceError(f"boxes: expected a list, found {str(data)[:60]!r}")
-    elif data and all(isinstance(entry, Mapping) or _is_bare_box(entry) for entry in data):
-        data = [data]
-    if len(data) != photos:
-        raise FeedFaceError(
-            f"boxes: there are {len(data)} lists for {photos} photo(s); expected one list of boxes for each photo"
-        )
-    faces = []
-    for number, photo in enumerate(data, start=1):
+    with located("boxes"):
         try:
-            if not isinstance(photo, list):
-                raise FeedFaceError(f"expected a list of boxes, found {str(photo)[:60]!r}")
-            faces.append([DetectedFace.from_json(record) for record in photo])
-        except FeedFaceError as error:
-            raise FeedFaceError(f"boxes: photo {number} of {photos}: {error}") from error
-    return faces
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FeedFaceError(f"not JSON ({shorten(error)}); expected for example [[40, 30, 120, 130]]") from error
+        if _is_face(data):
+            data = [[data]]
+        elif isinstance(data, list) and data and all(map(_is_face, data)):
+            data = [data]
+        if not isinstance(data, list) or len(data) != photos:
+            found = f"there are {len(data)} lists" if isinstance(data, list) else f"found {shorten(data)}"
+            raise FeedFaceError(f"{found} for {photos} photo(s), expected one list of boxes for each photo")
+        faces = []
+        for number, photo in enumerate(data, start=1):
+            with located(f"photo {number} of {photos}"):
+                faces.append([_face(record) for record in typed(_RECORDS, photo)])
+        return faces
 
 
-def _is_bare_box(data: Any) -> bool:
-    return isinstance(data, list) and len(data) > 0 and all(isinstance(v, (int, float)) for v in data)
+def _is_face(data: Any) -> bool:
+    """Whether JSON is one face, a dict or a bare box."""
+    numbers = isinstance(data, list) and len(data) > 0 and all(isinstance(value, (int, float)) for value in data)
+    return isinstance(data, Mapping) or numbers
+
+
+def _face(record: _Record) -> DetectedFace:
+    landmarks = None if record.landmarks is None else torch.tensor(record.landmarks)
+    return DetectedFace(record.box, record.confidence, landmarks, source=record.source)

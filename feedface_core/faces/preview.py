@@ -16,30 +16,18 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
 
 CHOSEN, OTHER, TOO_SMALL = (60, 220, 90), (255, 170, 40), (150, 150, 150)
-PREVIEW_SIDE = 1024
 
 
-def draw_faces(
-    image: Tensor, selection: Selection, crop_scale: float = CROP_SCALE, longest_side: int = PREVIEW_SIDE
-) -> Tensor:
-    """Draw the boxes of a photo with their numbers: chosen ones green with the square of their crop, others
-    orange.
+def draw_faces(image: Tensor, selection: Selection, crop_scale: float = CROP_SCALE) -> Tensor:
+    """The photo ``(H, W, 3)`` in 0..1, shrunk as for a detector, with the numbered boxes of its faces.
 
-    Faces that are too small are grey and have no number; a photo that was skipped gets a line that says so.
-
-    Args:
-        image: ``(H, W, 3)`` floats in 0..1.
-        selection: what was found and taken.
-        crop_scale: side of the crop over the longer side of the box.
-        longest_side: larger photos are shrunk to this many pixels.
-
-    Returns:
-        ``(h, w, 3)`` floats in 0..1.
+    Chosen ones are green with the square of their crop (``crop_scale`` times the box), others orange, those that are
+    too small grey, without a number; a photo that was skipped gets a line that says so.
     """
     from PIL import Image, ImageDraw
 
     image = check_image(image)
-    small = shrink(image, longest_side)
+    small = shrink(image)
     factor = small.shape[1] / image.shape[1]
     picture = Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     draw = ImageDraw.Draw(picture)
@@ -64,21 +52,15 @@ def draw_faces(
     return torch.from_numpy(numpy.array(picture)).float() / 255
 
 
-def _label(
-    draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple[int, int, int], height: int
-) -> None:
+def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple, height: int) -> None:
     """Write text on a ground of colour, above the corner where there is room, and always inside the picture."""
     from PIL import ImageFont
 
-    try:
-        font = ImageFont.load_default(size=max(10, height))
-    except TypeError:  # Pillow before 10.1 has one size only
-        font = ImageFont.load_default()
-    margin = max(2, height // 6)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    size = (right - left + 2 * margin, bottom - top + 2 * margin)
+    font, margin = ImageFont.load_default(size=max(10, height)), max(2, height // 6)
+    _, _, right, bottom = draw.textbbox((margin, margin), text, font=font, anchor="lt")
+    size = (right + margin, bottom + margin)
     above = corner[1] - size[1]
     x = min(max(corner[0], 0), draw.im.size[0] - size[0])
     y = min(max(above if above >= 0 else corner[1], 0), draw.im.size[1] - size[1])
     draw.rectangle([x, y, x + size[0], y + size[1]], fill=colour)
-    draw.text((x + margin - left, y + margin - top), text, fill=(0, 0, 0), font=font)
+    draw.text((x + margin, y + margin), text, fill=(0, 0, 0), font=font, anchor="lt")

@@ -38,15 +38,8 @@ _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as read from disk.
-
-    Args:
-        path: where it was read from.
-        config: what to build.
-        tensors: state dict of :class:`~feedface_core.modules.adapter.FaceAdapter`.
-        encoder_tensors: the encoder's weights by their plain Hugging Face names; empty when not included.
-        metadata: everything the file says about itself.
-    """
+    """An adapter as read from disk: its config, the state dict of :class:`FaceAdapter`, and the encoder's weights by
+    their plain Hugging Face names (empty when not included)."""
 
     path: str
     config: AdapterConfig
@@ -59,12 +52,7 @@ class AdapterFile:
         return self.tensors["projection.weight"].dtype
 
     def build(self, dtype: torch.dtype | None = None, **options) -> FaceAdapter:
-        """The adapter with its weights, on the CPU.
-
-        Args:
-            dtype: floating-point type of the weights; that of the file when None.
-            options: of :class:`FaceAdapter`.
-        """
+        """The adapter with its weights, on the CPU, in ``dtype`` or the file's; options of :class:`FaceAdapter`."""
         dtype = dtype or self.dtype
         # Built without storage and then given the file's tensors: no time is spent on random values.
         adapter = FaceAdapter(self.config, device="meta", dtype=dtype, **options)
@@ -74,19 +62,20 @@ class AdapterFile:
     def summary(self) -> str:
         """A few lines for people: host, sites, sizes, encoder, provenance."""
         config, encoder = self.config, self.config.encoder
-        count, encoder_count = (
-            sum(tensor.numel() for tensor in tensors.values()) / 1e6 for tensors in (self.tensors, self.encoder_tensors)
+        weights, encoder_weights = (
+            f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters"
+            for tensors in (self.tensors, self.encoder_tensors)
         )
         size, dtype = Path(self.path).stat().st_size / 1e6, str(self.dtype).removeprefix("torch.")
-        widths = ", ".join(str(width) for width in sorted({site.width for site in config.sites}))
-        included = f"included, {encoder_count:.1f} M parameters" if self.encoder_tensors else "not included"
+        widths = ", ".join(map(str, sorted({site.width for site in config.sites})))
+        included = f"included, {encoder_weights}" if self.encoder_tensors else "not included"
         lines = {
             "file": f"{self.path} ({size:.1f} MB, {dtype})",
             "title": config.title or self.metadata.get("modelspec.title", "-"),
             "host": f"{config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
             "sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
             "branch": f"tap {config.tap}, {config.depth} block(s), {'with' if config.self_attention else 'without'} "
-            f"self-attention, {count:.1f} M parameters",
+            f"self-attention, {weights}",
             "face tokens": f"{encoder.tokens} of width {encoder.width} for each reference → {config.context_width}",
             "encoder": f"{encoder.name} ({encoder.fingerprint or 'no fingerprint'}), {included}",
             "crops": f"{encoder.crop_scale:g} × the box, {encoder.crop_border} at the border, {encoder.image_size} px, "
@@ -129,22 +118,28 @@ def save_adapter(
     if path.suffix != ".safetensors":
         raise FeedFaceError(f"{path}: adapters are written as .safetensors")
     check_tensors(path.name, expected_shapes(config), tensors)
-    encoder, weights = config.encoder, plain_weights(encoder_tensors or {})
-    if weights:
-        encoder = replace(encoder, fingerprint=fingerprint(encoder, weights))
-    config = replace(config, encoder=replace(encoder, included=bool(weights)))
-    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in weights.items()}}
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in stored.items()}
-    return write_safetensors(path, stored, {**adapter_metadata(config, stored), **(metadata or {})})
+    cast = [
+        {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in given.items()}
+        for given in (tensors, plain_weights(encoder_tensors or {}))
+    ]
+    stored, described = adapter_contents(config, *cast)
+    return write_safetensors(path, stored, {**described, **(metadata or {})})
 
 
-def adapter_metadata(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Metadata of an adapter file with these stored tensors: format, config, ModelSpec keys."""
+def adapter_contents(
+    config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What an adapter file with these weights holds, in the types they are stored in: tensors and metadata."""
+    encoder = replace(config.encoder, included=bool(encoder_tensors))
+    if encoder_tensors:  # as stored: bfloat16 changes what the fingerprint is made of
+        encoder = replace(encoder, fingerprint=fingerprint(encoder, encoder_tensors))
+    config = replace(config, encoder=encoder)
+    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}}
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(stored):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return {
+        digest.update(stored[name].reshape(-1).view(torch.uint8).numpy())
+    return stored, {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": config.to_json(),
@@ -215,9 +210,7 @@ def _check(config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m feedface_core.files.adapter_file", description="Shows what an adapter holds."
-    )
+    parser = argparse.ArgumentParser("python -m feedface_core.files.adapter_file", description="Shows an adapter.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="print the config as JSON instead")
     options = parser.parse_args(arguments)

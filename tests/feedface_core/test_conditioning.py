@@ -65,8 +65,8 @@ def test_averages():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"hidden": torch.zeros(0, 5, 12)}, "hidden states of a face are .* expected floats .references, tokens, width."),
-        ({"hidden": torch.zeros(5, 12)}, "hidden states of a face are .* expected floats .references, tokens, width."),
+        ({"hidden": torch.zeros(0, 5, 12)}, "expected floats .references, tokens, width."),
+        ({"hidden": torch.zeros(5, 12)}, "expected floats .references, tokens, width."),
         ({"weights": (1.0,)}, r"weights of the references are \(1.0,\), expected 3 numbers"),
         ({"weights": (1.0, -1.0, 0.0)}, "expected 3 numbers, each 0 or from 1e-30 to 1e6"),
         ({"weights": (1.0, float("nan"), 0.0)}, "expected 3 numbers, each 0 or from 1e-30 to 1e6"),

@@ -55,7 +55,7 @@ CASES = [
     (
         node("FeedFaceLoadFace", face_name="errors_other.safetensors"),
         "FeedFaceError",
-        "MODELS/feedface/faces/errors_other.safetensors is not a saved face",
+        "MODELS/feedface/faces/errors_other.safetensors: not a saved face",
     ),
     (
         node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),

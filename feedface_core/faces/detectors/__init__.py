@@ -6,7 +6,7 @@ asking for it by name gives an error that says what is missing and where it was 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import FeedFaceError
+from ...errors import FeedFaceError, shorten
 from .base import INSIGHTFACE, MTCNN, WHOLE_IMAGE, Detector, DetectorUnavailable, WholeImage
 from .insightface import InsightFaceDetector, choose_pack
 from .mtcnn import MtcnnDetector
@@ -50,37 +50,42 @@ def load_detector(
 
     Raises:
         DetectorUnavailable: if the detector, or with ``"auto"`` every detector, is missing; says of each why.
-        FeedFaceError: if there is no detector of that name.
+        FeedFaceError: if there is no detector or device of that name.
     """
+    try:
+        device = str(torch.device(device))
+    except (RuntimeError, TypeError) as error:
+        raise FeedFaceError(f"device: found {shorten(device)}, expected cpu, cuda or cuda:N") from error
+
+    def load(detector: type[Detector]) -> Detector:
+        try:
+            for package in detector.packages:
+                importlib.import_module(package)
+            if detector is InsightFaceDetector:
+                pack = choose_pack(insightface_roots, model)
+                return _load_insightface(*pack, 0.5 if threshold is None else threshold, recognition, device)
+            if recognition:
+                raise DetectorUnavailable(f"{MTCNN} finds faces but does not recognise them; {INSIGHTFACE} does")
+            return _load_mtcnn(device, 0.9 if threshold is None else threshold)
+        except (ImportError, RuntimeError, AssertionError) as error:  # torch raises the others for an absent device
+            message = f"{detector.name} cannot be used on {device} ({shorten(error)}); it needs: {detector.install}"
+            raise DetectorUnavailable(message) from error
+
     if name == WHOLE_IMAGE:
         return WholeImage()
-    if kind := {MTCNN: MtcnnDetector, INSIGHTFACE: InsightFaceDetector}.get(name):
-        missing = [package for package in kind.packages if importlib.util.find_spec(package) is None]
-        if missing:
-            raise DetectorUnavailable(f'not installed: {", ".join(missing)}; "{kind.install}"')
-    if name == MTCNN:
-        if recognition:
-            raise DetectorUnavailable(f"{MTCNN} finds faces but does not recognise them; {INSIGHTFACE} does")
-        return _load_mtcnn(str(device), 0.9 if threshold is None else threshold)
-    if name == INSIGHTFACE:
-        pack = choose_pack(insightface_roots, model)
-        return _load_insightface(*pack, 0.5 if threshold is None else threshold, recognition, str(device))
+    detectors = {INSIGHTFACE: InsightFaceDetector, MTCNN: MtcnnDetector}
+    if name in detectors:
+        return load(detectors[name])
     if name != AUTO:
-        raise FeedFaceError(f"no face detector {name!r}; there are: {AUTO}, {', '.join(DETECTOR_NAMES)}")
+        found = shorten(name)
+        raise FeedFaceError(f"no face detector {found}; there are: {AUTO}, {', '.join(DETECTOR_NAMES)}")
     problems = []
-    for kind in (InsightFaceDetector, MtcnnDetector):
+    for detector in detectors.values():
         try:
-            return load_detector(
-                kind.name,
-                insightface_roots=insightface_roots,
-                model=model,
-                threshold=threshold,
-                recognition=recognition,
-                device=device,
-            )
+            return load(detector)
         except DetectorUnavailable as error:
             logger.info("%s", error)
-            problems.append(f"{kind.name} [{kind.licence}]: {error}")
+            problems.append(f"{detector.name} [{detector.licence}]: {error}")
     raise DetectorUnavailable(
         f"no face detector is usable here. {'. '.join(problems)}. Install one of them, choose {WHOLE_IMAGE!r} for"
         " photos that are cropped to the face already, or give boxes or a mask"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,11 +31,16 @@ class Detector(ABC):
         name: what the user chose it by.
         licence: of the code and the weights, in a few words.
         detail: the model in use, if there are several.
+        longest_side: photos are shrunk to it before they are looked at.
+        packages, install: what it imports, and the command that installs them.
     """
 
     name: str
     licence: str
     detail: str = ""
+    longest_side: float = LONGEST_SIDE
+    packages: tuple[str, ...] = ()
+    install: str = ""
 
     @property
     def description(self) -> str:
@@ -42,19 +48,18 @@ class Detector(ABC):
         return f"{self.name}{f' ({self.detail})' if self.detail else ''} [{self.licence}]"
 
     def detect(self, image: Tensor) -> list[DetectedFace]:
-        """Find the faces of a photo.
+        """The faces of a photo in the order of the model, boxes and landmarks in its pixels; empty if there is none.
 
         Args:
             image: ``(H, W, 3)`` floats in 0..1, any size; greyscale and alpha as in ``crop.check_image``.
-
-        Returns:
-            The faces in the order of the model, boxes and landmarks in pixels of ``image``; empty if there is none.
 
         Raises:
             FeedFaceError: if the image cannot be used.
         """
         image = check_image(image)
-        small = shrink(image)
+        small = shrink(image, self.longest_side)
+        if small is image:
+            return self.find(image)
         sx, sy = image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]
 
         def rescaled(face: DetectedFace) -> DetectedFace:
@@ -69,9 +74,8 @@ class Detector(ABC):
         """Find the faces of a photo ``(H, W, 3)`` that is already checked and shrunk; boxes in its pixels."""
 
 
-def shrink(image: Tensor, longest_side: int = LONGEST_SIDE) -> Tensor:
-    """Shrink ``(H, W, C)`` so that its longer side is at most ``longest_side`` pixels, antialiased; smaller photos stay
-    as they are."""
+def shrink(image: Tensor, longest_side: float = LONGEST_SIDE) -> Tensor:
+    """``(H, W, C)``, antialiased, with a longer side of at most ``longest_side`` pixels; smaller photos stay."""
     height, width = image.shape[:2]
     factor = longest_side / max(height, width)
     if factor >= 1:
@@ -97,13 +101,10 @@ class WholeImage(Detector):
 class GivenBoxes(Detector):
     """Returns the faces of one photo that somebody drew boxes around."""
 
-    name, licence = "boxes", "no model"
+    name, licence, longest_side = "boxes", "no model", math.inf
 
     def __init__(self, faces: Sequence[DetectedFace]) -> None:
         self.faces = list(faces)
-
-    def detect(self, image: Tensor) -> list[DetectedFace]:
-        return self.find(check_image(image))
 
     def find(self, image: Tensor) -> list[DetectedFace]:
         return list(self.faces)
@@ -112,20 +113,15 @@ class GivenBoxes(Detector):
 class GivenMask(Detector):
     """Takes every connected region of a mask ``(H, W)`` as a face. The mask has the size of the photo."""
 
-    name, licence = "mask", "no model"
+    name, licence, longest_side = "mask", "no model", math.inf
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
-    def detect(self, image: Tensor) -> list[DetectedFace]:
-        image = check_image(image)
+    def find(self, image: Tensor) -> list[DetectedFace]:
         if self.mask.shape != image.shape[:2]:
             raise FeedFaceError(
-                f"mask: {self.mask.shape[-1]} × {self.mask.shape[-2]} pixels, but the photo has"
-                f" {image.shape[1]} × {image.shape[0]} (Load Image gives an empty mask of 64 × 64 pixels"
-                " with a photo that has no transparency)"
+                f"mask: {self.mask.shape[-1]} × {self.mask.shape[-2]} pixels, but the photo has {image.shape[1]} × "
+                f"{image.shape[0]} (Load Image gives an empty mask of 64 × 64 pixels with a photo without transparency)"
             )
-        return self.find(image)
-
-    def find(self, image: Tensor) -> list[DetectedFace]:
         return [DetectedFace(box, source=self.name) for box in mask_boxes(self.mask)]

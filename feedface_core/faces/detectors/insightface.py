@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import shorten
 from ..box import DetectedFace
 from .base import INSIGHTFACE, Detector, DetectorUnavailable, to_bytes
 
@@ -17,21 +18,16 @@ PACKS = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc")
 
 
 def find_insightface_packs(roots: Sequence[str | Path]) -> dict[str, Path]:
-    """Name and folder of the model packs below the given InsightFace folders, preferred ones first.
-
-    Args:
-        roots: folders that hold ``models/<name>/*.onnx``, e.g. ``ComfyUI/models/insightface``.
-    """
+    """Name and folder of the model packs ``models/<name>/*.onnx`` below the given InsightFace folders (for example
+    ``ComfyUI/models/insightface``), preferred ones first."""
     packs: dict[str, Path] = {}
     for root in roots:
-        models = Path(root).expanduser() / "models"
-        for folder in sorted(models.iterdir()) if models.is_dir() else []:
+        for folder in sorted(Path(root).expanduser().glob("models/*")):
             # The archive of antelopev2 unpacks into antelopev2/antelopev2.
             for path in (folder, folder / folder.name):
-                if path.is_dir() and any(path.glob("*.onnx")):
+                if any(path.glob("*.onnx")):
                     packs.setdefault(folder.name, path.resolve())
-    rank = {name: index for index, name in enumerate(PACKS)}
-    return dict(sorted(packs.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
+    return dict(sorted(packs.items(), key=lambda item: (PACKS.index(item[0]) if item[0] in PACKS else 99, item[0])))
 
 
 def choose_pack(roots: Sequence[str | Path], name: str | None) -> tuple[str, Path]:
@@ -40,24 +36,19 @@ def choose_pack(roots: Sequence[str | Path], name: str | None) -> tuple[str, Pat
     for found, path in packs.items():
         if name in (None, found):
             return found, path
-    looked = ", ".join(str(Path(root) / "models" / "<name>") for root in roots)
-    named = f" named {name!r}" if name else ""
+    looked = ", ".join(str(Path(root) / "models" / "<name>") for root in roots) or "no folder (none given)"
+    named = f" named {shorten(name)}" if name else ""
     found = f"; found: {', '.join(packs)}" if packs else ""
     raise DetectorUnavailable(
-        f"no InsightFace model files{named}{found}; looked for *.onnx in {looked or 'no folder (none given)'}. "
+        f"no InsightFace model files{named}{found}; looked for *.onnx in {looked}. "
         "Put a model pack there, or choose 'mtcnn', which brings its weights along"
     )
 
 
 class InsightFaceDetector(Detector):
-    """An InsightFace model pack through its own ``FaceAnalysis``.
+    """The InsightFace model pack ``name`` in the folder ``path``, through its own ``FaceAnalysis``.
 
-    Args:
-        name: of the pack.
-        path: the folder of its models.
-        threshold: lowest score that counts as a face.
-        recognition: also compute the identity vector of every face.
-        device: ``"cpu"``, or ``"cuda"`` if onnxruntime offers it.
+    The device is ``"cpu"``, or ``"cuda"`` if onnxruntime offers it.
     """
 
     name = INSIGHTFACE
@@ -68,21 +59,12 @@ class InsightFaceDetector(Detector):
     """Sides of the square the detector works on. A face that fills the photo is often found only at smaller ones."""
 
     def __init__(
-        self,
-        name: str,
-        path: Path,
-        threshold: float = 0.5,
-        recognition: bool = False,
-        device: str | torch.device = "cpu",
+        self, name: str, path: Path, threshold: float = 0.5, recognition: bool = False, device: str = "cpu"
     ) -> None:
+        import onnxruntime
+        from insightface.app import FaceAnalysis
+
         self.detail, self.threshold = name, threshold
-        try:
-            import onnxruntime
-            from insightface.app import FaceAnalysis
-        except ImportError as error:
-            raise DetectorUnavailable(
-                f'the detector {INSIGHTFACE!r} needs its packages ({error}): "{self.install}"'
-            ) from error
         cuda = "CUDAExecutionProvider"
         on_cuda = torch.device(device).type == "cuda" and cuda in onnxruntime.get_available_providers()
         self.context = 0 if on_cuda else -1
@@ -96,8 +78,8 @@ class InsightFaceDetector(Detector):
         except Exception as error:  # AssertionError, ConnectionError, and whatever onnxruntime has for broken files
             files = ", ".join(sorted(file.name for file in path.glob("*.onnx"))) or "none"
             raise DetectorUnavailable(
-                f"InsightFace cannot use the models in {path} (.onnx files: {files}):"
-                f" {str(error) or 'none of them is a face detector'} ({type(error).__name__})"
+                f"InsightFace cannot use the models in {path} (.onnx files: {files[:200]}): "
+                f"{shorten(error) if str(error) else 'none of them is a face detector'}"
             ) from error
         if recognition and "recognition" not in self.analysis.models:
             raise DetectorUnavailable(f"the InsightFace models in {path} hold no face recogniser")

@@ -143,13 +143,13 @@ def test_small_overshoot_is_clamped():
     ("image", "message"),
     [
         (torch.full((4, 4, 3), float("nan")), "NaN"),
-        (torch.full((4, 4, 3), float("inf")), "infinite"),
-        (torch.full((4, 4, 3), 200.0), "0..1, found 200"),
+        (torch.full((4, 4, 3), float("inf")), "inf to inf"),
+        (torch.full((4, 4, 3), 200.0), "found values from 200 to 200, expected 0..1"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "divide by 255"),
         (torch.zeros(1, 4, 4, 3), r"\(1, 4, 4, 3\)"),
         (torch.zeros(4, 4, 5), r"\(4, 4, 5\)"),
         (torch.zeros(0, 4, 3), r"\(0, 4, 3\)"),
-        ("photo.png", "found str"),
+        ("photo.png", "found 'photo.png', expected a tensor"),
     ],
 )
 def test_unusable_image_is_refused(image, message):
@@ -188,8 +188,9 @@ def test_other_bad_crops_are_refused():
         crop_face(image, (0, 0, 1e6, 1e6))
     with pytest.raises(FeedFaceError, match="scale"):
         crop_face(image, (0, 0, 9, 9), scale=0)
-    with pytest.raises(FeedFaceError, match="size"):
-        crop_face(image, (0, 0, 9, 9), size=0)
+    for size in (0, -1, 10**7, 32.5, None, "large"):
+        with pytest.raises(FeedFaceError, match="the size of the crop is .*, expected 1 to 4096"):
+            crop_face(image, (0, 0, 9, 9), size=size)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -238,6 +239,27 @@ def test_unreadable_photo_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     with pytest.raises(FeedFaceError, match="cut.png: not a photo"):
         load_image(tmp_path / "cut.png")
+    for name in ("n" * 5000, "a\0b", "\ud800", ""):
+        with pytest.raises(FeedFaceError, match="no such photo") as caught:
+            load_image(tmp_path / name)
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "PCX"])
+def test_a_picture_that_needs_another_program_is_not_opened(tmp_path, kind, monkeypatch):
+    """Whatever its name says. An EPS is drawn by Ghostscript."""
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (16, 16)).save(path, format=kind)
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(FeedFaceError, match="photo.jpg: not a photo that can be read"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+def test_pictures_of_every_usual_format(tmp_path, kind):
+    path = tmp_path / f"photo.{kind.lower()}"
+    Image.new("RGB", (16, 12), (250, 0, 0)).save(path, format=kind)
+    assert load_image(path)[5, 5].tolist() == pytest.approx([250 / 255, 0, 0], abs=0.02)
 
 
 def test_mask_gives_one_box_a_region_largest_first_without_specks():

@@ -3,8 +3,7 @@ here."""
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -234,9 +233,8 @@ def test_auto_passes_over_models_that_do_not_work(mtcnn, tmp_path):
 
 
 def test_without_any_detector_the_error_lists_what_to_install(monkeypatch):
-    real = importlib.util.find_spec
-    hidden = {"insightface", "onnxruntime", "facenet_pytorch"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else real(name, *a))
+    for package in ("insightface", "onnxruntime", "facenet_pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DetectorUnavailable) as caught:
         load_detector()
     for part in ("pip install insightface", "pip install facenet-pytorch", "'whole image'", "boxes or a mask"):
@@ -244,14 +242,7 @@ def test_without_any_detector_the_error_lists_what_to_install(monkeypatch):
 
 
 def test_missing_package_of_a_named_detector_says_how_to_install_it(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "facenet_pytorch":
-            raise ImportError("No module named 'facenet_pytorch'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
     with pytest.raises(DetectorUnavailable, match="pip install facenet-pytorch==2.5.3"):
         load_detector("mtcnn", threshold=0.123)
 
@@ -271,6 +262,19 @@ def test_unknown_detector_and_recognition_by_mtcnn_are_refused():
         load_detector("dlib")
     with pytest.raises(DetectorUnavailable, match="does not recognise"):
         load_detector("mtcnn", recognition=True)
+
+
+@pytest.mark.parametrize("device", ["gpu 7", "", None, 1.5, "x" * 10**6])
+def test_unknown_device_is_refused(device):
+    with pytest.raises(FeedFaceError, match="device: found .*, expected cpu, cuda") as caught:
+        load_detector("mtcnn", device=device)
+    assert len(str(caught.value)) < 300
+
+
+def test_device_that_is_not_there_is_refused():
+    pytest.importorskip("facenet_pytorch")
+    with pytest.raises(DetectorUnavailable, match="mtcnn cannot be used on cuda:63"):
+        load_detector("mtcnn", device="cuda:63")
 
 
 def test_whole_image_and_shrink():

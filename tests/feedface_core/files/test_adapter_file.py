@@ -101,6 +101,16 @@ def test_half_precision_halves_the_file(written, tmp_path):
     assert found.build(dtype=torch.bfloat16).projection.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_adapter_with_its_encoder_in_another_type_is_read(written, tmp_path, dtype):
+    found = load_adapter(written[0])
+    path = save_adapter(tmp_path / "b.safetensors", found.config, found.tensors, found.encoder_tensors, dtype=dtype)
+    again = load_adapter(path)
+    assert again.dtype == dtype and again.encoder_tensors["post_layernorm.weight"].dtype == dtype
+    if dtype == torch.float16:
+        assert again.config == found.config
+
+
 def test_metadata_follow_modelspec(written):
     metadata = load_adapter(written[0]).metadata
     assert metadata["format"] == "feedface-adapter"
@@ -155,7 +165,7 @@ def bad_files(path, written):
         "unknown tap": (lambda: config(tap="middle"), "tap: expected 'input' or 'output', found 'middle'"),
         "no sites": (lambda: config(sites=[]), "sites: .*at least 1 item"),
         "missing weight": (lambda: without("projection.weight"), "1 missing: projection.weight"),
-        "other width": (lambda: config(context_width=20), "of another shape: .* is .*, not"),
+        "other width": (lambda: config(context_width=20), "of another shape: .* is .*, expected"),
         "encoder gone": (
             lambda: save_file(
                 {key: value for key, value in tensors.items() if not key.startswith("encoder.")},

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from feedface_core.errors import FeedFaceError
 from feedface_core.files import convert, released
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.modules.uvit_config import UViTConfig
@@ -33,7 +34,7 @@ def test_all_three_in_half_precision(folder, capsys):
     for name in files:
         written = target / f"{Path(name).stem}-fp16.safetensors"
         assert written.stat().st_size < 0.52 * (folder / name).stat().st_size
-        assert f"{name}: 100%" in captured.err
+        assert f"{written.name}: 100%" in captured.err
         tensors = load_file(written)
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     source = torch.load(folder / "uvit.pth", weights_only=True)
@@ -68,13 +69,23 @@ def test_caption_decoder_leaves_its_language_model_out(folder):
     assert conversion.left_out == ("gpt.wte.weight",) and conversion.tensors.keys() == state.keys()
 
 
-def test_progress_counts_writing_and_checking(folder):
-    planned, counts = convert.plan(folder / "uvit.pth"), []
-    conversion = convert.cast(planned, torch.float16, counts.append)
-    assert sum(counts) == conversion.size() == planned.size(torch.float16) == planned.size() / 2
-    convert.write(conversion, folder / "out.safetensors", counts.append)
-    assert sum(counts) == 3 * conversion.size() and min(counts) > 0
+def test_permissions_are_those_of_any_file(folder):
+    convert.write(convert.plan(folder / "uvit.pth"), folder / "out.safetensors")
     assert (folder / "out.safetensors").stat().st_mode & 0o077 == (folder / "uvit.pth").stat().st_mode & 0o077
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_converted_adapter_in_another_type_is_read(folder, dtype):
+    assert convert.main([str(folder / "feed.pt"), "--dtype", dtype]) == 0
+    assert load_adapter(folder / f"feed-{dtype}.safetensors").dtype == convert.DTYPES[dtype]
+
+
+def test_weights_that_are_not_finite_are_refused(folder, capsys):
+    state = torch.load(folder / "caption_decoder.pth", weights_only=True)
+    state["decode_prefix.weight"] = torch.full((2, 2), float("nan"))
+    torch.save(state, folder / "caption_decoder.pth")
+    assert convert.main([str(folder / "caption_decoder.pth")]) == 1
+    assert "decode_prefix.weight reaches nan, expected finite weights" in capsys.readouterr().err
 
 
 def test_faulty_writing_is_noticed(folder, monkeypatch):
@@ -95,8 +106,8 @@ def test_values_beyond_half_precision(folder):
     state["norm.weight"][0] = 1e5
     torch.save(state, folder / "uvit.pth")
     with pytest.raises(ValueError, match=r"norm\.weight reaches 1e\+05, which torch\.float16 cannot hold; use bf16"):
-        convert.cast(convert.plan(folder / "uvit.pth"), torch.float16)
-    held = convert.cast(convert.plan(folder / "uvit.pth"), torch.bfloat16)
+        convert.plan(folder / "uvit.pth", torch.float16)
+    held = convert.plan(folder / "uvit.pth", torch.bfloat16)
     assert held.tensors["norm.weight"].dtype == torch.bfloat16
 
 
@@ -118,7 +129,7 @@ def test_errors_come_before_any_work(folder, capsys):
 
 def test_no_room_on_the_disk(folder, monkeypatch):
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(OSError, match="needs 0.00 GB, but .* has 0.00 GB free"):
+    with pytest.raises(FeedFaceError, match="needs 0.00 GB, but the disk has 0.00 GB free"):
         convert.write(convert.plan(folder / "uvit.pth"), folder / "out.safetensors")
 
 
