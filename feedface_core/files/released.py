@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..config import AdapterConfig, EncoderConfig, SiteConfig
@@ -44,11 +44,10 @@ class _Vision(BaseModel, strict=True):
     num_attention_heads: _Count | None = None
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, strict=True):
     """What the weights cannot tell: of the U-ViT ``heads``, ``text_tokens`` and ``grid``; of the adapter
     ``branch_heads`` (or ``heads``), ``sites`` and the encoder's heads. Other fields are left alone."""
 
-    model_config = ConfigDict(strict=True)
     heads: _Count | None = None
     text_tokens: _Count | None = None
     grid: tuple[_Count, _Count] | None = None

@@ -55,13 +55,9 @@ class Block(nn.Module):
         self.norm2 = operations.LayerNorm(width, **factory)
         self.attn = SelfAttention(width, config.heads, attention, operations, **factory)
         self.norm3 = operations.LayerNorm(width, **factory)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                fc1=operations.Linear(width, config.hidden, **factory),
-                gelu=nn.GELU(),
-                fc2=operations.Linear(config.hidden, width, **factory),
-            )
-        )
+        fc1 = operations.Linear(width, config.hidden, **factory)
+        fc2 = operations.Linear(config.hidden, width, **factory)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(), fc2=fc2))
 
     def forward(
         self, x: Tensor, skip: Tensor | None = None, transformer_options: Mapping[str, Any] | None = None
@@ -150,7 +146,8 @@ class UViT(nn.Module):
         data_type: Tensor | None = None,
         transformer_options: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """
+        """Predicted noise of the picture ``(B, 4, H, W)`` and of the CLIP token ``(B, 1, clip_width)``.
+
         Args:
             latent: ``(B, 4, H, W)`` noisy picture latent of any size.
             clip_img: ``(B, 1, clip_width)`` noisy CLIP image token.
@@ -160,17 +157,12 @@ class UViT(nn.Module):
             data_type: ``(B,)`` integers, 1 when left out, as the released model samples.
             transformer_options: handed to every block.
 
-        Returns:
-            Predicted noise of the picture ``(B, 4, H, W)`` and of the CLIP token ``(B, 1, clip_width)``.
-
         Raises:
             FeedFaceError: for a text of another length or width.
         """
         config = self.config
-        if text.shape[1:] != (config.text_tokens, config.text_width):
-            raise FeedFaceError(
-                f"U-ViT text must be (B, {config.text_tokens}, {config.text_width}), got {tuple(text.shape)}"
-            )
+        if text.shape[1:] != (wanted := (config.text_tokens, config.text_width)):
+            raise FeedFaceError(f"U-ViT text must be (B, {wanted[0]}, {wanted[1]}), got {tuple(text.shape)}")
         batch, _, height, width = latent.shape
         padding = (0, -width % config.patch, 0, -height % config.patch)
         if any(padding):  # to whole patches; cut back at the end

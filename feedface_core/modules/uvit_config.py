@@ -56,23 +56,15 @@ class UViTConfig:
         if self.heads < 1 or self.width % self.heads:
             raise FeedFaceError(f"U-ViT width {self.width} cannot be split into {self.heads} attention heads")
         if self.depth % 2 or not 2 <= self.depth <= 256:
-            raise FeedFaceError(
-                f"a U-ViT with {self.depth} blocks around the middle one: expected an even number, 2 to 256; the file "
-                "is incomplete or another variant"
-            )
+            text = f"a U-ViT with {self.depth} blocks around the middle one: expected an even number, 2 to 256"
+            raise FeedFaceError(f"{text}; the file is incomplete or another variant")
 
     @classmethod
     def from_state_dict(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> UViTConfig:
-        """Sizes read off the weights.
+        """Sizes read off weights with the released file's keys; raises :class:`FeedFaceError` where they are not told.
 
-        Args:
-            tensors: the released file's keys.
-            settings: what the weights cannot tell: ``heads`` (unless the width is the published 1536), and
-                ``text_tokens`` and ``grid`` when they are not 77 and a square.
-
-        Raises:
-            FeedFaceError: the keys are another model's, the number of heads is unknown or the position embeddings do
-                not fit.
+        ``settings`` are what the weights cannot tell: ``heads`` (unless the width is the published 1536), and
+        ``text_tokens`` and ``grid`` when they are not 77 and a square.
         """
         settings = settings or {}
         positions = shape_of(tensors, "pos_embed", 3)[1]

@@ -34,12 +34,7 @@ _WRAPPER = "feedface_unidiffuser"
 
 
 class JointUViT(UViT):
-    """The U-ViT and the linear before its text, called the way ComfyUI calls a diffusion model.
-
-    Args:
-        uvit: sizes.
-        state_width: of the CLIP text states that ``encode_prefix`` takes.
-    """
+    """The U-ViT and the linear before its text, which reads CLIP states of a width, called as ComfyUI calls a model."""
 
     def __init__(self, uvit: UViTConfig, state_width: int, dtype=None, device=None, operations=None):
         super().__init__(uvit, operations=operations, attention=fast_attention(), dtype=dtype, device=device)
@@ -184,12 +179,7 @@ def load_unidiffuser(path: Path, prefix_path: Path | None, dtype: torch.dtype | 
 
 
 def make_patcher(model_config, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> ModelPatcher:
-    """A MODEL made as ComfyUI's own loaders make it, for a config of ``comfy.supported_models_base``.
-
-    Args:
-        weights: of the diffusion model; taken out of the dictionary.
-        dtype: of the weights; ComfyUI's choice when None.
-    """
+    """A MODEL as ComfyUI's own loaders make it, of a ``comfy.supported_models_base`` config and checked weights."""
     management = comfy.model_management
     device, offload = management.get_torch_device(), management.unet_offload_device()
     supported = list(model_config.supported_inference_dtypes)

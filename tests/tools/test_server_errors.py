@@ -67,7 +67,7 @@ CASES = [
         "MissingFile",
         "FeedFace Load UniDiffuser: no file 'caption_decoder.pth'",
     ),
-    (apply_to_wan(), "FeedFaceError", "WanModel is not a model FeedFace can attach to"),
+    (apply_to_wan(), "FeedFaceError", "FeedFace Apply Adapter: WanModel is not a model FeedFace can attach to"),
 ]
 
 
