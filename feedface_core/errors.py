@@ -19,10 +19,6 @@ class MissingFile(FeedFaceError, FileNotFoundError):
     """There is no file of that name."""
 
 
-class UnwritableFile(FeedFaceError, OSError):
-    """The file system does not take a file of that name, or has no room for it."""
-
-
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 70
 
@@ -40,9 +36,9 @@ def shorten(found: Any) -> str:
 
 
 def listing(names: Iterable[Any], most: int = 3) -> str:
-    """The first few of several names, each cut to 80 characters."""
+    """The first few of several names, each cut to 120 characters."""
     names = list(names)
-    return ", ".join(str(name)[:80] for name in names[:most]) + (" …" if len(names) > most else "")
+    return ", ".join(str(name)[:120] for name in names[:most]) + (" …" if len(names) > most else "")
 
 
 @contextmanager

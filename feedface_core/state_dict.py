@@ -43,6 +43,16 @@ def describe(tensors: Mapping[str, Any]) -> str:
     return f"it holds {len(tensors)} tensors such as {listing(sorted(tensors))}" if tensors else "it holds no tensors"
 
 
+def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a weight that sizes are read off. Raises :class:`FeedFaceError` unless it is there and not empty."""
+    if name not in tensors:
+        raise FeedFaceError(f"{describe(tensors)}; it lacks {name}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise FeedFaceError(f"{name} has the shape {shorten(shape)}, expected {dimensions} dimensions, none of them 0")
+    return shape
+
+
 def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights and metadata of a ``.safetensors`` or PyTorch file.
 
@@ -100,6 +110,10 @@ def _is_stored(value: Any) -> bool:
     return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.half() if tensor.itemsize == 1 else tensor).all())  # torch lacks it for 8 bits
+
+
 def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
     """Names, shapes and values of weights.
 
@@ -116,11 +130,11 @@ def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], found: Map
     listed = {
         "missing": sorted(expected.keys() - found.keys()),
         "surplus": sorted(found.keys() - expected.keys()),
-        "of another shape": [f"{name} is {shorten(tuple(found[name].shape))}, not {expected[name]}" for name in shapes],
+        "of another shape": [f"{name} is {(*found[name].shape,)}, expected {expected[name]}" for name in shapes],
         "no floating-point numbers": [name for name in common if not found[name].is_floating_point()],
     }
     if not any(listed.values()):
-        listed["with NaN or infinite values"] = [name for name in common if not torch.isfinite(found[name]).all()]
+        listed["with NaN or infinite values"] = [name for name in common if not _is_finite(found[name])]
     text = [f"{len(names)} {label}: {listing(names)}" for label, names in listed.items() if names]
     if text:
         raise FeedFaceError(f"{what}: weights do not fit the config ({'; '.join(text)})")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..feedface_core.errors import FeedFaceError
+from ..feedface_core.errors import FeedFaceError, MissingFile, shorten
 
 ADAPTERS = "feedface"
 FACES = "feedface_faces"
@@ -43,32 +43,40 @@ def choices(folder: str, empty: str | None = None) -> list[str]:
     return names or [NOTHING + (empty or folder)]
 
 
-def find(folder: str, name: str) -> str:
-    """The full path of a file by its name in the list.
+def find(folders: str | Sequence[str], name: str, what: str = "") -> str:
+    """The full path of a file by its name in the list of a model folder, or of several.
 
-    Raises:
-        FileNotFoundError: names the folders that were searched.
+    Raises :class:`MissingFile` that names what was looked for, the folders searched, and one for other models where the
+    file lies by mistake.
     """
-    path = folder_paths.get_full_path(folder, name)
-    if path is None:
-        searched = ", ".join(folder_paths.get_folder_paths(folder))
-        missing = "nothing to choose from" if name.startswith(NOTHING) else f"no file {name!r}"
-        raise FileNotFoundError(f"FeedFace: {missing}; looked in {searched}. Put the file there and refresh (key R).")
-    return path
+    folders = [folders] if isinstance(folders, str) else folders
+    for folder in folders:
+        if name in folder_paths.get_filename_list(folder) and (path := folder_paths.get_full_path(folder, name)):
+            return path
+    searched = [path for folder in folders for path in folder_paths.get_folder_paths(folder)]
+    missing = "nothing to choose from" if str(name).startswith(NOTHING) else f"no file {shorten(name)}"
+    # The last two hold no models of their own, or every file of others.
+    kinds = folder_paths.folder_names_and_paths.keys() - {*folders, "custom_nodes", "classifiers"}
+    elsewhere = [path for kind in sorted(kinds) for path in folder_paths.get_folder_paths(kind)]
+    stray = [path for path in elsewhere if os.path.isfile(os.path.join(path, os.path.basename(str(name))))]
+    advice = f"It lies in {stray[0]}: move it to {searched[0]}" if stray else f"Put it in {searched[0]}"
+    text = f"{missing}{f' ({what})' if what else ''}; looked in {', '.join(searched)}"
+    raise MissingFile(f"{text}. {advice}, and refresh the list (key R).")
 
 
-def found(folder: str, name: str) -> bool | str:
-    """What ``validate_inputs`` answers: True, or what :func:`find` says of a missing file."""
+def found(folder: str, name: str, what: str = "") -> bool | str:
+    """What ``validate_inputs`` answers: True, or what :func:`find` says of a missing file. ComfyUI repeats the answer
+    for each input that ``validate_inputs`` takes, so it takes one."""
     try:
-        find(folder, name)
-    except FileNotFoundError as error:
+        find(folder, name, what)
+    except MissingFile as error:
         return str(error)
     return True
 
 
 def state(folder: str, names: Sequence[str]) -> list[tuple[str, int, int]]:
     """Name, size and time of change of files, which tell when one was replaced; missing files are left out."""
-    paths = {name: folder_paths.get_full_path(folder, name) for name in names}
+    paths = {name: folder_paths.get_full_path(folder, name) for name in names if isinstance(name, str)}
     found = {name: os.stat(path) for name, path in paths.items() if path}
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(found.items())]
 
@@ -77,24 +85,21 @@ def model_folders(name: str) -> list[Path]:
     """Folders for one kind of model: those registered, by other packs or ``extra_model_paths.yaml``, then
     ``models/<name>``. Nothing is created."""
     registered = folder_paths.folder_names_and_paths.get(name, ((), ()))[0]
-    folders = [Path(folder) for folder in registered] + [Path(folder_paths.models_dir) / name]
-    return list(dict.fromkeys(folders))
+    return list(dict.fromkeys([*map(Path, registered), Path(folder_paths.models_dir) / name]))
 
 
 def face_path(name: str) -> Path:
     """Where a face of this name is saved: in the first faces folder, never outside it.
 
-    Raises:
-        FeedFaceError: an empty name, one that leads out of the folder, or one that cannot be a file's.
+    Raises :class:`FeedFaceError`: an empty name, one that leads out of the folder, or one that cannot be a file's.
     """
     folder = Path(folder_paths.get_folder_paths(FACES)[0]).resolve()
     parts = name.strip().removesuffix(".safetensors").split("/")
-    usable = all(part.strip(". ") and len(part.encode("utf-8", "replace")) <= 200 for part in parts)
+    short = len(name) <= 500 and all(len(part.encode("utf-8", "replace")) <= 200 for part in parts)
+    usable = short and all(part.strip(". ") for part in parts)
     path = folder.joinpath(*parts[:-1], f"{parts[-1]}.safetensors") if usable else folder
     if _FORBIDDEN.search(name) or folder not in path.resolve().parents:
-        raise FeedFaceError(
-            f"FeedFace Save Face: {name[:80]!r} is not a usable file name; use letters, digits, sub-folders."
-        )
-    if path.is_dir():
-        raise FeedFaceError(f"FeedFace Save Face: {path} is a folder; choose another name.")
+        raise FeedFaceError(f"name {shorten(name)} is not a usable file name; use letters, digits, sub-folders")
+    if os.path.isdir(path):
+        raise FeedFaceError(f"name: {path} is a folder; choose another name")
     return path

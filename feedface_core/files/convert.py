@@ -26,7 +26,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import FeedFaceError, MissingFile, UnwritableFile
+from ..errors import FeedFaceError, MissingFile
 from ..state_dict import describe, identify, read_state_dict
 from . import released
 from .adapter_file import adapter_contents, load_adapter
@@ -103,8 +103,7 @@ def write(conversion: Conversion, target: Path) -> Path:
     """Writes under a temporary name, reads back, compares every tensor bit by bit, and renames.
 
     Raises:
-        UnwritableFile: not enough room on the disk, before anything is written.
-        FeedFaceError: the file that was written is not what was to be written.
+        FeedFaceError: not enough room on the disk, before anything is written; or what was written reads differently.
     """
     from tqdm import tqdm
 
@@ -112,7 +111,7 @@ def write(conversion: Conversion, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < size + (1 << 20):
-        raise UnwritableFile(f"{target}: needs {size / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free")
+        raise FeedFaceError(f"{target}: needs {size / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free")
     with replacing(target) as temporary:
         write_safetensors(temporary, conversion.tensors, conversion.metadata)
         with safe_open(temporary, framework="pt") as file:

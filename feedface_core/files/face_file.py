@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, Json, TypeAdapter
 from safetensors import SafetensorError
 
 from ..conditioning import Face
-from ..errors import FeedFaceError, UnwritableFile, located, shorten, typed
+from ..errors import FeedFaceError, located, shorten, typed
 from ..state_dict import describe, read_state_dict
 from .atomic import write_safetensors
 
@@ -29,7 +29,7 @@ def save_face(path: str | os.PathLike, face: Face) -> Path:
     """Writes a face, under a temporary name first. Hidden states are stored as they are.
 
     Raises:
-        UnwritableFile: the path cannot be a file's, or the disk is full.
+        FeedFaceError: the path cannot be a file's, or the disk is full.
     """
     metadata = {
         "format": FORMAT,
@@ -41,7 +41,7 @@ def save_face(path: str | os.PathLike, face: Face) -> Path:
     try:
         return write_safetensors(Path(path), {"face.hidden": face.hidden.detach().cpu()}, metadata)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UnwritableFile(f"{str(path)[:400]!r}: cannot be written ({shorten(error)})") from error
+        raise FeedFaceError(f"{str(path)[:400]!r}: cannot be written ({shorten(error)})") from error
 
 
 def load_face(path: str | os.PathLike) -> Face:

@@ -1,8 +1,5 @@
-"""UniDiffuser's U-ViT as a host.
-
-Sites are the blocks: ``in_blocks.i``, ``mid_block`` and ``out_blocks.i``; a branch works on the picture tokens, which
-are the last h·w of the sequence.
-"""
+"""UniDiffuser's U-ViT as a host. Sites are its blocks; a branch works on the picture tokens, the last h·w of the
+sequence."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ def list_sites(model: nn.Module) -> list[Site]:
     """Sites of a U-ViT from input to output; an empty list for any other module."""
     if not all(hasattr(model, name) for name in ("in_blocks", "mid_block", "out_blocks", "pos_embed_token")):
         return []
-    sides = [[f"{side}.{i}" for i in range(len(getattr(model, side)))] for side in ("in_blocks", "out_blocks")]
-    width, heads = model.config.width, model.config.heads
-    return [Site(name, name, width, heads, width // heads) for name in (*sides[0], "mid_block", *sides[1])]
+    width, heads, half = model.config.width, model.config.heads, range(len(model.in_blocks))
+    names = [*(f"in_blocks.{i}" for i in half), "mid_block", *(f"out_blocks.{i}" for i in half)]
+    return [Site(name, name, width, heads, width // heads) for name in names]
 
 
 def family(model: nn.Module) -> str:

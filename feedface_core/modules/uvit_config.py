@@ -10,21 +10,19 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FeedFaceError
-from ..state_dict import describe
+from ..state_dict import shape_of
 
 #: Tokens before the text: time of the picture, time of the text, data type.
 LEADING = 3
 #: Attention heads by width. A state dict does not tell them; these are the published model's.
 _HEADS = {1536: 24}
-#: Keys of every U-ViT; then of UniDiffuser's, of its version 1, and of post-norm blocks, with what their absence means.
-_TRUNK = ("pos_embed", "patch_embed.proj.weight", "in_blocks.0.attn.qkv.weight", "mid_block.attn.qkv.weight",
-          "mid_block.mlp.fc1.weight", "out_blocks.0.skip_linear.weight", "decoder_pred.weight")  # fmt: skip
+#: What it means that a U-ViT lacks a key.
 _VARIANTS = {
-    ("clip_img_embed.weight", "text_embed.weight"): "this is a U-ViT, but not UniDiffuser's: it has no text_embed and "
-    "clip_img_embed",
-    ("pos_embed_token", "token_embedding.weight"): "this is UniDiffuser v0: it has no data-type token (pos_embed_token "
-    "and token_embedding)",
-    ("in_blocks.0.norm3.weight",): "this U-ViT has pre-norm blocks (no norm3), UniDiffuser v1's are post-norm",
+    "text_embed.weight": "this is a U-ViT, but not UniDiffuser's: it reads no text",
+    "clip_img_embed.weight": "this is a U-ViT, but not UniDiffuser's: it reads no CLIP image token",
+    "pos_embed_token": "this is UniDiffuser v0: it has no data-type token",
+    "token_embedding.weight": "this is UniDiffuser v0: it has no data-type token",
+    "in_blocks.0.norm3.weight": "this U-ViT has pre-norm blocks, UniDiffuser v1's are post-norm",
 }
 
 
@@ -57,53 +55,46 @@ class UViTConfig:
     def __post_init__(self):
         if self.heads < 1 or self.width % self.heads:
             raise FeedFaceError(f"U-ViT width {self.width} cannot be split into {self.heads} attention heads")
-        if self.depth < 2 or self.depth % 2:
-            raise FeedFaceError(
-                f"U-ViT depth {self.depth} must be even and at least 2: half of it comes before the middle block"
-            )
+        if self.depth % 2 or not 2 <= self.depth <= 256:
+            text = f"a U-ViT with {self.depth} blocks around the middle one: expected an even number, 2 to 256"
+            raise FeedFaceError(f"{text}; the file is incomplete or another variant")
 
     @classmethod
     def from_state_dict(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> UViTConfig:
-        """Sizes read off the weights.
+        """Sizes read off weights with the released file's keys; raises :class:`FeedFaceError` where they are not told.
 
-        Args:
-            tensors: the released file's keys.
-            settings: what the weights cannot tell: ``heads`` (unless the width is the published 1536), and
-                ``text_tokens`` and ``grid`` when they are not 77 and a square.
-
-        Raises:
-            FeedFaceError: the keys are another model's, the number of heads is unknown or the position embeddings do
-                not fit.
+        ``settings`` are what the weights cannot tell: ``heads`` (unless the width is the published 1536), and
+        ``text_tokens`` and ``grid`` when they are not 77 and a square.
         """
-        _check_keys(tensors)
         settings = settings or {}
-        width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+        positions = shape_of(tensors, "pos_embed", 3)[1]
+        width, channels, patch, _ = shape_of(tensors, "patch_embed.proj.weight", 4)
+        for key, meaning in _VARIANTS.items():
+            if key not in tensors:
+                raise FeedFaceError(f"{meaning} ({key} is not there). FeedFace needs UniDiffuser v1, uvit_v1.pth")
         heads = settings.get("heads", _HEADS.get(width))
         if heads is None:
-            raise FeedFaceError(
-                f"a U-ViT of width {width}: the number of attention heads cannot be read off the weights, give it as "
-                '{"heads": N} in a .json file of the same name beside them'
-            )
+            raise unknown_heads(f"a U-ViT of width {width}", '{"heads": N}')
         text_tokens = settings.get("text_tokens", 77)
-        positions = tensors["pos_embed"].shape[1] - (LEADING - 1) - text_tokens - 1
-        side = math.isqrt(max(positions, 0))
+        patches = positions - (LEADING - 1) - text_tokens - 1
+        side = math.isqrt(max(patches, 0))
         grid = tuple(settings.get("grid", (side, side)))
-        if grid[0] * grid[1] != positions or positions < 1:
+        if math.prod(grid) != patches or patches < 1:
             raise FeedFaceError(
-                f"pos_embed holds {tensors['pos_embed'].shape[1]} positions, which leaves {positions} for the picture "
-                f"after {text_tokens} text tokens: not a grid of {grid[0]} x {grid[1]}"
+                f"pos_embed holds {positions} positions, which leaves {patches} for the picture after {text_tokens} "
+                f"text tokens: not a grid of {grid[0]} x {grid[1]}"
             )
         return cls(
             width=width,
             heads=heads,
-            depth=2 * _count(tensors, "in_blocks"),
-            hidden=tensors["mid_block.mlp.fc1.weight"].shape[0],
+            depth=len({tuple(key.split(".")[:2]) for key in tensors if key.startswith(("in_blocks.", "out_blocks."))}),
+            hidden=shape_of(tensors, "mid_block.mlp.fc1.weight", 2)[0],
             latent_channels=channels,
             patch=patch,
             grid=grid,
-            text_width=tensors["text_embed.weight"].shape[1],
+            text_width=shape_of(tensors, "text_embed.weight", 2)[1],
             text_tokens=text_tokens,
-            clip_width=tensors["clip_img_embed.weight"].shape[1],
+            clip_width=shape_of(tensors, "clip_img_embed.weight", 2)[1],
         )
 
     def settings(self) -> dict[str, Any]:
@@ -111,25 +102,8 @@ class UViTConfig:
         return {"heads": self.heads, "text_tokens": self.text_tokens, "grid": list(self.grid)}
 
 
-def _count(tensors: Mapping[str, Tensor], side: str) -> int:
-    return len({key.split(".")[1] for key in tensors if key.startswith(f"{side}.")})
-
-
-def _check_keys(tensors: Mapping[str, Tensor]) -> None:
-    """Raises :class:`FeedFaceError`, saying what the keys look like instead."""
-    missing = [key for key in _TRUNK if key not in tensors]
-    if missing:
-        raise FeedFaceError(f"{describe(tensors)}; a U-ViT has {missing[0]}, which is not there")
-    for keys, text in _VARIANTS.items():
-        if any(key not in tensors for key in keys):
-            raise FeedFaceError(f"{text}. FeedFace needs UniDiffuser v1, the file uvit_v1.pth")
-    inner, outer = _count(tensors, "in_blocks"), _count(tensors, "out_blocks")
-    if inner != outer:
-        raise FeedFaceError(
-            f"{inner} blocks before the middle and {outer} after it, but a U-ViT has the same number on both sides: "
-            "the file is incomplete or another variant"
-        )
-    dimensions = {"patch_embed.proj.weight": 4, "pos_embed": 3, "text_embed.weight": 2, "clip_img_embed.weight": 2}
-    for key, expected in dimensions.items():
-        if tensors[key].ndim != expected:
-            raise FeedFaceError(f"{key} has the shape {tuple(tensors[key].shape)}, expected {expected} dimensions")
+def unknown_heads(what: str, setting: str) -> FeedFaceError:
+    return FeedFaceError(
+        f"{what}: the number of attention heads cannot be read off the weights, give it as {setting} in a .json file "
+        "of the same name beside them"
+    )

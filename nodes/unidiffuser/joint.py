@@ -7,6 +7,7 @@ get the ordinary four channels; latents that go in and come out, noise masks and
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,10 +29,8 @@ WARM_UP_STEPS = 6
 
 def pack(picture: Tensor, token: Tensor) -> Tensor:
     """``(B, C, H, W)`` and ``(B, 1, D)`` → ``(B, C + ⌈D / HW⌉, H, W)``, the rest of the last channel zero."""
-    cells = picture.shape[2] * picture.shape[3]
-    channels = -(-token.shape[-1] // cells)
-    flat = functional.pad(token.flatten(1), (0, channels * cells - token.shape[-1]))  # (B, channels * HW)
-    return torch.cat([picture, flat.view(-1, channels, *picture.shape[2:]).to(picture)], dim=1)
+    flat = functional.pad(token.flatten(1), (0, -token.shape[-1] % math.prod(picture.shape[2:])))  # (B, n * HW)
+    return torch.cat([picture, flat.unflatten(1, (-1, *picture.shape[2:])).to(picture)], dim=1)
 
 
 def unpack(state: Tensor, channels: int, width: int) -> tuple[Tensor, Tensor]:
@@ -39,17 +38,13 @@ def unpack(state: Tensor, channels: int, width: int) -> tuple[Tensor, Tensor]:
     return state[:, :channels], state[:, channels:].flatten(1)[:, None, :width]
 
 
-def token_noise(noise: Tensor, width: int) -> Tensor:
-    """Standard normal token ``(B, 1, width)`` for each row, seeded by the row's own picture noise.
+def row_noise(rows: Tensor, *shape: int) -> Tensor:
+    """Standard normal numbers ``(B, *shape)``, those of each row seeded by what the row holds.
 
-    So a row gets the same token wherever it stands in a batch and whatever made its noise.
+    So a row gets the same noise wherever it stands in a batch.
     """
-    rows = [torch.randn(1, width, generator=torch.Generator().manual_seed(_seed(row))) for row in noise]
-    return torch.stack(rows).to(noise)
-
-
-def _seed(values: Tensor) -> int:
-    return zlib.crc32(values.detach().float().cpu().contiguous().numpy().tobytes())
+    seeds = [zlib.crc32(row.detach().float().cpu().contiguous().numpy().tobytes()) for row in rows]
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(rows)
 
 
 @dataclass(eq=False)
@@ -69,8 +64,8 @@ class TokenOfStep:
         batch = self.value.shape[0]
         if count % batch:
             raise FeedFaceError(
-                f"UniDiffuser was called with {count} rows for a batch of {batch}: another node "
-                "changes the batch inside the model, which cannot be combined with this model"
+                f"UniDiffuser was called with {count} rows for a batch of {batch}: another node changes the batch "
+                "inside the model, which cannot be combined with this model"
             )
         return self.value.repeat(count // batch, 1, 1)
 
@@ -84,22 +79,17 @@ class TokenOfStep:
     def combined(self, index: int, conds: Sequence[dict] | None, shape: torch.Size) -> Tensor:
         """Prediction ``(B, 1, D)`` for one list of conditionings, weighted by their strength and area."""
         shares = {cond.get("uuid"): _share(cond, shape) for cond in conds or ()}
-        total, weight = torch.zeros_like(self.value), 1e-37
-        for uuid, owner, predicted in self.predictions:
-            if owner == index:
-                share = shares.get(uuid, 1.0)
-                total, weight = total + predicted * share, weight + share
-        return total / weight
+        own = [(shares.get(uuid, 1.0), predicted) for uuid, owner, predicted in self.predictions if owner == index]
+        total = sum((share * predicted for share, predicted in own), torch.zeros_like(self.value))
+        return total / (sum(share for share, _ in own) + 1e-37)
 
 
 def _share(cond: dict, shape: torch.Size) -> float | Tensor:
     share = cond.get("strength", 1.0)
-    area = cond.get("area")
-    if area is not None:
+    if (area := cond.get("area")) is not None:
         covered = [min(side, whole) for side, whole in zip(area[: len(area) // 2], shape[2:], strict=False)]
         share = share * math.prod(covered) / math.prod(shape[2:])
-    mask = cond.get("mask")
-    if mask is not None:  # stays on the device: no wait for the GPU
+    if (mask := cond.get("mask")) is not None:  # stays on the device: no wait for the GPU
         share = share * mask.float().mean() * cond.get("mask_strength", 1.0)
     return share
 
@@ -112,9 +102,7 @@ class UnfinishedLatent(Tensor):
     """
 
     token: Tensor
-    _KEPT_BY = frozenset(
-        {Tensor.to, Tensor.cpu, Tensor.float, Tensor.half, Tensor.clone, Tensor.contiguous, Tensor.detach}
-    )
+    _KEPT_BY = {Tensor.to, Tensor.cpu, Tensor.float, Tensor.half, Tensor.clone, Tensor.contiguous, Tensor.detach}
 
     @classmethod
     def of(cls, picture: Tensor, token: Tensor) -> UnfinishedLatent:
@@ -131,23 +119,16 @@ class UnfinishedLatent(Tensor):
 
 @dataclass(frozen=True)
 class JointSampling:
-    """The two wrappers around ComfyUI's sampling that carry the token.
-
-    Args:
-        channels: of the picture latent.
-        width: D of the token.
-    """
+    """The two wrappers around ComfyUI's sampling that carry a token D wide beside latents of so many channels."""
 
     channels: int
     width: int
 
     def outer_sample(self, executor: Callable, noise: Tensor, latent_image: Tensor, sampler, *args, **kwargs) -> Tensor:
         """Wrapper of OUTER_SAMPLE: the sampler gets the token beside the picture; a run that stops early keeps it."""
-        unfinished = isinstance(latent_image, UnfinishedLatent)
-        joint = JointSampler(sampler, self.channels, self.width, latent_image.token if unfinished else None)
-        if unfinished:
-            latent_image = latent_image.as_subclass(Tensor)
-        picture = executor(noise, latent_image, joint, *args, **kwargs)
+        token = latent_image.token if isinstance(latent_image, UnfinishedLatent) else None
+        joint = JointSampler(sampler, self.channels, self.width, token)
+        picture = executor(noise, latent_image.as_subclass(Tensor), joint, *args, **kwargs)
         return picture if joint.left is None else UnfinishedLatent.of(picture, joint.left)
 
     def calc_cond_batch(
@@ -163,6 +144,7 @@ class JointSampling:
         return [pack(result, step.combined(index, conds[index], picture.shape)) for index, result in enumerate(results)]
 
 
+@dataclass(eq=False)
 class JointSampler(comfy.samplers.Sampler):
     """A sampler of ComfyUI that moves the token along with the picture, for one run.
 
@@ -170,25 +152,17 @@ class JointSampler(comfy.samplers.Sampler):
         sampler: what samples.
         channels, width: as in :class:`JointSampling`.
         token: ``(B, 1, D)`` where an earlier run stopped, or None.
-
-    Attributes:
-        left: the token at the end of a run that stopped before the noise was gone, else None.
+        left: set at the end of a run that stopped before the noise was gone: its token.
     """
 
-    def __init__(self, sampler: comfy.samplers.Sampler, channels: int, width: int, token: Tensor | None = None):
-        self.sampler, self.channels, self.width, self.token = sampler, channels, width, token
-        self.left: Tensor | None = None
+    sampler: comfy.samplers.Sampler
+    channels: int
+    width: int
+    token: Tensor | None = None
+    left: Tensor | None = None
 
     def sample(
-        self,
-        model_wrap,
-        sigmas: Tensor,
-        extra_args: dict,
-        callback: Callable | None,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         """Widens what goes into the sampler and narrows what comes out; shapes are those of the picture."""
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
@@ -196,34 +170,21 @@ class JointSampler(comfy.samplers.Sampler):
         if denoise_mask is not None:  # the token describes the whole picture, so it is never held back
             mask = denoise_mask.expand(-1, self.channels, -1, -1)
             denoise_mask = pack(mask, mask.new_ones(mask.shape[0], 1, self.width))
+
+        def narrowed(step: int, denoised: Tensor, x: Tensor, total: int):
+            return callback(step, denoised[:, : self.channels], x[:, : self.channels], total)
+
+        states = pack(noise, token), pack(latent, token_latent)
         result = self.sampler.sample(
-            model_wrap,
-            sigmas,
-            extra_args,
-            self._narrow(callback),
-            pack(noise, token),
-            pack(latent, token_latent),
-            denoise_mask,
-            disable_pbar,
+            model_wrap, sigmas, extra_args, callback and narrowed, *states, denoise_mask, disable_pbar
         )
         picture, token = unpack(result, self.channels, self.width)
         self.left = token if float(sigmas[-1]) > 0 else None
         return picture
 
-    def _narrow(self, callback: Callable | None) -> Callable | None:
-        if callback is None:
-            return None
-
-        def narrowed(step: int, denoised: Tensor, x: Tensor, total: int):
-            return callback(step, denoised[:, : self.channels], x[:, : self.channels], total)
-
-        return narrowed
-
-    def _start(
-        self, model_wrap, sigmas: Tensor, extra_args: dict, noise: Tensor, latent: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _start(self, model_wrap, sigmas: Tensor, extra_args: dict, noise: Tensor, latent: Tensor):
         """Noise and latent ``(B, 1, D)`` of the token at the start of a run."""
-        fresh = token_noise(noise, self.width)
+        fresh = row_noise(noise, 1, self.width)
         if self.token is not None:
             return (fresh if noise.any() else torch.zeros_like(fresh)), self.token.to(fresh)
         first, largest = float(sigmas[0]), float(model_wrap.inner_model.model_sampling.sigma_max)
@@ -240,19 +201,13 @@ class JointSampler(comfy.samplers.Sampler):
         A run from an image knows where the picture starts, but not the token. So the token is denoised alone, in
         a few Euler steps from pure noise, while the picture is held: at each level it gets the noise it lacks.
         """
-        ends = (math.log10(largest), math.log10(max(first, 1e-3)))
-        levels = torch.logspace(*ends, WARM_UP_STEPS + 1).tolist()
-        missing = [torch.randn(row.shape, generator=torch.Generator().manual_seed(_seed(row))) for row in picture]
-        missing = torch.stack(missing).to(picture)
+        levels = torch.logspace(math.log10(largest), math.log10(max(first, 1e-3)), WARM_UP_STEPS + 1).tolist()
+        missing = row_noise(picture, *picture.shape[1:])
+        options = {"model_options": extra_args.get("model_options", {}), "seed": extra_args.get("seed")}
         token = fresh * math.sqrt(1.0 + largest**2)
-        for level, following in zip(levels, levels[1:], strict=False):
+        for level, following in itertools.pairwise(levels):
             held = picture + math.sqrt(max(level**2 - first**2, 0.0)) * missing
-            denoised = model_wrap(
-                pack(held, token),
-                picture.new_full((picture.shape[0],), level),
-                model_options=extra_args.get("model_options", {}),
-                seed=extra_args.get("seed"),
-            )
+            denoised = model_wrap(pack(held, token), picture.new_full((picture.shape[0],), level), **options)
             target = unpack(denoised, self.channels, self.width)[1]
             token = target + (token - target) * (following / level)
         return token

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
 import torch
 from comfy_api.latest import io
+from safetensors import safe_open
 
-from ...feedface_core.errors import FeedFaceError
 from ...feedface_core.files.released import PREFIX_SIGNATURE
 from .. import folders
+from ..checks import checked
 from ..types import make_schema
 from .model import UNCONDITIONAL_KEY, load_unidiffuser
 
-_NAME = "FeedFace Load UniDiffuser"
 _MODELS, _TEXT = "diffusion_models", "text_encoders"
+_UVIT = "UniDiffuser's U-ViT, uvit_v1.pth"
 _AUTO = "auto"
 _DTYPES = {
     "default": None,
@@ -31,94 +33,48 @@ def decoder_files() -> list[str]:
     return list(dict.fromkeys(name for kind in (_TEXT, _MODELS) for name in folder_paths.get_filename_list(kind)))
 
 
-def find_file(name: str, kinds: tuple[str, ...], what: str) -> Path:
-    """Full path of a file by its name in the lists of the model folders.
-
-    Raises:
-        FileNotFoundError: names the folders searched, and the folder where the file lies by mistake.
-    """
-    for kind in kinds:
-        if path := folder_paths.get_full_path(kind, name):
-            return Path(path)
-    searched = [folder for kind in kinds for folder in folder_paths.get_folder_paths(kind)]
-    missing = "nothing to choose from" if name.startswith(folders.NOTHING) else f"no file {name!r}"
-    text = f"{_NAME}: {missing} ({what}); looked in {', '.join(searched)}."
-    stray = find_stray(Path(name).name, kinds)
-    text += f" It lies in {stray.parent}: move it to {searched[0]}" if stray else f" Put it in {searched[0]}"
-    raise FileNotFoundError(f"{text}, and refresh the list (key R).")
-
-
-def find_stray(name: str, kinds: tuple[str, ...]) -> Path | None:
-    """A file of this name in a folder meant for other models."""
-    # The last two hold no models of their own, or every file of others.
-    for kind in folder_paths.folder_names_and_paths.keys() - {*kinds, "custom_nodes", "classifiers"}:
-        for folder in folder_paths.get_folder_paths(kind):
-            if (path := Path(folder) / name).is_file():
-                return path
-    return None
-
-
 def find_prefix(uvit: Path, choice: str) -> Path | None:
     """The caption decoder's file; None when the U-ViT's own file carries ``encode_prefix``.
 
-    Raises:
-        FileNotFoundError: names the file and the folders searched.
+    Raises :class:`~feedface_core.errors.MissingFile` that names the file and the folders searched.
     """
     if choice != _AUTO:
-        return find_file(choice, (_TEXT, _MODELS), "UniDiffuser's caption decoder")
-    if _carries_prefix(uvit):
-        return None
-    named = [
-        Path(folder_paths.get_full_path_or_raise(kind, name))
-        for kind in (_TEXT, _MODELS)
-        for name in folder_paths.get_filename_list(kind)
-        if Path(name).name.startswith("caption_decoder")
-    ]
-    found = [*sorted(uvit.parent.glob("caption_decoder*")), *named]
-    return found[0] if found else find_file("caption_decoder.pth", (_TEXT, _MODELS), f"or beside {uvit.name}")
-
-
-def _carries_prefix(uvit: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    if uvit.suffix.lower() not in (".safetensors", ".sft"):
-        return False
-    try:
-        with safe_open(str(uvit), framework="pt") as file:
-            return PREFIX_SIGNATURE in file.keys()  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return False  # the loader says what is wrong with the file
+        return Path(folders.find((_TEXT, _MODELS), choice, "UniDiffuser's caption decoder"))
+    # Keys only. A PyTorch file never carries it; what is wrong with the file, the loader says.
+    with suppress(Exception), safe_open(uvit, framework="pt") as file:
+        if PREFIX_SIGNATURE in file.keys():  # noqa: SIM118
+            return None
+    names = [name for name in decoder_files() if Path(name).name.startswith("caption_decoder")]
+    if not names:
+        return Path(folders.find((_TEXT, _MODELS), "caption_decoder.pth", f"caption_decoder; or beside {uvit.name}"))
+    paths = [Path(folders.find((_TEXT, _MODELS), name)) for name in names]
+    return min(paths, key=lambda path: path.parent != uvit.parent)
 
 
 class LoadUniDiffuser(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        dtypes = list(_DTYPES)
         return make_schema(
             "FeedFaceLoadUniDiffuser",
             inputs=[
                 io.Combo.Input("uvit", options=folders.choices(_MODELS)),
                 io.Combo.Input("caption_decoder", options=[_AUTO, *decoder_files()], default=_AUTO),
-                io.Combo.Input("weight_dtype", options=dtypes, default="default", optional=True),
+                io.Combo.Input("weight_dtype", options=list(_DTYPES), default="default", optional=True),
             ],
             outputs=[io.Model.Output()],
             search_aliases=["unidiffuser", "uvit", "u-vit", "released feedface"],
         )
 
     @classmethod
-    def validate_inputs(cls, uvit: str, caption_decoder: str = _AUTO) -> bool | str:
-        """Before the graph runs: a missing or misplaced file, with the folders in the message."""
-        try:
-            find_prefix(find_file(uvit, (_MODELS,), "UniDiffuser's U-ViT, uvit_v1.pth"), caption_decoder)
-        except FileNotFoundError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, uvit: str) -> bool | str:
+        """Before the graph runs: a missing or misplaced U-ViT, with the folders in the message. The caption decoder is
+        looked for when the node runs, before anything is read."""
+        return folders.found(_MODELS, uvit, _UVIT)
 
     @classmethod
+    @checked
     def execute(cls, uvit: str, caption_decoder: str = _AUTO, weight_dtype: str = "default") -> io.NodeOutput:
-        if weight_dtype not in _DTYPES:
-            raise FeedFaceError(f"{_NAME}: weight_dtype is {weight_dtype!r}, expected one of {', '.join(_DTYPES)}")
-        path = find_file(uvit, (_MODELS,), "UniDiffuser's U-ViT, uvit_v1.pth")
+        path = Path(folders.find(_MODELS, uvit, _UVIT))
         return io.NodeOutput(load_unidiffuser(path, find_prefix(path, caption_decoder), _DTYPES[weight_dtype]))
 
     @classmethod
@@ -140,6 +96,7 @@ class UnconditionalText(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, seed: int) -> io.NodeOutput:
         # The states are never read: extra_conds draws the noise after the linear they would go through.
         return io.NodeOutput([[torch.zeros(1, 77, 768), {UNCONDITIONAL_KEY: seed}]])

@@ -15,6 +15,7 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
@@ -33,56 +34,24 @@ _WRAPPER = "feedface_unidiffuser"
 
 
 class JointUViT(UViT):
-    """The U-ViT and the linear before its text, called the way ComfyUI calls a diffusion model.
+    """The U-ViT and the linear before its text, which reads CLIP states of a width, called as ComfyUI calls a model."""
 
-    Args:
-        uvit: sizes.
-        state_width: of the CLIP text states that ``encode_prefix`` takes.
-    """
-
-    def __init__(
-        self,
-        uvit: UViTConfig,
-        state_width: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        operations=None,
-    ):
-        factory = {"dtype": dtype, "device": device}
-        super().__init__(uvit, operations=operations, attention=fast_attention(), **factory)
-        self.encode_prefix = operations.Linear(state_width, uvit.text_width, **factory)
+    def __init__(self, uvit: UViTConfig, state_width: int, dtype=None, device=None, operations=None):
+        super().__init__(uvit, operations=operations, attention=fast_attention(), dtype=dtype, device=device)
+        self.encode_prefix = operations.Linear(state_width, uvit.text_width, dtype=dtype, device=device)
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        control: Any = None,
-        transformer_options: dict | None = None,
-        text_time: Tensor | None = None,
-        **ignored,
+        self, x, timesteps, context=None, control=None, transformer_options=None, text_time=None, **ignored
     ) -> Tensor:
         """State ``(B, 4 + n, H, W)``, timesteps 1…1000, text ``(B, 77, 64)`` → noise of the state's shape."""
         options = transformer_options or {}
-        executor = WrapperExecutor.new_class_executor(
-            self._joint, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        )
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._joint, self, wrappers)
         return executor.execute(x, timesteps, context, control, options, text_time)
 
-    def _joint(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: Any,
-        transformer_options: dict,
-        text_time: Tensor | None,
-    ) -> Tensor:
+    def _joint(self, x, timesteps, context, control, transformer_options, text_time) -> Tensor:
         picture, token = unpack(x, self.config.latent_channels, self.config.clip_width)
-        noise, token_noise = super().forward(
-            picture, token, context, timesteps, text_time, transformer_options=transformer_options
-        )
-        return pack(noise, token_noise)
+        return pack(*super().forward(picture, token, context, timesteps, text_time, None, transformer_options))
 
 
 class UniDiffuserConfig(comfy.supported_models_base.BASE):
@@ -122,50 +91,40 @@ class UniDiffuser(comfy.model_base.BaseModel):
         return timestep + 1
 
     def _apply_model(
-        self,
-        x: Tensor,
-        t: Tensor,
-        c_concat=None,
-        c_crossattn=None,
-        control=None,
-        transformer_options: dict | None = None,
-        **kwargs,
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
     ) -> Tensor:
         if control is not None:
             raise FeedFaceError(
-                "a ControlNet is connected to UniDiffuser, but ControlNets are made for the U-Net of "
-                "Stable Diffusion. Take it out of the conditioning, or load a Stable Diffusion model."
+                "a ControlNet is connected to UniDiffuser, but ControlNets are made for the U-Net of Stable Diffusion. "
+                "Take it out of the conditioning, or load a Stable Diffusion model."
             )
         options = transformer_options or {}
         channels, width = self.uvit.latent_channels, self.uvit.clip_width
         if x.shape[1] != channels:  # called with a whole state
             return super()._apply_model(x, t, None, c_crossattn, None, options, **kwargs)
-        step = options.get(TOKEN_KEY)
-        if step is None:
+        if (step := options.get(TOKEN_KEY)) is None:
             raise FeedFaceError(
-                "UniDiffuser was called outside of a sampling run, without its CLIP image token. A "
-                "node that calls the model directly cannot be combined with it."
+                "UniDiffuser was called outside of a sampling run, without its CLIP image token. A node that calls the "
+                "model directly cannot be combined with it."
             )
         state = pack(x, step.rows(x.shape[0]))
-        denoised = super()._apply_model(state, t, None, c_crossattn, None, options, **kwargs)
-        picture, token = unpack(denoised, channels, width)
+        picture, token = unpack(
+            super()._apply_model(state, t, None, c_crossattn, None, options, **kwargs), channels, width
+        )
         step.record(token, options)
         return picture
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
         """The text after ``encode_prefix``, computed once for a run, and its time."""
-        out = super().extra_conds(**kwargs)
-        device = kwargs["device"]
-        seed = kwargs.get(UNCONDITIONAL_KEY)
+        device, seed = kwargs["device"], kwargs.get(UNCONDITIONAL_KEY)
         if seed is None:
             text, time = self._encode_text(kwargs.get("cross_attn"), device), 0.0
         else:
-            generator = torch.Generator().manual_seed(int(seed))
+            generator = torch.Generator().manual_seed(seed)
             text = torch.randn(1, self.uvit.text_tokens, self.uvit.text_width, generator=generator).to(device)
             time = _TEXT_IS_NOISE
-        out["c_crossattn"] = comfy.conds.CONDRegular(text)
-        out["text_time"] = comfy.conds.CONDRegular(torch.full((1,), time, device=device))
-        return out
+        own = {"c_crossattn": text, "text_time": torch.full((1,), time, device=device)}
+        return super().extra_conds(**kwargs) | {name: comfy.conds.CONDRegular(value) for name, value in own.items()}
 
     @torch.no_grad()
     def _encode_text(self, states: Tensor | None, device: torch.device) -> Tensor:
@@ -173,17 +132,14 @@ class UniDiffuser(comfy.model_base.BaseModel):
         width, tokens = self.diffusion_model.encode_prefix.in_features, self.uvit.text_tokens
         if states is None:
             raise FeedFaceError("UniDiffuser needs a text: connect CLIP Text Encode with a Stable Diffusion 1.x CLIP")
-        if states.shape[-1] != width or states.shape[1] < tokens:
+        if states.ndim != 3 or states.shape[2] != width or states.shape[1] < tokens:
             raise FeedFaceError(
-                f"UniDiffuser reads text states of {tokens} tokens, {width} wide: the CLIP-L of Stable "
-                f"Diffusion 1.x. This conditioning has {states.shape[1]} tokens, {states.shape[-1]} "
-                "wide, so it was made with the CLIP of another model."
+                f"UniDiffuser reads text states (B, {tokens}, {width}), of the CLIP-L of Stable Diffusion 1.x. This "
+                f"conditioning has {tuple(states.shape)}, so it was made with the CLIP of another model."
             )
-        if states.shape[1] > tokens:
+        if surplus := states.shape[1] - tokens:
             logging.warning(
-                "[FeedFace] UniDiffuser reads the first %d tokens of a prompt; %d more are left out.",
-                tokens,
-                states.shape[1] - tokens,
+                "[FeedFace] UniDiffuser reads %d tokens of a prompt; %d more are left out.", tokens, surplus
             )
         states = states[:, :tokens].to(device, self.compute_dtype)
         return self.diffusion_model.encode_prefix(states).float()
@@ -199,7 +155,7 @@ class UniDiffuser(comfy.model_base.BaseModel):
         return 1.2 * input_shape[0] * values * management.dtype_size(self.compute_dtype)
 
 
-def load_unidiffuser(path: Path, prefix_path: Path | None, dtype: torch.dtype | None = None):
+def load_unidiffuser(path: Path, prefix_path: Path | None, dtype: torch.dtype | None = None) -> ModelPatcher:
     """The MODEL from the U-ViT's file and the ``encode_prefix`` of the caption decoder.
 
     Args:
@@ -211,37 +167,38 @@ def load_unidiffuser(path: Path, prefix_path: Path | None, dtype: torch.dtype | 
         FeedFaceError: names the file and what it is instead.
     """
     tensors, prefix, config = released.read_uvit(path)
-    if prefix_path is not None:
-        prefix = released.read_prefix(prefix_path)
-    if (made := prefix["encode_prefix.weight"].shape[0]) != config.text_width:
+    if prefix_path is not None or not prefix:
+        prefix = released.read_prefix(prefix_path or path)
+    made, state_width = prefix[released.PREFIX_SIGNATURE].shape
+    if made != config.text_width:
         raise FeedFaceError(
             f"{prefix_path or path}: encode_prefix makes text {made} wide, the U-ViT in {path} reads "
             f"{config.text_width}: the files do not belong together"
         )
-    weights = {**tensors, **prefix}
+    return carry_token(make_patcher(UniDiffuserConfig(config, state_width), {**tensors, **prefix}, dtype))
+
+
+def make_patcher(model_config, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> ModelPatcher:
+    """A MODEL as ComfyUI's own loaders make it, of a ``comfy.supported_models_base`` config and checked weights."""
     management = comfy.model_management
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    model_config = UniDiffuserConfig(config, weights["encode_prefix.weight"].shape[1])
     supported = list(model_config.supported_inference_dtypes)
     if dtype is None:
-        dtype = management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(weights),
-            supported_dtypes=supported,
-            weight_dtype=comfy.utils.weight_dtype(weights),
-        )
+        count, stored = comfy.utils.calculate_parameters(weights), comfy.utils.weight_dtype(weights)
+        dtype = management.unet_dtype(model_params=count, supported_dtypes=supported, weight_dtype=stored)
     model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported))
     model = model_config.get_model(weights)
     # Newer versions can manage memory by page, and then take the weights as they lie in the file.
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     patcher = patcher_class(model, load_device=device, offload_device=offload)
     if not management.is_device_cpu(offload):
         model.to(offload)
     dynamic = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
     model.load_model_weights(weights, "", **({"assign": True} if dynamic else {}))
-    return carry_token(patcher)
+    return patcher
 
 
-def carry_token(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+def carry_token(patcher: ModelPatcher) -> ModelPatcher:
     """The patcher given, of a :class:`UniDiffuser`, with the wrappers that sample the CLIP image token along."""
     joint = JointSampling(patcher.model.uvit.latent_channels, patcher.model.uvit.clip_width)
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _WRAPPER, joint.calc_cond_batch)

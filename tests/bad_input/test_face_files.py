@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from support.refused import refused
 
 from feedface_core.conditioning import Face
-from feedface_core.errors import UnwritableFile
 from feedface_core.files import atomic
 from feedface_core.files.face_file import load_face, save_face
 
@@ -110,7 +109,7 @@ def test_weights_of_a_face(weights: tuple[Any, ...]) -> None:
 def test_names_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    refused(lambda: save_face(tmp_path / name, Face(torch.ones(2, 5, 8))), "cannot be written", error=UnwritableFile)
+    refused(lambda: save_face(tmp_path / name, Face(torch.ones(2, 5, 8))), "cannot be written")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -120,7 +119,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(atomic, "save_file", full)
     path = tmp_path / "face.safetensors"
-    refused(lambda: save_face(path, Face(torch.ones(2, 5, 8))), path, "No space left", error=UnwritableFile)
+    refused(lambda: save_face(path, Face(torch.ones(2, 5, 8))), path, "No space left")
     assert not list(tmp_path.iterdir())
 
 

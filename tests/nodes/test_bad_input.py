@@ -37,7 +37,7 @@ def detect(comfy, image, **options):
         ("short.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "truncated or of another kind"),
         ("notes.safetensors", b"just some text, no weights", "truncated or of another kind"),
         ("code.pt", pickle.dumps(Bomb()), "holds code, which is never run"),
-        ("old.ckpt", b"PK\x03\x04 broken", "truncated, not a PyTorch file, or holds code"),
+        ("old.pth", b"PK\x03\x04 broken", "truncated, not a PyTorch file, or holds code"),
     ],
 )
 def test_adapter_file_that_is_none(pack, model_folder, name, contents, message):

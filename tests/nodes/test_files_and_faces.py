@@ -59,7 +59,7 @@ def test_an_empty_list_says_which_folder_is_empty(pack, folder_lists, tmp_path, 
     ):
         (shown,) = options_of(node, name)
         assert shown == f"nothing in {folder}"
-        assert re.search(rf"FeedFace: nothing to choose from; looked in .*{folder}", node.validate_inputs(shown))
+        assert re.search(rf"nothing to choose from; looked in .*{folder}", node.validate_inputs(shown))
     face = tmp_path / "models/feedface/faces/ann.safetensors"
     face.parent.mkdir(parents=True)
     face.touch()

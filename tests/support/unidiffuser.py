@@ -98,7 +98,7 @@ def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5,
     table = ((1 - cumulated) / cumulated).sqrt()
     levels = normal_levels(table, steps)
     picture = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed))
-    token = uni.joint.token_noise(picture, 512)
+    token = uni.joint.row_noise(picture, 1, 512)
     picture, token = (start * (1 + levels[0] ** 2) ** 0.5 for start in (picture, token))
     for level, following in zip(levels, levels[1:], strict=False):
         scale = (level**2 + 1) ** 0.5

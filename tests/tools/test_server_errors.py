@@ -55,14 +55,19 @@ CASES = [
     (
         node("FeedFaceLoadFace", face_name="errors_other.safetensors"),
         "FeedFaceError",
-        "MODELS/feedface/faces/errors_other.safetensors is not a saved face",
+        "MODELS/feedface/faces/errors_other.safetensors: not a saved face",
     ),
     (
         node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),
         "FeedFaceError",
-        "MODELS/diffusion_models/errors_broken.pth is not a readable weights file",
+        "FeedFace Load UniDiffuser: MODELS/diffusion_models/errors_broken.pth: not a readable weights file",
     ),
-    (apply_to_wan(), "FeedFaceError", "WanModel is not a model FeedFace can attach to"),
+    (
+        node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="auto"),
+        "MissingFile",
+        "FeedFace Load UniDiffuser: no file 'caption_decoder.pth'",
+    ),
+    (apply_to_wan(), "FeedFaceError", "FeedFace Apply Adapter: WanModel is not a model FeedFace can attach to"),
 ]
 
 

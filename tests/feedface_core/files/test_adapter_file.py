@@ -165,7 +165,7 @@ def bad_files(path, written):
         "unknown tap": (lambda: config(tap="middle"), "tap: expected 'input' or 'output', found 'middle'"),
         "no sites": (lambda: config(sites=[]), "sites: .*at least 1 item"),
         "missing weight": (lambda: without("projection.weight"), "1 missing: projection.weight"),
-        "other width": (lambda: config(context_width=20), "of another shape: .* is .*, not"),
+        "other width": (lambda: config(context_width=20), "of another shape: .* is .*, expected"),
         "encoder gone": (
             lambda: save_file(
                 {key: value for key, value in tensors.items() if not key.startswith("encoder.")},

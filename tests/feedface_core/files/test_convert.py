@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from feedface_core.errors import FeedFaceError
 from feedface_core.files import convert, released
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.modules.uvit_config import UViTConfig
@@ -128,7 +129,7 @@ def test_errors_come_before_any_work(folder, capsys):
 
 def test_no_room_on_the_disk(folder, monkeypatch):
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(OSError, match="needs 0.00 GB, but the disk has 0.00 GB free"):
+    with pytest.raises(FeedFaceError, match="needs 0.00 GB, but the disk has 0.00 GB free"):
         convert.write(convert.plan(folder / "uvit.pth"), folder / "out.safetensors")
 
 

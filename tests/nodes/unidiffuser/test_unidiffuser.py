@@ -253,7 +253,7 @@ def test_token_is_brought_to_the_level_of_the_image(uni):
         return uni.joint.pack(torch.zeros_like(picture), target)
 
     picture = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)) * 2.0
-    fresh = uni.joint.token_noise(picture, 512)
+    fresh = uni.joint.row_noise(picture, 1, 512)
     token = uni.joint.JointSampler(None, 4, 512).warm_up(guider, 2.0, 14.6, {}, picture, fresh)
     assert len(asked) == uni.joint.WARM_UP_STEPS and asked[0][0] == pytest.approx(14.6, rel=1e-3)
     assert all(spread == pytest.approx(level, rel=0.1) for level, spread in asked)  # the picture holds its level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def changed(folder: Path, **changes) -> Path:
     [
         ({"pos_embed_token": None, "token_embedding__weight": None}, "this is UniDiffuser v0"),
         ({"clip_img_embed__weight": None}, "but not UniDiffuser's"),
-        ({"out_blocks__0__skip_linear__weight": None}, "a U-ViT has out_blocks.0.skip_linear.weight"),
+        ({"out_blocks__0__skip_linear__weight": None}, "1 missing: out_blocks.0.skip_linear.weight"),
         ({"in_blocks__0__norm3__weight": None}, "pre-norm"),
         ({"norm__weight": None}, "1 missing: norm.weight"),
         ({"surplus": torch.zeros(1)}, "1 surplus: surplus"),
-        ({"decoder_pred__weight": torch.zeros(2, 2)}, r"decoder_pred.weight is \(2, 2\), expected \(16, 48\)"),
+        ({"decoder_pred__weight": torch.zeros(2, 2)}, r"decoder_pred.weight is \(2, 2\), not \(16, 48\)"),
     ],
     ids=["v0", "no text", "no skip", "pre-norm", "missing", "surplus", "shape"],
 )
@@ -78,36 +79,51 @@ def model_folders(comfy, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_files_are_found_and_misplaced_ones_named(uni, model_folders):
-    node = uni.nodes.LoadUniDiffuser
+def test_files_are_found_and_misplaced_ones_named(comfy, uni, model_folders):
+    import folder_paths
+
+    node, models, texts = uni.nodes.LoadUniDiffuser, model_folders / "diffusion_models", model_folders / "text_encoders"
+    missing = comfy.module("feedface_core.errors").MissingFile
     (empty,) = node.define_schema().inputs[0].options
     assert empty == "nothing in models/diffusion_models"
-    assert "FeedFace Load UniDiffuser: nothing to choose from (UniDiffuser's U-ViT" in node.validate_inputs(empty)
+    assert "nothing to choose from (UniDiffuser's U-ViT" in node.validate_inputs(empty)
     answer = node.validate_inputs("uvit_v1.pth")
-    assert "no file 'uvit_v1.pth'" in answer and str(model_folders / "diffusion_models") in answer
+    assert "no file 'uvit_v1.pth'" in answer and str(models) in answer
     shutil.copy(GOLDEN / "uvit.pth", model_folders / "checkpoints" / "uvit_v1.pth")
     answer = node.validate_inputs("uvit_v1.pth")
-    assert f"It lies in {model_folders / 'checkpoints'}: move it to {model_folders / 'diffusion_models'}" in answer
-    shutil.move(model_folders / "checkpoints" / "uvit_v1.pth", model_folders / "diffusion_models")
-    shutil.copy(GOLDEN / "config.json", model_folders / "diffusion_models" / "uvit_v1.json")
-    answer = node.validate_inputs("uvit_v1.pth")
-    assert "no file 'caption_decoder.pth' (or beside" in answer and str(model_folders / "text_encoders") in answer
-    shutil.copy(GOLDEN / "caption_decoder.pth", model_folders / "text_encoders")
+    assert f"It lies in {model_folders / 'checkpoints'}: move it to {models}" in answer
+    shutil.move(model_folders / "checkpoints" / "uvit_v1.pth", models)
+    shutil.copy(GOLDEN / "config.json", models / "uvit_v1.json")
+    folder_paths.filename_list_cache.clear()
     assert node.validate_inputs("uvit_v1.pth") is True
+    message = r"FeedFace Load UniDiffuser: no file 'caption_decoder.pth' \(caption_decoder; or beside uvit_v1.pth\).*"
+    with pytest.raises(missing, match=message + str(texts)):
+        node.execute("uvit_v1.pth")
+    (texts / "sub").mkdir()
+    shutil.copy(GOLDEN / "caption_decoder.pth", texts / "sub")
+    folder_paths.filename_list_cache.clear()
     model = node.execute("uvit_v1.pth", weight_dtype="fp32").args[0]
     assert model.model.diffusion_model.encode_prefix.weight.shape == (64, 768)
+    shutil.copy(GOLDEN / "caption_decoder.pth", models)
+    folder_paths.filename_list_cache.clear()
+    assert uni.nodes.find_prefix(models / "uvit_v1.pth", "auto") == models / "caption_decoder.pth"  # beside it first
+
+
+def test_a_missing_file_is_reported_once(uni):
+    """ComfyUI repeats what ``validate_inputs`` answers for each input that it takes."""
+    assert list(inspect.signature(uni.nodes.LoadUniDiffuser.validate_inputs).parameters) == ["uvit"]
 
 
 def test_text_of_another_clip(model, prompts):
     wide = [[torch.zeros(1, 77, 2048), {}]]
-    with pytest.raises(ValueError, match="77 tokens, 768 wide.*has 77 tokens, 2048 wide"):
+    with pytest.raises(ValueError, match=r"\(B, 77, 768\).*has \(1, 77, 2048\)"):
         sample(model, wide, prompts[1])
 
 
 def test_long_prompt_is_cut_with_a_warning(model, prompts, golden, caplog):
     long = [[torch.cat([golden["in.text_states"][:1], golden["in.text_states"][1:]], dim=1), {}]]
     assert torch.equal(sample(model, long, prompts[1]), sample(model, *prompts))
-    assert "first 77 tokens of a prompt; 77 more are left out" in caplog.text
+    assert "reads 77 tokens of a prompt; 77 more are left out" in caplog.text
 
 
 def test_model_called_without_its_token(model):
