@@ -103,9 +103,9 @@ def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> 
     import torch
 
     from trainer.config import Config
-    from trainer.train import be_deterministic, make_accelerator, make_batches, read_records, release_encoders
-    from trainer.training.build import build_parts
-    from trainer.training.trainer import Trainer
+    from trainer.train import make_batches, read_records, release_encoders
+    from trainer.training.adapter import adapter_trainer, load_models
+    from trainer.training.processes import be_deterministic, make_accelerator
 
     config = Config.from_json(path.read_text())
     torch.manual_seed(0)
@@ -116,12 +116,12 @@ def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> 
     output = path.parent / f"run-{name}"
     config = config.model_copy(update={"train": config.train.model_copy(update={"output": str(output)})})
     output.mkdir()
-    be_deterministic(config)
-    accelerator = make_accelerator(config)
-    parts = build_parts(config, accelerator.device)
-    _, batches = make_batches(config, accelerator, parts, read_records(config))
-    release_encoders(config, parts)
-    trainer = Trainer(config, accelerator, parts, lambda start: paced(batches(start), steps, idle))
+    be_deterministic()
+    accelerator = make_accelerator(config.train, config.model.precision, config.optimiser.accumulation)
+    models = load_models(config, accelerator.device)
+    _, batches = make_batches(config, accelerator, models, read_records(config))
+    release_encoders(config, models)
+    trainer = adapter_trainer(config, accelerator, models, lambda start: paced(batches(start), steps, idle))
     if name == "bare":
         return run_bare(trainer, batches(0), steps, idle)
     trainer.run()
@@ -129,18 +129,13 @@ def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> 
 
 def run_bare(trainer, batches, steps: int, idle: float) -> None:
     """Forward, backward and optimiser, and nothing else."""
-    from trainer.training.step import encode_batch
-
-    parts, prepared = trainer.parts, []
-    for _, batch in zip(range(4 * steps), batches, strict=False):
-        plan = trainer._module.plan(batch)
-        prepared.append((batch, encode_batch(batch, parts.base, parts.encoder), plan))
-    for place in paced(range(10**9), steps, idle):
-        batch, features, plan = prepared[place % len(prepared)]
-        loss, _ = trainer.step_module(batch, features, plan)
+    prepared = [batch for _, batch in zip(range(4 * steps), batches, strict=False)]
+    [optimiser] = trainer.state.optimisers
+    for number in paced(range(10**9), steps, idle):
+        loss, _ = trainer.step(prepared[number % len(prepared)])
         loss.backward()
-        trainer._plain_optimiser.step()
-        trainer._plain_optimiser.zero_grad()
+        optimiser.step()
+        optimiser.zero_grad()
 
 
 def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
@@ -150,12 +145,12 @@ def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
     from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
     from trainer.data.manifest import read_manifest
     from trainer.data.order import GlobalBatches
-    from trainer.training.build import build_parts
+    from trainer.training.adapter import load_models
 
     model = config.model.model_copy(update={"precision": "fp32"})
     config = config.model_copy(update={"model": model})
-    parts = build_parts(config, "cpu")
-    base, encoder, adapter = parts.base, parts.encoder, parts.adapter
+    models = load_models(config, "cpu")
+    base, encoder, adapter = models.frozen, models.encoder, models.adapter
     base.host.requires_grad_(True)
     records, _ = read_manifest(config.data.manifest)
     loss = config.loss.model_copy(update={"face_dropout": 0.0, "text_dropout": 0.0})
@@ -168,7 +163,7 @@ def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
             text = base.encode_text(batch.captions)
             crops = torch.zeros_like(batch.crops) if number % 10 == 9 else batch.crops
             hidden = encoder.encode(crops)  # (B, T, E), one reference each
-        noisy = base.schedule.add_noise(latents, batch.noise, batch.timesteps)
+        noisy = base.scheduler.add_noise(latents, batch.noise, batch.timesteps)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             rows = [(len(batch), adapter.control(adapter.project(hidden.float())))]
             with torch.no_grad():

@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,12 @@ from .data import pictures
 from .data.dataset import read_picture, read_reference
 from .data.feature_store import CacheError, FeatureStore, FileHashes
 from .data.features import KINDS, Keys, open_cache
-from .data.manifest import ManifestError, Record, read_manifest
+from .data.manifest import Record, read_manifest
 from .data.references import Reference, References
-from .models.face_encoder import EncoderError, FaceEncoder, load_face_encoder
-from .models.frozen_model import Base, BaseError, load_base
-from .settings import ConfigError, describe, load
-from .training.processes import process_timeout
+from .errors import exit_code
+from .models.face_encoder import FaceEncoder, load_face_encoder
+from .models.frozen_model import FrozenModel, load_frozen_model
+from .settings import describe, load
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -130,7 +131,7 @@ class CacheMaker:
         self,
         config: Config,
         records: Sequence[Record],
-        base: Base,
+        base: FrozenModel,
         encoder: FaceEncoder,
         process: int = 0,
         processes: int = 1,
@@ -251,17 +252,19 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     """Load the frozen models and compute what is missing, in each process of ``accelerate launch``.
 
     Raises:
-        ManifestError, BaseError, EncoderError: for what is missing.
+        TrainerError: for what is missing.
         CacheError: for photos that cannot be read, after all others are done; or if the disk is full.
     """
     from accelerate import PartialState
 
     # Without being told so, accelerate runs several processes on the CPU as if each were alone.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=process_timeout(config))
+    state = PartialState(
+        cpu=not torch.accelerator.is_available(), timeout=timedelta(minutes=config.train.timeout_minutes)
+    )
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:_SHOWN]:
         logger.warning("left out: %s", line)
-    base = load_base(config.model, state.device, parts=("autoencoder", "text"))
+    base = load_frozen_model(config.model, state.device, ("autoencoder", "text"))
     encoder = load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)
     maker = CacheMaker(config, records, base, encoder, state.process_index, state.num_processes)
     state.wait_for_everyone()
@@ -293,12 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prune", action="store_true", help="delete features of other models and settings")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        make_cache(load(Config, options.config, options.settings), options.prune)
-    except (ConfigError, ManifestError, BaseError, EncoderError, CacheError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: make_cache(load(Config, options.config, options.settings), options.prune))
 
 
 if __name__ == "__main__":

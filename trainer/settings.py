@@ -16,10 +16,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
+from .errors import TrainerError
+
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
-class ConfigError(ValueError):
+class ConfigError(TrainerError):
     """A setting that does not exist, or whose value cannot be used."""
 
 

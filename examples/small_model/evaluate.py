@@ -21,7 +21,7 @@ from feedface_core.guidance import Guidance
 from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.encoder import build_encoder, encode
 from trainer.config import ModelSettings
-from trainer.models.stable_diffusion import StableDiffusionBase
+from trainer.models.stable_diffusion import StableDiffusion
 
 from . import system
 from .denoiser import scheduler
@@ -61,7 +61,7 @@ class SmallSystem:
     """
 
     def __init__(self, people: People, identities: int, folder: Path = system.FOLDER):
-        self.base = StableDiffusionBase.load(ModelSettings(base=str(folder), precision="fp32"))
+        self.base = StableDiffusion.load(ModelSettings(base=str(folder), precision="fp32"))
         self.people, self.identities = people, identities
         self.per_person = len(people.records) // len({r["identity"] for r in people.records})
         self.adapter: FaceAdapter | None = None

@@ -24,7 +24,7 @@ from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
 from trainer.data.references import Reference
 from trainer.models.face_encoder import load_face_encoder
-from trainer.models.frozen_model import load_base
+from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 
 
@@ -36,7 +36,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(models):
     config = make_config(models, models, models)
-    return load_base(config.model), load_face_encoder(config.adapter.encoder)
+    return load_frozen_model(config.model), load_face_encoder(config.adapter.encoder)
 
 
 class Run:
@@ -158,7 +158,7 @@ def test_cache_of_other_models_is_refused(run, tmp_path):
 
     make_base(tmp_path / "other/base", seed=5)
     config = run.config(model__base=str(tmp_path / "other/base"))
-    other = load_base(config.model)
+    other = load_frozen_model(config.model)
     with pytest.raises(CacheError) as error:
         open_cache(config, run.records(), other, run.encoder)
     text = str(error.value)
@@ -185,7 +185,7 @@ def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
             vocabulary["h"], vocabulary["o"] = vocabulary["o"], vocabulary["h"]
             path.write_text(json.dumps(values))
     config = run.config(model__base=str(folder))
-    other = load_base(config.model)
+    other = load_frozen_model(config.model)
     text = "tokenizer is [0-9a-f]+, in the cache [0-9a-f]+"
     with pytest.raises(CacheError, match=f"text: 3 of 3 features are missing .{text}.") as error:
         open_cache(config, run.records(), other, run.encoder)
@@ -304,7 +304,7 @@ def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
     run.make()
     exact = run.open()
     config = run.config(model__precision="bf16")
-    base, encoder = load_base(config.model), load_face_encoder(config.adapter.encoder)
+    base, encoder = load_frozen_model(config.model), load_face_encoder(config.adapter.encoder)
     with pytest.raises(CacheError, match="text: 3 of 3 .*number format is torch.bfloat16, in the cache torch.float32"):
         open_cache(config, run.records(), base, encoder)
     with torch.autocast("cpu", torch.bfloat16):

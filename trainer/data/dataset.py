@@ -26,6 +26,7 @@ from torch import Tensor
 
 from feedface_core.faces import FaceError
 
+from ..errors import TrainerError
 from ..training.stopping import leave_signals_to_parent
 from . import pictures, randomness
 from .augmentation import Augmentation, augmented_crop
@@ -49,7 +50,7 @@ REPLACEMENTS = 20
 """So many samples are tried in place of one that cannot be read."""
 
 
-class DataError(RuntimeError):
+class DataError(TrainerError):
     """Samples that cannot be made: names them and the files."""
 
 
@@ -98,8 +99,10 @@ class TensorShapes:
 
     @classmethod
     def of(cls, base: Any, resolution: int) -> TensorShapes:
-        """The shapes of a :class:`trainer.models.frozen_model.Base` at a resolution."""
-        return cls(tuple(base.latent_shape(resolution, resolution)), base.cell, base.schedule.steps)
+        """The shapes of a :class:`trainer.models.frozen_model.FrozenModel` at a resolution."""
+        return cls(
+            tuple(base.latent_shape(resolution, resolution)), base.cell, base.scheduler.config.num_train_timesteps
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from feedface_core.faces import crop as crops
 
 from ..config import Config
 from ..models.face_encoder import FaceEncoder
-from ..models.frozen_model import Base, weights_fingerprint
+from ..models.frozen_model import FrozenModel, weights_fingerprint
 from . import pictures
 from .augmentation import VERSION as AUGMENTATION_VERSION
 from .feature_store import CacheError, FeatureStore, FileHashes, differences, key_of
@@ -36,7 +36,7 @@ class Keys:
     """
 
     def __init__(
-        self, config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder, hashes: FileHashes
+        self, config: Config, records: Sequence[Record], base: FrozenModel, encoder: FaceEncoder, hashes: FileHashes
     ) -> None:
         self.records, self.hashes = records, hashes
         self._known: dict[Path, str] = {}
@@ -141,7 +141,7 @@ class FeatureCache:
         return self.stores["face"].get(self.faces[reference])["hidden"]
 
 
-def open_cache(config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder) -> FeatureCache:
+def open_cache(config: Config, records: Sequence[Record], base: FrozenModel, encoder: FaceEncoder) -> FeatureCache:
     """The cache of a run, complete.
 
     Args:

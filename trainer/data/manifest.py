@@ -38,13 +38,14 @@ from typing import Any, NamedTuple
 from feedface_core.config import EncoderConfig
 from feedface_core.faces import CROP_SCALE, FILL, square_box
 
+from ..errors import TrainerError
 from .jsonl import read_lines
 
 Box = tuple[float, float, float, float]
 _SHOWN = 5
 
 
-class ManifestError(ValueError):
+class ManifestError(TrainerError):
     """A manifest that cannot be used."""
 
 

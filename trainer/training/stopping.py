@@ -72,6 +72,10 @@ def leave_signals_to_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class Interrupted(Exception):
+    """Work that was broken off, because the run was asked to stop."""
+
+
 class StopRequest:
     """Whether the run was asked to stop.
 

@@ -20,7 +20,7 @@ from trainer.data.manifest import Record, read_manifest
 from trainer.data.order import GlobalBatches
 from trainer.data.references import Reference, References
 from trainer.models.face_encoder import load_face_encoder
-from trainer.models.frozen_model import load_base
+from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 
 SQUARE = (20.0, 10.0, 60.0, 50.0)
@@ -220,7 +220,7 @@ def test_cache_holds_the_variants(singles, tmp_path):
         data__augment_variants=3,
         loss__face_dropout=0.0,
     )
-    base, encoder = load_base(config.model), load_face_encoder(config.adapter.encoder)
+    base, encoder = load_frozen_model(config.model), load_face_encoder(config.adapter.encoder)
     records = read_manifest(singles)[0]
     summary = CacheMaker(config, records, base, encoder).run(progress=False)
     assert summary.computed["face"] == 6 * 3  # and no plain crop: nobody is anybody's reference
