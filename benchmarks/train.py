@@ -103,8 +103,9 @@ def run_variant(name: str, path: Path, mixed: bool, steps: int, idle: float) -> 
     import torch
 
     from trainer.config import Config
+    from trainer.models.adapter import load_models
     from trainer.train import make_batches, read_records, release_encoders
-    from trainer.training.adapter import adapter_trainer, load_models
+    from trainer.training.adapter import adapter_trainer
     from trainer.training.processes import be_deterministic, make_accelerator
 
     config = Config.from_json(path.read_text())
@@ -145,7 +146,7 @@ def run_plain(config, mixed: bool, steps: int, idle: float) -> None:
     from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
     from trainer.data.manifest import read_manifest
     from trainer.data.order import GlobalBatches
-    from trainer.training.adapter import load_models
+    from trainer.models.adapter import load_models
 
     model = config.model.model_copy(update={"precision": "fp32"})
     config = config.model_copy(update={"model": model})

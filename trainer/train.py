@@ -25,8 +25,9 @@ from .data.dataset import FaceDataset, TensorShapes, make_loader
 from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
 from .errors import exit_code
+from .models.adapter import Models, load_models
 from .settings import describe, load
-from .training.adapter import Models, adapter_trainer, load_models
+from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock
 from .training.processes import be_deterministic, make_accelerator, on_main
 

@@ -24,7 +24,8 @@ SCRIPT = """
 import os, signal, sys, time
 from trainer import train  # first, as in ``python -m trainer.train``
 import torch
-from trainer.training import adapter, processes, step, validation
+from trainer.models import adapter
+from trainer.training import processes, step, validation
 from trainer.training import trainer as loop
 rank = int(os.environ.get("RANK", "0"))
 {code}

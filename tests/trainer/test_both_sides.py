@@ -12,7 +12,7 @@ from support.small_training import make_config
 from feedface_core.conditioning import Face
 from feedface_core.files.adapter_file import save_adapter
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
-from trainer.training.adapter import Models, load_models
+from trainer.models.adapter import Models, load_models
 
 # The levels, blocks and attention of the real ones, at a tenth of their width.
 SIZES = {

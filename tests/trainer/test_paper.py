@@ -23,8 +23,8 @@ from trainer.config import Config, load_config
 from trainer.data.batch import collate
 from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
+from trainer.models.adapter import load_models
 from trainer.models.unidiffuser import unpack
-from trainer.training.adapter import load_models
 from trainer.training.step import AdapterStep
 
 ROOT = Path(__file__).resolve().parents[2]

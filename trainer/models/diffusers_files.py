@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers.utils.logging as diffusers_logging
 import torch
@@ -25,12 +25,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from feedface_core.files.released import UnreadableFile, read_tensors
 
+from ..config import ModelSettings
 from ..errors import TrainerError
 from .frozen_model import DTYPES, Component
 from .single_file import OPEN_CLIP, read_configs
-
-if TYPE_CHECKING:
-    from ..config import ModelSettings
 
 #: Class and subfolder of each module.
 MODULES = {
@@ -61,18 +59,23 @@ class Components:
     tokenizers: list[Any] = field(default_factory=list)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without progress bars for each module, and diffusers' warning about a cast that it makes itself."""
-    level, bars = diffusers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+def quiet() -> None:
+    """No progress bar for each module from now on, and no warning of diffusers' about a cast that it makes itself."""
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def load_clip_vision(cls: type[nn.Module], path: str, setting: str, allow_hub: bool) -> nn.Module:
+    """A CLIP vision model of transformers, from a folder or the hub. Raises ``TrainerError`` that names the setting."""
+    quiet()
     try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        module, info = cls.from_pretrained(path, local_files_only=not allow_hub, output_loading_info=True)
+    except LOAD_ERRORS as error:
+        raise TrainerError(f"{setting}: cannot load {path}: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        listed = ", ".join(missing[:3])
+        raise TrainerError(f"{setting}: {path} is no {cls.__name__}: {len(missing)} weights are missing ({listed})")
+    return module
 
 
 def _wanted(components: Sequence[Component], encoders: int, settings: ModelSettings) -> dict[str, tuple]:
@@ -84,13 +87,13 @@ def _wanted(components: Sequence[Component], encoders: int, settings: ModelSetti
     }
 
 
-@quiet()
 def load_folder(settings: ModelSettings, components: Sequence[Component]) -> Components:
     """Load a diffusers folder, or with ``model.allow_hub`` a model of the Hugging Face hub.
 
     Raises:
         TrainerError: naming the subfolder that is missing or does not load.
     """
+    quiet()
     path = settings.base if settings.allow_hub else str(Path(settings.base).expanduser())
     folder = Path(path)
     local, options = folder.is_dir(), {"local_files_only": not settings.allow_hub}
@@ -125,7 +128,6 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
-@quiet()
 def load_single_file(settings: ModelSettings, components: Sequence[Component]) -> Components:
     """Load a single-file checkpoint, without network.
 
@@ -133,6 +135,7 @@ def load_single_file(settings: ModelSettings, components: Sequence[Component]) -
         TrainerError: for a file that is no Stable Diffusion, lacks weights, or leaves a question open (what a Stable
             Diffusion 2 predicts, where the vocabulary is).
     """
+    quiet()
     try:
         weights, metadata = read_tensors(Path(settings.base).expanduser())
     except (UnreadableFile, OSError) as error:

@@ -5,33 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionModel
 from typing_extensions import Self
 
 from feedface_core.config import EncoderConfig
 from feedface_core.modules import encoder as core
 
+from ..config import EncoderSettings
 from ..errors import TrainerError
+from .diffusers_files import load_clip_vision
 from .frozen_model import freeze, full_precision
 
-if TYPE_CHECKING:
-    from ..config import EncoderSettings
-
-FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
+#: What an adapter file says of the encoder's architecture.
+SIZES = ("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads")
+FIELDS = (*SIZES, "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps")
 
 
 class FaceEncoder:
@@ -87,10 +77,6 @@ def load_face_encoder(
     Raises:
         TrainerError: a folder that is missing, holds no CLIP vision model, or one of another image size.
     """
-    from transformers import CLIPVisionModel
-
-    from .diffusers_files import quiet
-
     path, where = Path(settings.path).expanduser(), f"adapter.encoder.path: {settings.path}"
     config_file = path / "config.json"
     if not allow_hub and not config_file.is_file():
@@ -101,17 +87,8 @@ def load_face_encoder(
     found = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {"model_type": "clip"}
     if found.get("model_type") not in ("clip", "clip_vision_model"):
         raise TrainerError(f"{where} is a model of type {found.get('model_type')}, expected a CLIP vision model")
-    try:
-        with quiet():
-            module, info = CLIPVisionModel.from_pretrained(
-                str(path) if path.exists() else settings.path, local_files_only=not allow_hub, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise TrainerError(f"adapter.encoder.path: cannot load {settings.path}: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise TrainerError(
-            f"{where} holds no CLIP vision model: {len(missing)} weights are missing ({', '.join(missing[:3])})"
-        )
+    name = str(path) if path.exists() else settings.path
+    module = load_clip_vision(CLIPVisionModel, name, "adapter.encoder.path", allow_hub)
     size, layers = module.config.image_size, module.config.num_hidden_layers
     if size != settings.image_size:
         raise TrainerError(
@@ -124,11 +101,7 @@ def load_face_encoder(
         )
     config = EncoderConfig(
         config={name: getattr(module.config, name) for name in FIELDS},
-        image_size=settings.image_size,
-        image_mean=settings.image_mean,
-        image_std=settings.image_std,
-        layer=settings.layer,
         name=settings.name or path.name,
-        included=settings.included,
+        **settings.model_dump(include={"image_size", "image_mean", "image_std", "layer", "included"}),
     )
     return FaceEncoder(module, config).to(device)

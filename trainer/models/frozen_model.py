@@ -1,9 +1,7 @@
 """The frozen text-to-image models that adapters are trained on, behind one abstract class.
 
 A frozen model is everything of a released model that training does not change: the denoiser (the *host* that control
-branches attach to), the autoencoder and the text encoders. The training step, the cache and the validation know
-:class:`FrozenModel` alone. Latents are whatever :meth:`FrozenModel.sample_latents` returns, of the shape that
-:meth:`FrozenModel.latent_shape` names: a model that denoises more than a picture packs it into that tensor.
+branches attach to), the autoencoder and the text encoders. Training step, cache and validation know nothing else.
 """
 
 from __future__ import annotations
@@ -13,25 +11,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
+from feedface_core.conditioning import Rows
 from feedface_core.config import SiteConfig
 from feedface_core.hosts.hooks import BranchHooks
 from feedface_core.modules.adapter import FaceAdapter
 
+from ..config import ModelSettings
 from ..errors import TrainerError
-
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
-
-    from feedface_core.conditioning import Rows
-
-    from ..config import ModelSettings
 
 Text = dict[str, Tensor]
 Component = Literal["host", "autoencoder", "text"]
@@ -42,6 +36,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class FrozenModel(ABC):
     """A frozen text-to-image model: evaluation mode, no gradients; the host in the number format of
     ``model.precision``, the encoders in float32, as they are where the adapter is used.
+
+    Latents are whatever :meth:`sample_latents` returns, of the shape that :meth:`latent_shape` names: a model that
+    denoises more than a picture packs it into that tensor.
 
     Args:
         name: shown in messages.
@@ -61,26 +58,16 @@ class FrozenModel(ABC):
     context_width: int
 
     def __init__(
-        self, name: str, modules: Mapping[str, nn.Module | None], scheduler: DDPMScheduler, dtype: torch.dtype
+        self, name: str, modules: Mapping[str, nn.Module], scheduler: DDPMScheduler, dtype: torch.dtype
     ) -> None:
         self.name, self.scheduler, self.dtype, self.device = name, scheduler, dtype, torch.device("cpu")
-        self.modules = {
-            key: freeze(module, dtype if key == "host" else torch.float32)
-            for key, module in modules.items()
-            if module is not None
-        }
+        self.modules = {key: freeze(one, dtype if key == "host" else torch.float32) for key, one in modules.items()}
         self._null_text: Text | None = None
         self._hooks: BranchHooks | None = None
         self._rows: Rows | None = None
 
-    # --- components --------------------------------------------------------------------------------------
-
     def component(self, name: Component) -> list[nn.Module]:
-        """The modules of a component.
-
-        Raises:
-            TrainerError: it was not loaded, or has been released.
-        """
+        """The modules of a component. Raises ``TrainerError`` if it was not loaded, or has been released."""
         found = [module for key, module in self.modules.items() if key.split(".")[0] == name]
         if not found:
             raise TrainerError(f"{self.name}: the {name} component was not loaded, or has been released")
@@ -194,21 +181,19 @@ class FrozenModel(ABC):
         """
         known, default = self.list_sites()
         by_name = {site.name: site for site in known}
-        names = by_name if which == "all" else default if which == "default" else which
-        for name in names:
+        chosen = []
+        for name in by_name if which == "all" else default if which == "default" else which:
             if name not in by_name:
                 raise TrainerError(f"adapter.sites: {self.name} has no site {name!r}; it has {', '.join(by_name)}")
-        chosen = [by_name[name] for name in names]
-        if heads is None:
-            return chosen
-        for site in chosen:
-            if site.width % heads:
-                raise TrainerError(f"adapter.heads: {heads} does not divide the width {site.width} of {site.name}")
-        return [SiteConfig(site.name, site.width, heads, site.width // heads) for site in chosen]
+            site = by_name[name]
+            if site.width % (heads or 1):
+                raise TrainerError(f"adapter.heads: {heads} does not divide the width {site.width} of {name}")
+            chosen.append(site if heads is None else SiteConfig(name, site.width, heads, site.width // heads))
+        return chosen
 
     def attach(self, adapter: FaceAdapter) -> None:
-        """Put an adapter's branches beside the host's blocks; one adapter at a time. ``ValueError`` if it was made for
-        another model."""
+        """Put an adapter's branches beside the host's blocks, one adapter at a time. Raises ``ValueError`` if it was
+        made for another model."""
         self.detach()
         self._hooks = BranchHooks(self.host, adapter)
 
@@ -253,10 +238,7 @@ class FrozenModel(ABC):
 
 def freeze(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Evaluation mode and no gradients, so that a frozen module takes no gradient memory for weights."""
-    module.eval().requires_grad_(False)
-    tensors = [*module.parameters(), *module.buffers()]
-    same = all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point())
-    return module if same else module.to(dtype)
+    return module.eval().requires_grad_(False).to(dtype)
 
 
 @contextmanager
@@ -269,7 +251,7 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
 def weights_fingerprint(modules: Mapping[str, nn.Module], values_each: int = 4096) -> str:
     """Sixteen hex digits over names, shapes, formats and up to ``values_each`` evenly spaced values of each tensor.
 
-    Reading a sample keeps it under a second for a large model; any training or merge changes nearly every tensor.
+    Under a second for a large model, and any training or merge changes nearly every tensor.
     """
     digest = hashlib.sha256()
     for key, module in sorted(modules.items()):
@@ -287,7 +269,6 @@ def load_frozen_model(
     """Load the frozen model that the settings name.
 
     Args:
-        settings: the ``model`` section of the configuration.
         device: where the host goes.
         components: what to load; the cache needs no host, training on a cache needs no encoders.
 
@@ -303,8 +284,8 @@ def load_frozen_model(
     if not path.exists() and not settings.allow_hub:
         raise TrainerError(
             f"model.base: {settings.base} does not exist (looked in {path.absolute().parent}). Give the path of a "
-            "checkpoint (.safetensors, .ckpt) or of a diffusers folder; names on the Hugging Face hub are only "
-            "looked up with model.allow_hub=true"
+            "checkpoint (.safetensors, .ckpt) or of a diffusers folder; names on the Hugging Face hub are only looked "
+            "up with model.allow_hub=true"
         )
-    uses_uvit = settings.family == "unidiffuser" or (settings.family == "auto" and is_unidiffuser(path))
-    return (UniDiffuser if uses_uvit else StableDiffusion).load(settings, device, tuple(components))
+    uvit = settings.family == "unidiffuser" or (settings.family == "auto" and is_unidiffuser(path))
+    return (UniDiffuser if uvit else StableDiffusion).load(settings, device, tuple(components))

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from feedface_core.conditioning import Rows
 from feedface_core.config import HOSTS, SiteConfig
 from feedface_core.hosts import sd_unet
 
+from ..config import ModelSettings
 from ..errors import TrainerError
 from .diffusers_files import Components, load_folder, load_single_file
 from .frozen_model import COMPONENTS, DTYPES, Component, FrozenModel, Text, full_precision
-
-if TYPE_CHECKING:
-    from feedface_core.conditioning import Rows
-
-    from ..config import ModelSettings
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 SCHEDULE_FIELDS = (

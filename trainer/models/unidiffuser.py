@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DDPMScheduler
@@ -18,19 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
+from feedface_core.conditioning import Rows
 from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
 from feedface_core.hosts import uvit
 from feedface_core.hosts.uvit_config import UViTConfig
 
+from ..config import ModelSettings
 from ..errors import TrainerError
 from .frozen_model import COMPONENTS, DTYPES, Component, FrozenModel, Text, full_precision
 from .stable_diffusion import StableDiffusion, sample_posterior
 from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, load_uvit, read_uvit
-
-if TYPE_CHECKING:
-    from feedface_core.conditioning import Rows
-
-    from ..config import ModelSettings
 
 #: The data-type token that the released model samples with.
 SAMPLED_DATA_TYPE = 1

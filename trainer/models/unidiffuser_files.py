@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -15,13 +14,11 @@ from feedface_core.hosts import uvit
 from feedface_core.hosts.uvit_config import UViTConfig
 from feedface_core.modules.encoder import check_tensors
 
+from ..config import ModelSettings
 from ..errors import TrainerError
-from .diffusers_files import quiet
+from .diffusers_files import load_clip_vision
 from .frozen_model import Component
 from .stable_diffusion import StableDiffusion
-
-if TYPE_CHECKING:
-    from ..config import ModelSettings
 
 _UVIT_KEY = "in_blocks.0.attn.qkv.weight"
 _PREFIX = "encode_prefix."
@@ -83,30 +80,20 @@ def load_prefix(settings: ModelSettings, path: Path, tensors: Mapping[str, Tenso
     return linear
 
 
-@quiet()
 def load_image_encoder(settings: ModelSettings, width: int) -> nn.Module:
     """The CLIP vision model with its projection to ``width`` numbers."""
-    path = settings.image_encoder
-    if path is None:
+    if settings.image_encoder is None:
         raise TrainerError(
             "model.image_encoder: UniDiffuser denoises a CLIP image token with the picture; give the folder of CLIP "
             "ViT-B/32 (openai/clip-vit-base-patch32)"
         )
-    try:
-        encoder, info = CLIPVisionModelWithProjection.from_pretrained(
-            path, local_files_only=not settings.allow_hub, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainerError(f"model.image_encoder: cannot load {path}: {error}") from error
-    if missing := sorted(info["missing_keys"]):
+    cls, path = CLIPVisionModelWithProjection, settings.image_encoder
+    encoder = load_clip_vision(cls, path, "model.image_encoder", settings.allow_hub)
+    found = encoder.config.projection_dim
+    if found != width:
         raise TrainerError(
-            f"model.image_encoder: {path} is no CLIPModel with its projection: {len(missing)} weights are missing "
-            f"({', '.join(missing[:3])})"
-        )
-    if encoder.config.projection_dim != width:
-        raise TrainerError(
-            f"model.image_encoder: {path} makes tokens {encoder.config.projection_dim} wide, the U-ViT denoises tokens "
-            f"{width} wide; it was trained with CLIP ViT-B/32"
+            f"model.image_encoder: {path} makes tokens {found} wide, the U-ViT denoises tokens {width} wide; it was "
+            "trained with CLIP ViT-B/32"
         )
     return encoder
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,97 +44,88 @@ class Record:
 
 @dataclass
 class Sums:
-    """Sums that add up over processes; plain Python, so that it can be sent around.
+    """Sums that add up over processes; plain Python, so that they can be sent around.
 
     Args:
-        totals: sum and count of the values of each name.
+        totals, counts: sum and number of the values of each name.
         bad: step and ids of the first forward pass with a loss that is no number.
     """
 
     samples: int = 0
     seconds: float = 0.0
-    totals: dict[str, tuple[float, int]] = field(default_factory=dict)
+    totals: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     bad: tuple[int, list[str]] | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def put(self, name: str, value: float, count: int = 1) -> None:
-        """Count a value, or the sum of ``count`` values, in."""
-        total, before = self.totals.get(name, (0.0, 0))
-        self.totals[name] = (total + value, before + count)
+    def put(self, name: str, values: Sequence[float]) -> None:
+        """Count values in."""
+        for value in values:
+            self.totals[name] += value
+            self.counts[name] += 1
 
     def add(self, step: int, record: Record) -> None:
         """Count a forward pass of an optimiser step in."""
         losses = record.losses.tolist()
         wrong = [row for row, loss in enumerate(losses) if not math.isfinite(loss)]
         if wrong and self.bad is None:
-            self.bad = (step, [record.ids[row] for row in wrong] if record.ids else [])
-        for row, loss in enumerate(losses):
-            for name in ("loss", *(record.groups[row] if record.groups else ())):
-                self.put(name, loss)
+            self.bad = (step, [record.ids[row] for row in wrong if record.ids])
+        self.put("loss", losses)
+        for loss, names in zip(losses, record.groups, strict=False):
+            for name in names:
+                self.put(name, [loss])
         for name, values in record.values.items():
-            for value in values.tolist():
-                self.put(name, value)
+            self.put(name, values.tolist())
         self.samples += record.samples
         self.unreadable |= dict(record.unreadable)
 
     @classmethod
-    def over_processes(cls, all_sums: Iterable[Sums]) -> Sums:
+    def over_processes(cls, every: Iterable[Sums]) -> Sums:
         """The sums of all processes; the time is that of the slowest."""
         whole = cls()
-        for sums in all_sums:
+        for sums in every:
             whole.samples += sums.samples
             whole.seconds = max(whole.seconds, sums.seconds)
+            whole.totals.update(sums.totals)
+            whole.counts.update(sums.counts)
             whole.unreadable |= sums.unreadable
-            for name, (total, count) in sums.totals.items():
-                whole.put(name, total, count)
-            if sums.bad is not None and (whole.bad is None or sums.bad[0] < whole.bad[0]):
-                whole.bad = sums.bad
+            whole.bad = min((bad for bad in (whole.bad, sums.bad) if bad is not None), default=None)
         return whole
 
     def means(self) -> dict[str, float]:
         """Mean of each value, and ``samples per second``."""
-        means = {name: total / count for name, (total, count) in sorted(self.totals.items())}
+        means = {name: self.totals[name] / self.counts[name] for name in sorted(self.counts)}
         return {**means, "samples per second": self.samples / max(self.seconds, 1e-9)}
 
     def check(self, kept: str) -> None:
         """Raises :class:`TrainingDiverged` when a loss was no number; ``kept`` names the last good checkpoint."""
-        if self.bad is None:
-            return
-        step, ids = self.bad
-        of = f", for {', '.join(ids)}" if ids else ""
-        raise TrainingDiverged(
-            f"the loss of step {step + 1} is not a number{of}. Last good checkpoint: {kept}. Look at those photos and "
-            "masks, or lower optimiser.lr; with model.precision=fp16 try bf16"
-        )
+        if self.bad is not None:
+            step, ids = self.bad
+            raise TrainingDiverged(
+                f"the loss of step {step + 1} is not a number{', for ' if ids else ''}{', '.join(ids)}. Last good "
+                f"checkpoint: {kept}. Look at those photos and masks, or lower optimiser.lr; with model.precision=fp16 "
+                "try bf16"
+            )
 
 
+@dataclass
 class Meter:
-    """Collects what is reported between two log lines."""
+    """Collects what is reported between two log lines.
 
-    def __init__(self) -> None:
-        self._records: list[tuple[int, Record]] = []
-        self._norms: list[Tensor] = []
-        self._since = time.perf_counter()
+    Args:
+        records: of the forward passes, with their optimiser step (from 0).
+        norms: of the gradients before clipping.
+        since: start of the time that counts; who does something else moves it on.
+    """
 
-    def add(self, step: int, record: Record) -> None:
-        """A forward pass of an optimiser step (from 0)."""
-        self._records.append((step, record))
+    records: list[tuple[int, Record]] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
 
-    def add_norm(self, norm: Tensor) -> None:
-        """The norm of the gradient before clipping."""
-        self._norms.append(norm.detach())
-
-    def pause(self, seconds: float) -> None:
-        """Leave time that was spent on something else out of the speed."""
-        self._since += seconds
-
-    def take(self) -> Sums:
-        """Read everything back from the device, and start anew."""
-        now = time.perf_counter()
-        sums = Sums(seconds=now - self._since)
-        for step, record in self._records:
+    def read(self) -> Sums:
+        """Everything read back from the device."""
+        sums = Sums(seconds=time.perf_counter() - self.since)
+        for step, record in self.records:
             sums.add(step, record)
-        for norm in self._norms:
-            sums.put("gradient norm", float(norm))
-        self._records, self._norms, self._since = [], [], now
+        sums.put("gradient norm", [float(norm) for norm in self.norms])
         return sums

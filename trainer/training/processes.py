@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,20 +22,11 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
+from ..config import TrainSettings
 from ..errors import TrainerError
 from .checkpoint import Checkpoint
 
-if TYPE_CHECKING:
-    from ..config import TrainSettings
-
 Result = TypeVar("Result")
-
-#: How accelerate's launcher tells the processes that they are to be run by another engine.
-OTHER_ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
 
 
 class MainProcessFailed(TrainerError):
@@ -54,8 +45,8 @@ def make_accelerator(settings: TrainSettings, precision: str = "fp32", accumulat
         TrainerError: for a number format that the device does not have, a batch that does not divide, or FSDP and its
             like.
     """
-    for variable, engine in OTHER_ENGINES.items():
-        if parse_flag_from_env(variable):
+    for engine in ("FSDP", "DeepSpeed", "Megatron-LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{engine.upper().replace('-', '_')}"):
             raise TrainerError(
                 f"accelerate is configured for {engine}, which this trainer does not support: each process holds the "
                 "whole adapter. Choose multi-GPU without it in `accelerate config`, or launch with --multi_gpu"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers.training_utils import compute_snr
@@ -17,15 +16,13 @@ from torch import Tensor, nn
 
 from feedface_core.conditioning import Rows, combine_references
 
+from ..config import LossSettings
+from ..data.batch import Batch
+from ..models.adapter import Models
+from ..models.face_encoder import FaceEncoder
 from ..models.frozen_model import FrozenModel, Text, full_precision
 from .losses import LossKind, min_snr_weights, sample_losses
 from .metrics import Record
-
-if TYPE_CHECKING:
-    from ..config import LossSettings
-    from ..data.batch import Batch
-    from ..models.face_encoder import FaceEncoder
-    from .adapter import Models
 
 TIMESTEP_RANGES = 4  # the loss is logged for each of them
 

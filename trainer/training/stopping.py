@@ -1,7 +1,7 @@
 """Stopping on request: by a signal, or because the launcher has ended.
 
-SIGTERM, SIGINT, SIGHUP and SIGUSR1 ask for a checkpoint and the end. What the launchers make of a signal that is sent to
-*them* (accelerate 1.15, torch 2.14):
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 ask for a checkpoint and the end. What the launchers make of a signal that is sent
+to *them* (accelerate 1.15, torch 2.14):
 
 =====================================  =======================================  ===========================
 launcher                               SIGTERM, SIGINT, SIGHUP, SIGQUIT         SIGUSR1

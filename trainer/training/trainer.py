@@ -9,14 +9,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 
+from ..config import OptimiserSettings, TrainSettings
 from ..data.jsonl import keep_lines
+from ..data.unreadable import PhotoBudget
 from ..errors import TrainerError
 from .checkpoint import Checkpoint, CheckpointError, load_latest, newest_name
 from .metrics import Meter, Sums, TrainingDiverged
@@ -24,10 +26,6 @@ from .optimiser import learning_rate, make_optimiser
 from .processes import MainProcessFailed, StopVote, check_agreement, digest, on_main, share_checkpoint
 from .state import TrainingState
 from .stopping import Interrupted, StopRequest
-
-if TYPE_CHECKING:
-    from ..config import OptimiserSettings, TrainSettings
-    from ..data.unreadable import PhotoBudget
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +47,10 @@ class Trainer:
         optimiser_settings: AdamW and the learning rate.
         accelerator: of the process, see :func:`trainer.training.processes.make_accelerator`.
         step: a module with ``model`` below it. Called with a batch, it gives the loss to minimise, a number, and a
-            :class:`~trainer.training.metrics.Record`. The batch is as ``batches`` made it, on whatever device; autocast
-            is on as the accelerator says.
+            :class:`~trainer.training.metrics.Record`. Autocast is on as the accelerator says.
         model: its parameters that require a gradient are trained, its state dict is what checkpoints hold.
-        batches: from the number of optimiser steps done to the batches of this process from there on. What a step draws
-            at random has to follow from its batch, for a resumed run to be the same.
+        batches: from the number of optimiser steps done to the batches of this process from there on, of any type. What
+            a step draws at random has to follow from its batch, for a resumed run to be the same.
         metadata: JSON values that go into the checkpoints.
         check: called on the main process with the checkpoint to go on from; raises ``TrainerError`` if it does not fit.
         validate: called on the main process with the number of steps done, every ``settings.validate_every``, while the
@@ -93,8 +90,8 @@ class Trainer:
         self.meter = Meter()
         self.failed_validations = 0
         self._stop_vote = StopVote(accelerator, lambda: stop is not None and stop.requested)
-        trained = [value for value in model.parameters() if value.requires_grad]
-        optimisers = optimisers or [make_optimiser(trained, optimiser_settings)]
+        if not optimisers:
+            optimisers = [make_optimiser([one for one in model.parameters() if one.requires_grad], optimiser_settings)]
         self.state = TrainingState(model, optimisers, settings.ema, accelerator)
         self._restore()
         self.step, *self.optimisers = accelerator.prepare(step, *optimisers)
@@ -103,20 +100,17 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go on from the newest sound checkpoint of the main process, on all processes."""
-        checkpoint = share_checkpoint(self.accelerator, on_main(self.accelerator, self._find_checkpoint))
+        state, accelerator = self.state, self.accelerator
+        checkpoint = share_checkpoint(accelerator, on_main(accelerator, self._find_checkpoint))
         if checkpoint is not None:
-            self.state.load(checkpoint)
-        if self.accelerator.num_processes > 1:
-            tensors = {
-                "set of weights": self.state.model.state_dict(),
-                "optimiser state": self.state.optimiser_tensors(),
-            }
+            state.load(checkpoint)
+        if accelerator.num_processes > 1:
+            tensors = {"set of weights": state.model.state_dict(), "optimiser state": state.optimiser_tensors()}
             digests = {name: digest(own) for name, own in tensors.items()}
-            check_agreement(self.accelerator, {"step to start from": self.state.done, **digests})
-        if self.accelerator.is_main_process and self.log_path.is_file():
+            check_agreement(accelerator, {"step to start from": state.done, **digests})
+        if accelerator.is_main_process and self.log_path.is_file():
             # What a run that was killed logged after its last checkpoint comes again.
-            done = self.state.done
-            keep_lines(self.log_path, lambda line: isinstance(line, dict) and line.get("step", math.inf) <= done)
+            keep_lines(self.log_path, lambda line: isinstance(line, dict) and line.get("step", math.inf) <= state.done)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -146,17 +140,6 @@ class Trainer:
             samples = self.state.done * self.settings.batch_size
             self.state.write(self.output, {**self.metadata, "samples": samples}, self.settings.keep)
 
-    def _save_after_exception(self) -> None:
-        """On the main process alone: the others may be gone."""
-        if not self.accelerator.is_main_process:
-            return
-        try:
-            self._save_here()
-        except Exception as error:  # the first exception is the one to show
-            logger.error("an exception ends the run, and nothing could be saved: %s", error)
-        else:
-            logger.error("an exception ends the run; last good checkpoint: %s", newest_name(self.output))
-
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> bool:
@@ -178,9 +161,18 @@ class Trainer:
         except (TrainingDiverged, CheckpointError, MainProcessFailed):
             raise
         except Exception:
-            self._save_after_exception()
+            if self.accelerator.is_main_process:  # the other processes may be gone
+                self._save_after_exception()
             raise
         return self.state.done >= self.settings.steps
+
+    def _save_after_exception(self) -> None:
+        try:
+            self._save_here()
+        except Exception as error:  # the first exception is the one to show
+            logger.error("an exception ends the run, and nothing could be saved: %s", error)
+        else:
+            logger.error("an exception ends the run; last good checkpoint: %s", newest_name(self.output))
 
     def _loop(self) -> None:
         settings, state, logged = self.settings, self.state, self.state.done
@@ -194,10 +186,12 @@ class Trainer:
             if save or state.done % settings.log_every == 0:
                 self._log()
                 logged = state.done
+            began = time.perf_counter()
             if save:
-                self._pausing(self.save)
+                self.save()
             if settings.validate_every is not None and state.done % settings.validate_every == 0:
-                self._pausing(lambda: on_main(self.accelerator, self._validate))
+                on_main(self.accelerator, self._validate)
+            self.meter.since += time.perf_counter() - began
             if finished:
                 break
         if logged != state.done:
@@ -211,35 +205,30 @@ class Trainer:
             loss, record = self.step(batch)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                clip = self.optimiser_settings.clip
-                parameters = self.state.parameters.values()
-                self.meter.add_norm(accelerator.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+                clip = self.optimiser_settings.clip or math.inf
+                self.meter.norms.append(accelerator.clip_grad_norm_(self.state.parameters.values(), clip).detach())
                 self.state.step(self.optimisers, learning_rate(number, self.settings.steps, self.optimiser_settings))
-        self.meter.add(number, record)
+        self.meter.records.append((number, record))
         return accelerator.sync_gradients
-
-    def _pausing(self, action: Callable[[], object]) -> None:
-        began = time.perf_counter()
-        action()
-        self.meter.pause(time.perf_counter() - began)
 
     def _validate(self) -> None:
         """Nothing that goes wrong here ends the run."""
-        done = self.state.done
+        if self.validate is None:
+            return
         try:
-            if self.validate is not None:
-                with self.state.averaged():
-                    self.validate(done)
+            with self.state.averaged():
+                self.validate(self.state.done)
         except Interrupted:
-            logger.info("left the pictures of step %d out, to stop", done)
+            logger.info("left the pictures of step %d out, to stop", self.state.done)
         except Exception as error:
             self.failed_validations += 1
             reason = "".join(traceback.format_exception_only(error)).strip()
             message = "the pictures of step %d failed (%d so far), training goes on: %s"
-            logger.warning(message, done, self.failed_validations, reason)
+            logger.warning(message, self.state.done, self.failed_validations, reason)
 
     def _log(self) -> None:
-        sums = Sums.over_processes(gather_object([self.meter.take()]))
+        meter, self.meter = self.meter, Meter()
+        sums = Sums.over_processes(gather_object([meter.read()]))
         sums.check(newest_name(self.output))
         budget, done = self.photo_budget, self.state.done
         if budget is not None and budget.exceeded_by(sums.unreadable):  # the same in all processes: all stop together

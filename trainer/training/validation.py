@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy
 import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms.functional import resize, to_pil_image
+from torchvision.utils import make_grid
 
 from feedface_core import guidance
 from feedface_core.conditioning import Face
 from feedface_core.config import EncoderConfig
 
+from ..config import Config, ValidationSettings
 from ..data import randomness
 from ..data.dataset import FaceDataset, read_crop
 from ..errors import TrainerError
+from ..models.adapter import Models
 from ..models.frozen_model import Text
-from .adapter import Models
 from .sampling import sample
 from .stopping import Interrupted
-
-if TYPE_CHECKING:
-    from ..config import Config, ValidationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +72,8 @@ class Validation:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings, self.models, self.accelerator = config.validation, models, accelerator
-        self.interrupted = interrupted
+        self.interrupted, self.combination = interrupted, config.adapter.combination
         self.folder = Path(config.train.output) / "validation"
-        self.combination = config.adapter.combination
         size = self.settings.size or config.data.resolution
         self.shape = (1, *models.frozen.latent_shape(size, size))
         self.guidance = make_guidance(self.settings)
@@ -100,7 +98,7 @@ class Validation:
             sample(frozen, noise, text, self.guidance, shown, dropped, settings.steps, self._go_on)
             for shown in (None, face)
         ]
-        return [frozen.decode(own)[0].cpu() for own in latents]
+        return [frozen.decode(own)[0].float().cpu() for own in latents]
 
     def _go_on(self) -> None:
         if self.interrupted():
@@ -145,30 +143,25 @@ def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:
         raise TrainerError(f"validation.references: {path}: {error}") from error
 
 
-def draw_grid(lines: list[tuple[Tensor, list[Tensor]]], captions: list[str]) -> Image.Image:
+def draw_grid(lines: Sequence[tuple[Tensor, list[Tensor]]], captions: Sequence[str]) -> Image.Image:
     """Pictures in lines under their captions.
 
     Args:
         lines: the references ``(N, S, S, 3)`` in 0…1 and the pictures of each line, each ``(3, H, W)`` in −1…1.
         captions: of the columns, the references' first.
     """
-    height, side = lines[0][1][0].shape[1:]
-    cell, row = side + MARGIN, height + MARGIN
-    grid = Image.new("RGB", (len(captions) * cell + MARGIN, len(lines) * row + MARGIN + LINE), "white")
-    pen = ImageDraw.Draw(grid)
+    tiles = []
+    for crops, pictures in lines:
+        width = pictures[0].shape[-1] // len(crops)
+        small = resize(crops.movedim(-1, 1).float().cpu(), [width, width], antialias=True)  # (N, 3, width, width)
+        tile = torch.ones_like(pictures[0])
+        tile[:, :width, : width * len(crops)] = torch.cat([*small], dim=-1)  # side by side
+        tiles += [tile, *((picture + 1.0) / 2.0 for picture in pictures)]
+    grid = make_grid(torch.stack(tiles), nrow=len(captions), padding=MARGIN, pad_value=1.0).clamp(0.0, 1.0)
+    drawn = Image.new("RGB", (grid.shape[2], grid.shape[1] + LINE), "white")
+    drawn.paste(to_pil_image(grid), (0, LINE))
+    pen, side = ImageDraw.Draw(drawn), tiles[0].shape[-1]
     for column, caption in enumerate(captions):
         shown = caption.encode("latin-1", "replace").decode("latin-1")[: max(side // 6, 1)]
-        pen.text((MARGIN + column * cell, 2), shown, fill="black")
-    for number, (crops, pictures) in enumerate(lines):
-        top, width = LINE + MARGIN + number * row, side // len(crops)
-        for index, crop in enumerate(crops):  # side by side in one cell
-            tile = _to_image(crop.movedim(-1, 0) * 2.0 - 1.0).resize((width, width))
-            grid.paste(tile, (MARGIN + index * width, top))
-        for column, picture in enumerate(pictures, 1):
-            grid.paste(_to_image(picture), (MARGIN + column * cell, top))
-    return grid
-
-
-def _to_image(picture: Tensor) -> Image.Image:
-    values = ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(values.movedim(0, -1).cpu().numpy())
+        pen.text((MARGIN + column * (side + MARGIN), 2), shown, fill="black")
+    return drawn

@@ -240,7 +240,7 @@ def test_fingerprints_and_release(files, base):
         ({"stable_diffusion": None}, r"model\.stable_diffusion: .*autoencoder and text encoder"),
         ({"stable_diffusion": "absent"}, r"model\.stable_diffusion: "),
         ({"caption_decoder": "absent.pth"}, r"model\.caption_decoder: no file .*absent\.pth"),
-        ({"image_encoder": "{files}/plain_clip"}, r"is no CLIPModel with its projection: 1 weights are missing"),
+        ({"image_encoder": "{files}/plain_clip"}, r"is no CLIPVisionModelWithProjection: 1 weights are missing"),
         ({"base": "{files}/caption_decoder.pth"}, r"model\.base: .*this is UniDiffuser's caption decoder"),
         (
             {"base": "{files}/sd", "family": "unidiffuser"},

@@ -13,7 +13,7 @@ from feedface_core.conditioning import Face
 from trainer.data.batch import collate
 from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
-from trainer.training.adapter import load_models
+from trainer.models.adapter import load_models
 from trainer.training.step import AdapterStep, Plan, encode_batch
 
 
