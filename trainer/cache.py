@@ -31,9 +31,9 @@ from .data.feature_store import CacheError, FeatureStore, FileHashes
 from .data.features import KINDS, Keys, open_cache
 from .data.manifest import ManifestError, Record, read_manifest
 from .data.references import Reference, References
+from .errors import TrainerError
 from .models.face_encoder import EncoderError, FaceEncoder, load_face_encoder
 from .models.frozen_model import Base, BaseError, load_base
-from .settings import ConfigError, describe, load
 from .training.processes import process_timeout
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.cache",
         description="Compute the features of the frozen models once.",
-        epilog="settings:\n" + describe(Config),
+        epilog="settings:\n" + Config.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="the YAML file of the training")
@@ -294,8 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        make_cache(load(Config, options.config, options.settings), options.prune)
-    except (ConfigError, ManifestError, BaseError, EncoderError, CacheError) as error:
+        make_cache(Config.load(options.config, options.settings), options.prune)
+    except (TrainerError, ManifestError, BaseError, EncoderError, CacheError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

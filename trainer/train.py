@@ -27,7 +27,7 @@ from .data.batch import Batch
 from .data.dataset import DataError, FaceDataset, TensorShapes, make_loader
 from .data.manifest import ManifestError, Record, common_rule, read_manifest
 from .data.order import GlobalBatches
-from .settings import ConfigError, describe, load
+from .errors import TrainerError
 from .training.build import Parts, SetupError, build_parts
 from .training.checkpoint import CheckpointError, RunLock, RunLocked
 from .training.metrics import TrainingDiverged
@@ -41,7 +41,7 @@ logger = logging.getLogger("trainer")
 
 #: What goes wrong with the input; anything else is a defect and shows its traceback.
 EXPECTED = (
-    ConfigError,
+    TrainerError,
     SetupError,
     ManifestError,
     DataError,
@@ -56,12 +56,12 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration that a command line names.
 
     Raises:
-        ConfigError: see :func:`trainer.settings.load`.
+        TrainerError: see :meth:`Config.load`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
         description="Train a face adapter.",
-        epilog="settings:\n" + describe(Config),
+        epilog="settings:\n" + Config.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", dest="option", help="the YAML file, if it does not come first")
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         path = values.pop(0)
     if path is None:
         parser.error("give a configuration, such as trainer/configs/sd15.yaml")
-    return load(Config, path, values)
+    return Config.load(path, values)
 
 
 def be_deterministic(config: Config) -> None:

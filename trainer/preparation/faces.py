@@ -14,9 +14,9 @@ from torch.nn import functional
 from feedface_core.faces import FILL, DetectedFace, FaceError, clamp_square, load_detector, resample, square_box
 from trainer.preparation.masks import face_mask, load_parser
 
+from ..config.preparation import CropSettings, DetectSettings, FilterSettings, MaskSettings
 from ..data import pictures
 from .photo import Drop, Photo, Stage
-from .settings import CropSettings, DetectSettings, FilterSettings, MaskSettings
 
 SHARPNESS_SIDE = 48
 """Sharpness is judged at this size, which even a small face has: at its own, size and sharpness would mix."""
