@@ -35,7 +35,7 @@ from .errors import TrainerError
 from .preparation.captions import Caption
 from .preparation.faces import Crop, Detect, Filter, Mask, Read, Write
 from .preparation.identities import People, compares_faces, compile_pattern, identify
-from .preparation.inputs import InputError, find_photos
+from .preparation.inputs import find_photos
 from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
 from .preparation.recognisers import Recognise, Recogniser, load_recogniser
@@ -86,7 +86,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
     """Prepare the photos and return the summary.
 
     Raises:
-        InputError: no photos, a table that cannot be used, or an output folder that another run writes to.
+        TrainerError: no photos, a table that cannot be used, or an output folder that another run writes to.
         TrainerError, FaceError: settings that cannot be used, or a model that is missing.
     """
     if settings.identity.source == "pattern" or settings.identity.pattern is not None:
@@ -108,7 +108,7 @@ def _alone(output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"{output}: another trainer.prepare is writing to this folder") from error
+        raise TrainerError(f"{output}: another trainer.prepare is writing to this folder") from error
     try:
         yield
     finally:
@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = PrepareSettings.load(options.config, options.settings, photos=options.photos, output=options.output)
         summary = prepare(settings)
-    except (TrainerError, InputError, FaceError, OSError) as error:
+    except (TrainerError, FaceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(summary))

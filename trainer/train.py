@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import Config
 from .data.batch import Batch
-from .data.dataset import DataError, FaceDataset, TensorShapes, make_loader
-from .data.manifest import ManifestError, Record, common_rule, read_manifest
+from .data.dataset import FaceDataset, TensorShapes, make_loader
+from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
 from .errors import TrainerError
 from .training.build import Parts, SetupError, build_parts
@@ -40,16 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trainer")
 
 #: What goes wrong with the input; anything else is a defect and shows its traceback.
-EXPECTED = (
-    TrainerError,
-    SetupError,
-    ManifestError,
-    DataError,
-    CheckpointError,
-    RunLocked,
-    TrainingDiverged,
-    MainProcessFailed,
-)
+EXPECTED = (TrainerError, SetupError, CheckpointError, RunLocked, TrainingDiverged, MainProcessFailed)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -90,7 +81,7 @@ def read_records(config: Config) -> list[Record]:
     """The photos of the run.
 
     Raises:
-        ManifestError: photos that cannot be used.
+        TrainerError: photos that cannot be used.
     """
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:5]:
@@ -105,11 +96,11 @@ def make_batches(
     """The samples, and a function from the first step to the batches of this process.
 
     Raises:
-        CacheError: cached features that cannot be used.
+        TrainerError: cached features that cannot be used.
     """
     cache = None
     if config.data.cache is not None:
-        from .cache import open_cache
+        from .data.features import open_cache
 
         cache = open_cache(config, records, parts.base, parts.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(parts.base, config.data.resolution), cache)

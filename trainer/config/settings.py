@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from typing_extensions import Self
 
-from ..errors import TrainerError
+from ..errors import TrainerError, explain, first_of
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -61,9 +61,9 @@ class Settings(BaseSettings):
         try:
             return cls(yaml_file=path, **assigned | values)
         except ValidationError as error:
-            problems = [problem for problem in error.errors() if problem["type"] == "extra_forbidden"]
-            lines = [cls._explain(**problem) for problem in problems or error.errors()]
-            raise TrainerError("\n  ".join([f"{path or 'settings'}: cannot be used:", *lines])) from None
+            problems = error.errors()
+            unknown = [cls._unknown(problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
+            raise TrainerError(f"{path or 'settings'}:{first_of(unknown or [*map(explain, problems)])}") from None
 
     def to_json(self) -> str:
         """The settings, defaults included, as one JSON object."""
@@ -88,13 +88,8 @@ class Settings(BaseSettings):
         return "\n".join(" ".join(line.splitlines()) for line in lines)
 
     @classmethod
-    def _explain(cls, type: str, loc: tuple[str | int, ...], msg: str, input: Any, **_: Any) -> str:
-        """One problem that pydantic found: the setting, what is wrong, and what was found."""
-        name = ".".join(map(str, loc))
-        if type != "extra_forbidden":
-            found = "" if type in ("missing", "value_error") else f", found {input!r}"
-            return f"{name}: {msg.removeprefix('Value error, ')}{found}".removeprefix(": ")
-        known = [*cls.model_fields, *(full for full, _ in list_settings(cls))]
+    def _unknown(cls, loc: tuple[str | int, ...]) -> str:
+        name, known = ".".join(map(str, loc)), [*cls.model_fields, *(full for full, _ in list_settings(cls))]
         # The same name in another section, or one that is spelt alike.
         near = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
         near = near or difflib.get_close_matches(name, known, n=1)

@@ -22,7 +22,7 @@ from trainer.errors import TrainerError
 from trainer.preparation.captions import Caption
 from trainer.preparation.faces import Crop, Filter, Mask, sharpness
 from trainer.preparation.identities import cluster, compares_faces, identify, named_identity
-from trainer.preparation.inputs import InputError, find_photos
+from trainer.preparation.inputs import find_photos
 from trainer.preparation.photo import Photo
 from trainer.preparation.recognisers import Recognise, load_recogniser
 
@@ -46,7 +46,7 @@ def test_folders_globs_and_caption_files(tmp_path):
     photos, root = find_photos(str(tmp_path / "ann/*.png"))
     assert root == tmp_path / "ann" and [photo.id for photo in photos] == ["1.png"]
     (tmp_path / "ann/1.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="1.txt: the caption is not UTF-8"):
+    with pytest.raises(TrainerError, match="1.txt: the caption is not UTF-8"):
         find_photos(str(tmp_path))
 
 
