@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from feedface_core.errors import FeedFaceError
-from feedface_core.faces import FaceError
 
 from .config import Config, DataSettings
 from .data.features import FeatureCache, Features
@@ -73,7 +72,7 @@ class _Inputs(torch.utils.data.Dataset):
         key, item = self.wanted[number]
         try:
             return key, item, self.features.read(item), None
-        except (FaceError, OSError) as error:
+        except (FeedFaceError, OSError) as error:
             return key, item, None, str(error)
 
 

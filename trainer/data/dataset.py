@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FaceError
+from feedface_core.errors import FeedFaceError
 
 from ..errors import TrainerError
 from ..training.stopping import leave_signals_to_parent
@@ -201,7 +201,7 @@ class FaceDataset(torch.utils.data.Dataset):
 def _reading(record: Record) -> Iterator[None]:
     try:
         yield
-    except (FaceError, OSError) as error:
+    except (FeedFaceError, OSError) as error:
         raise _Unreadable(record.id, str(error)) from error
 
 
@@ -214,7 +214,7 @@ def read_picture(
         Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells.
 
     Raises:
-        FaceError: a photo or mask that cannot be read, or a mask of another shape than its photo.
+        TrainerError: a photo or mask that cannot be read, or a mask of another shape than its photo.
     """
     photo = open_photo(record.path)
     square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
@@ -229,7 +229,7 @@ def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_p
     """The face crop ``(size, size, 3)`` in 0…1: the one made in advance if it has that size, else cut anew.
 
     Raises:
-        FaceError: a file that cannot be read.
+        TrainerError: a file that cannot be read.
     """
     if record.crop_path is not None:
         crop = pictures.open_photo(record.crop_path)
@@ -248,7 +248,7 @@ def read_reference(
     """The face crop ``(size, size, 3)`` of a reference: the plain one, mirrored or not, or the augmented one.
 
     Raises:
-        FaceError: a file that cannot be read.
+        TrainerError: a file that cannot be read.
     """
     if augmentation is None:
         crop = read_crop(record, size, open_photo)

@@ -23,10 +23,11 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
 def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
     """The values of a log's lines that are wanted; the other lines are deleted from the file, in one piece.
 
-    A line that is no JSON, as a crash leaves it at the end, goes as well. Afterwards the file can be appended to.
+    A line that is no JSON, as a crash leaves it at the end, goes as well. Afterwards the file can be appended to. A
+    file that is not there has none.
     """
     kept, values, count = [], [], 0
-    for _, line in read_lines(path, errors="replace"):
+    for _, line in read_lines(path, errors="replace") if path.is_file() else ():
         count += 1
         try:
             value = json.loads(line)
@@ -35,7 +36,7 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
         if wanted(value):
             kept.append(line)
             values.append(value)
-    if len(kept) < count or not path.read_bytes().endswith(b"\n"):
+    if len(kept) < count or (kept and not path.read_bytes().endswith(b"\n")):
         with replacing(path) as partial:
             partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return values

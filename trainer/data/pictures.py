@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FILL, FaceError, image_from_pil, resample
+from feedface_core.faces import FILL, image_from_pil, resample
 from feedface_core.faces.box import Box
+
+from ..errors import TrainerError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +32,7 @@ def open_photo(path: str | Path) -> Image:
     """An upright RGB photo, as :func:`feedface_core.faces.load_image` reads it, but left in 8 bits.
 
     Raises:
-        FaceError: a file that is missing, no picture, or cut off.
+        TrainerError: a file that is missing, no picture, or cut off.
     """
     from PIL import Image, ImageOps
 
@@ -40,9 +42,9 @@ def open_photo(path: str | Path) -> Image:
                 return ImageOps.exif_transpose(file).convert("RGB")
             return to_picture(image_from_pil(file))
     except FileNotFoundError as error:
-        raise FaceError(f"{path}: no such file") from error
+        raise TrainerError(f"{path}: no such file") from error
     except Exception as error:  # the decoders of a dozen formats raise all kinds for broken files
-        raise FaceError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
+        raise TrainerError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
 
 
 def to_tensor(picture: Image) -> Tensor:
@@ -124,7 +126,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
         size: width and height of its upright photo, whose shape the mask must have.
 
     Raises:
-        FaceError: a file that is no picture, or of another shape than the photo.
+        TrainerError: a file that is no picture, or of another shape than the photo.
     """
     from PIL import Image
 
@@ -132,10 +134,10 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as file:
             values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
     except Exception as error:  # as above
-        raise FaceError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
+        raise TrainerError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
     height, width = values.shape
     if abs(width / height / (size[0] / size[1]) - 1) > MASK_SHAPE_TOLERANCE:
-        raise FaceError(
+        raise TrainerError(
             f"{path}: the mask is {width} × {height}, which is not the shape of its photo, {size[0]} × {size[1]}"
         )
     return torch.from_numpy((values > MASK_THRESHOLD).astype(np.float32))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from feedface_core.faces import DetectedFace, FaceError
+from feedface_core.errors import FeedFaceError
+from feedface_core.faces import DetectedFace
 
 from ..data.pictures import to_tensor
 
@@ -28,8 +28,7 @@ class Drop(Exception):
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason, self.detail = reason, detail
+        super().__init__(reason, detail)
 
 
 @dataclass
@@ -43,11 +42,11 @@ class Photo:
         row: columns of the manifest so far.
         reason, detail: why it was left out; an empty reason keeps it.
         picture: the upright photo, while it is worked on.
-        face: the face.
         faces: all faces found.
+        face: the one that is kept.
         crop: ``(S, S, 3)``.
         mask: ``(H, W)`` bool.
-        vector: identity vector, for clustering.
+        vector: identity vector, for clustering; empty for a face that was not found again.
     """
 
     id: str
@@ -65,6 +64,7 @@ class Photo:
 
     @property
     def kept(self) -> bool:
+        """Whether no stage has left it out."""
         return not self.reason
 
     @property
@@ -72,14 +72,8 @@ class Photo:
         """The photo as ``(H, W, 3)`` floats in 0…1, made anew: for a batch of large photos it would be gigabytes."""
         return to_tensor(self.picture)
 
-    def release(self) -> Photo:
-        """Forget the pixels."""
-        self.picture = self.crop = self.mask = self.face = None
-        self.faces = []
-        return self
 
-
-class Stage(ABC):
+class Stage:
     """One step of the preparation: ``stage(batch) -> batch``.
 
     A stage is made once a process and then called with one batch after the other, so models are loaded in
@@ -93,15 +87,15 @@ class Stage(ABC):
                 try:
                     self.process(photo)
                 except Drop as drop:
-                    photo.reason, photo.detail = drop.reason, drop.detail
-                except FaceError as error:
+                    photo.reason, photo.detail = drop.args
+                except FeedFaceError as error:
                     photo.reason, photo.detail = "unusable face", str(error)
         return batch
 
-    @abstractmethod
     def process(self, photo: Photo) -> None:
         """Work on one photo in place.
 
         Raises:
             Drop: if it is to be left out.
         """
+        raise NotImplementedError

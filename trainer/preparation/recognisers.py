@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,22 +12,8 @@ from feedface_core.faces import DetectedFace, DetectorUnavailable, find_insightf
 
 from ..config.preparation import DetectSettings, IdentitySettings
 from ..errors import TrainerError
+from .identities import compares_faces
 from .photo import Drop, Photo, Stage
-
-
-class Recogniser(Protocol):
-    """Face → vector; two photos of a person are closer than photos of two.
-
-    Attributes:
-        name: shown to the user.
-        distance: largest mean distance within one person.
-    """
-
-    name: str
-    distance: float
-
-    def vector(self, photo: Photo) -> np.ndarray | None:
-        """The vector of ``photo.face``, or None if it is not found again."""
 
 
 class InsightFaceRecogniser:
@@ -37,6 +21,7 @@ class InsightFaceRecogniser:
 
     name = "insightface"
     distance = 1.1
+    """Largest mean distance within one person."""
 
     def __init__(self, settings: DetectSettings) -> None:
         self.detector = load_detector(
@@ -48,11 +33,20 @@ class InsightFaceRecogniser:
         )
 
     def vector(self, photo: Photo) -> np.ndarray | None:
+        """The vector of ``photo.face``, or None if it is not found again."""
         found = [face for face in self.detector.detect(photo.image) if face.embedding is not None]
-        best = max(found, key=lambda face: _overlap(face, photo.face), default=None)
-        if best is None or _overlap(best, photo.face) < 0.3:
-            return None
-        return best.embedding.numpy()
+        overlap, best = max(
+            ((_overlap(face, photo.face), face) for face in found), key=lambda pair: pair[0], default=(0, None)
+        )
+        return best.embedding.numpy() if overlap >= 0.3 else None
+
+
+def _overlap(first: DetectedFace, second: DetectedFace) -> float:
+    """Intersection over union of two boxes."""
+    x0, y0 = max(first.box[0], second.box[0]), max(first.box[1], second.box[1])
+    x1, y1 = min(first.box[2], second.box[2]), min(first.box[3], second.box[3])
+    common = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
+    return common / (first.area + second.area - common)
 
 
 class DlibRecogniser:
@@ -76,11 +70,14 @@ class DlibRecogniser:
         self.network = dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
         self.rectangle = dlib.rectangle
 
-    def vector(self, photo: Photo) -> np.ndarray | None:
+    def vector(self, photo: Photo) -> np.ndarray:
+        """The vector of ``photo.face``."""
         pixels = (photo.image * 255).round().to(torch.uint8).numpy()
-        box = self.rectangle(*(round(value) for value in photo.face.box))
-        shape = self.landmarks(pixels, box)
+        shape = self.landmarks(pixels, self.rectangle(*map(round, photo.face.box)))
         return np.array(self.network.compute_face_descriptor(pixels, shape))
+
+
+Recogniser = InsightFaceRecogniser | DlibRecogniser
 
 
 def load_recogniser(settings: IdentitySettings, detect: DetectSettings) -> Recogniser:
@@ -106,29 +103,20 @@ def load_recogniser(settings: IdentitySettings, detect: DetectSettings) -> Recog
 
 
 class Recognise(Stage):
-    """Gives photos the vector of their face: ``photo.vector``, which stays empty for a face that is not found again.
+    """Gives photos whose faces are compared the vector of theirs; it stays empty for a face that is not found again.
 
     Args:
         recogniser: that looks at the faces.
-        wanted: which photos have to be looked at.
-        required: drop photos whose face is not recognised.
+        settings: say which faces are compared; to cluster them, all have to be recognised.
     """
 
-    def __init__(self, recogniser: Recogniser, wanted: Callable[[Photo], bool], required: bool) -> None:
-        self.recogniser, self.wanted, self.required = recogniser, wanted, required
+    def __init__(self, recogniser: Recogniser, settings: IdentitySettings) -> None:
+        self.recogniser, self.settings = recogniser, settings
 
     def process(self, photo: Photo) -> None:
-        if not self.wanted(photo):
+        if not compares_faces(photo, self.settings):
             return
         vector = self.recogniser.vector(photo)
-        if vector is None and self.required:
+        if vector is None and self.settings.source == "cluster":
             raise Drop("face not recognised", self.recogniser.name)
         photo.vector = [] if vector is None else [round(float(value), 6) for value in vector]
-
-
-def _overlap(first: DetectedFace, second: DetectedFace) -> float:
-    """Intersection over union of two boxes."""
-    x0, y0 = max(first.box[0], second.box[0]), max(first.box[1], second.box[1])
-    x1, y1 = min(first.box[2], second.box[2]), min(first.box[3], second.box[3])
-    common = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
-    return common / (first.area + second.area - common)

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from support.small_training import largest_difference, make_config, make_models, make_photos, run, weights
 
-from feedface_core.faces import FaceError
+from feedface_core.errors import FeedFaceError
 from trainer import train
 from trainer.data import pictures
 from trainer.data.batch import Batch
@@ -170,6 +170,6 @@ def test_whatever_is_wrong_with_a_file_it_is_an_error_of_the_picture(kind, tmp_p
         for read in (pictures.open_photo, lambda file: pictures.read_mask(file, (64, 48))):
             try:
                 read(path)
-            except FaceError:
+            except FeedFaceError:
                 failed += 1
     assert failed > 50

@@ -19,12 +19,11 @@ from trainer.config.preparation import (
     MaskSettings,
 )
 from trainer.errors import TrainerError
-from trainer.preparation.captions import Caption
-from trainer.preparation.faces import Crop, Filter, Mask, sharpness
 from trainer.preparation.identities import cluster, compares_faces, identify, named_identity
 from trainer.preparation.inputs import find_photos
 from trainer.preparation.photo import Photo
 from trainer.preparation.recognisers import Recognise, load_recogniser
+from trainer.preparation.stages import Caption, Crop, Filter, Mask, sharpness
 
 BOX = [50, 30, 110, 90]
 
@@ -135,10 +134,10 @@ def test_clustering_separates_people_and_numbers_them_by_size():
     who = ["bob", "ann", "ann", "carl", "ann", "bob"]
     ids = [f"{name}{place}" for place, name in enumerate(who)]
     vectors = [np.array(centres[name]) + random.normal(0, 0.05, 3) for name in who]
-    people = cluster(ids, vectors, 0.55)
+    people = cluster([Photo(id_, Path(id_), vector=own) for id_, own in zip(ids, vectors, strict=True)], 0.55)
     numbers = {"ann": "person-0001", "bob": "person-0002", "carl": "person-0003"}
     assert people == {id_: numbers[name] for id_, name in zip(ids, who, strict=True)}
-    assert cluster(["a"], [[1.0, 0.0]], 0.5) == {"a": "person-0001"}
+    assert cluster([Photo("a", Path("a"), vector=[1.0, 0.0])], 0.5) == {"a": "person-0001"}
 
 
 # --- stages ----------------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def test_parser_mask_is_recorded(monkeypatch):
             mask[half - 20 : half + 20, half - 10 : half + 10] = 1
             return mask
 
-    monkeypatch.setattr("trainer.preparation.faces.load_parser", lambda roots, device: Parser())
+    monkeypatch.setattr("trainer.preparation.stages.load_parser", lambda roots, device: Parser())
     photo = make_staged()
     points = torch.tensor([[65.0, 50], [95, 50], [80, 62], [70, 75], [90, 75]])
     photo.face = DetectedFace(tuple(BOX), landmarks=points)
@@ -271,8 +270,9 @@ def test_insightface_vector_is_that_of_the_face(monkeypatch):
             ]
 
     monkeypatch.setattr("trainer.preparation.recognisers.load_detector", lambda *_, **__: Detector())
-    recogniser = load_recogniser(IdentitySettings(source="cluster", recogniser="insightface"), DetectSettings())
-    stage = Recognise(recogniser, lambda photo: True, required=True)
+    clustered = IdentitySettings(source="cluster", recogniser="insightface")
+    recogniser = load_recogniser(clustered, DetectSettings())
+    stage = Recognise(recogniser, clustered)
     found, lost = make_staged(), make_staged()
     found.face, lost.face = DetectedFace(tuple(BOX)), DetectedFace((0, 0, 30, 30))
     stage([found, lost])
@@ -280,5 +280,6 @@ def test_insightface_vector_is_that_of_the_face(monkeypatch):
     assert lost.reason == "face not recognised" and lost.vector is None
     tolerated, unasked = make_staged(), make_staged()
     tolerated.face, unasked.face = DetectedFace((0, 0, 30, 30)), DetectedFace(tuple(BOX))
-    Recognise(recogniser, lambda photo: photo is not unasked, required=False)([tolerated, unasked])
+    tolerated.id = "ann/1.png"  # only in sub-folders are faces compared to say who it is
+    Recognise(recogniser, IdentitySettings())([tolerated, unasked])
     assert tolerated.kept and tolerated.vector == [] and unasked.vector is None
