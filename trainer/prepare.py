@@ -14,8 +14,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
 from .preparation.recognisers import Recognise, Recogniser, load_recogniser
 from .preparation.report import contact_sheet, summarise, table
-from .preparation.stages import Caption, Crop, Detect, Filter, Mask, Read, Write
+from .preparation.stages import Caption, FindFace, Mask, Write
 
 logger = logging.getLogger(__name__)
 
@@ -52,25 +53,22 @@ class Pipeline:
         settings: of the stages.
         root: folder that the table's paths are relative to.
         detect: False if every photo came with its box.
-        recogniser: for photos whose faces are compared; None compares none.
+        recognise: whether there are photos whose faces are compared.
 
     Raises:
         FeedFaceError: a detector, parser or model that is missing: before any photo is read.
     """
 
-    def __init__(
-        self, settings: PrepareSettings, root: Path, detect: bool = True, recogniser: Recogniser | None = None
-    ) -> None:
+    def __init__(self, settings: PrepareSettings, root: Path, detect: bool, recognise: bool) -> None:
         self.stages: list[Callable[[Batch], Batch]] = [
-            Read(),
-            Detect(settings.detect if detect else None),
-            Filter(settings.filter),
-            Crop(settings.crop),
+            FindFace(settings.detect if detect else None, settings.filter, settings.crop),
             Mask(settings.mask, root),
             Caption(settings.caption),
-            *([] if recogniser is None else [Recognise(recogniser, settings.identity)]),
             Write(Path(settings.output)),
         ]
+        if recognise:
+            recogniser = load_recogniser(settings.identity, settings.detect)
+            self.stages.insert(-1, Recognise(recogniser, settings.identity))
 
     def __call__(self, batch: Batch) -> Batch:
         for stage in self.stages:
@@ -104,7 +102,11 @@ def _prepare(
     settings: PrepareSettings, photos: list[Photo], root: Path, output: Path, progress: bool
 ) -> dict[str, Any]:
     recogniser, why_not = _recogniser(settings, photos)
-    journal = Journal(output, _stage_settings(settings), None if recogniser is None else recogniser.name)
+    # What the outcome of the stages depends on.
+    depends = settings.model_dump(include={"detect", "filter", "crop", "mask"})
+    depends["versions"] = [crops.VERSION, masks.VERSION, pictures.VERSION]
+    depends["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
+    journal = Journal(output, json.dumps(depends, sort_keys=True), recogniser and recogniser.name)
     wanted = "found" if settings.identity.source == "cluster" else "looked for"
 
     def done_before(photo: Photo) -> bool:
@@ -114,14 +116,17 @@ def _prepare(
     todo = [photo for photo in photos if not done_before(photo)]
     if len(todo) < len(photos):
         logger.info("%d of %d photos were done before", len(photos) - len(todo), len(photos))
-    done = {photo.id: photo for photo in _work(settings, root, todo, journal, recogniser, progress)}
+    done = {}
+    for photo in _work(settings, root, todo, recogniser is not None, progress):
+        journal.add(photo)
+        done[photo.id] = photo
     photos = [done.get(photo.id, photo) for photo in photos]
     for photo in photos:
-        if photo.kept:
-            _finish_caption(photo, settings.caption.missing == "drop")
+        _finish_caption(photo, required=settings.caption.missing == "drop")
     kept = [photo for photo in photos if photo.kept]
-    limit = None if recogniser is None else settings.identity.distance or recogniser.distance
-    people = identify(kept, settings.identity, limit, why_not)
+    people = identify(
+        kept, settings.identity, recogniser and (settings.identity.distance or recogniser.distance), why_not
+    )
     for photo in kept:
         row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people.names[photo.id]}
         photo.row = {name: row[name] for name in (*_COLUMNS, *(name for name in row if name not in _COLUMNS))}
@@ -152,60 +157,34 @@ def _recogniser(settings: PrepareSettings, photos: Sequence[Photo]) -> tuple[Rec
         return None, str(error)
 
 
-def _stage_settings(settings: PrepareSettings) -> str:
-    """What the outcome of the stages depends on."""
-    stages = settings.model_dump(include={"detect", "filter", "crop", "mask"})
-    stages["versions"] = [crops.VERSION, masks.VERSION, pictures.VERSION]
-    stages["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
-    return json.dumps(stages, sort_keys=True)
-
-
 def _work(
-    settings: PrepareSettings,
-    root: Path,
-    todo: Sequence[Photo],
-    journal: Journal,
-    recogniser: Recogniser | None,
-    progress: bool,
+    settings: PrepareSettings, root: Path, todo: Sequence[Photo], recognise: bool, progress: bool
 ) -> Iterator[Photo]:
-    """The photos, worked on and noted in the journal."""
+    """The photos through the pipeline, here or in other processes, in their order."""
     from tqdm import tqdm
 
     if not todo:
         return
-    size, detect = settings.batch_size, any("bbox" not in photo.given for photo in todo)
+    size = settings.batch_size
     batches = [list(todo[start : start + size]) for start in range(0, len(todo), size)]
-    with tqdm(total=len(todo), unit="photo", disable=None if progress else True) as bar:
-        for batch in _run(settings, root, detect, recogniser, batches):
-            for photo in batch:
-                journal.add(photo)
-                yield photo
+    arguments = settings, root, any("bbox" not in photo.given for photo in todo), recognise
+    pipeline = Pipeline(*arguments)  # in any case: an error elsewhere would have no message
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(todo), unit="photo", disable=None if progress else True))
+        results = map(pipeline, batches)
+        if settings.workers:
+            # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
+            pool = ProcessPoolExecutor(settings.workers, get_context("spawn"), _start_worker, arguments)
+            results = stack.enter_context(pool).map(_work_on, batches)
+        for batch in results:
+            yield from batch
             bar.update(len(batch))
 
 
-def _run(
-    settings: PrepareSettings, root: Path, detect: bool, recogniser: Recogniser | None, batches: Iterable[Batch]
-) -> Iterator[Batch]:
-    """The batches through the pipeline, here or in other processes, in their order."""
-    pipeline = Pipeline(settings, root, detect, recogniser)  # in any case: an error elsewhere would have no message
-    if settings.workers == 0:
-        yield from map(pipeline, batches)
-        return
-    # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
-    context = get_context("spawn")
-    arguments = (settings, root, detect, recogniser is not None)
-    with ProcessPoolExecutor(settings.workers, context, _start_worker, arguments) as pool:
-        yield from pool.map(_work_on, batches)
-
-
-_pipeline: Pipeline | None = None
-
-
-def _start_worker(settings: PrepareSettings, root: Path, detect: bool, recognise: bool) -> None:
+def _start_worker(*arguments: Any) -> None:
     global _pipeline
     torch.set_num_threads(1)
-    recogniser = load_recogniser(settings.identity, settings.detect) if recognise else None
-    _pipeline = Pipeline(settings, root, detect, recogniser)
+    _pipeline = Pipeline(*arguments)
 
 
 def _work_on(batch: Batch) -> Batch:
@@ -217,7 +196,7 @@ def _finish_caption(photo: Photo, required: bool) -> None:
     if caption := photo.given.get("caption"):
         photo.row["caption"] = caption
         photo.row.pop("captioned_by", None)
-    elif not photo.row.get("caption"):
+    elif photo.kept and not photo.row.get("caption"):
         photo.row["caption"], photo.reason = "", "no caption" if required else ""
 
 

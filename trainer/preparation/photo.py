@@ -20,15 +20,8 @@ Batch = list["Photo"]
 
 
 class Drop(Exception):
-    """Raised by a stage: this photo is left out.
-
-    Args:
-        reason: a few words, the same for all photos with this problem: they are counted.
-        detail: what was found in this one.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
+    """This photo is left out. Arguments: a few words, the same for all photos with this problem, since they are
+    counted; and what was found in this one."""
 
 
 @dataclass
@@ -41,12 +34,11 @@ class Photo:
         given: columns of the table or of files beside the photo (caption, identity, bbox, mask_path).
         row: columns of the manifest so far.
         reason, detail: why it was left out; an empty reason keeps it.
-        picture: the upright photo, while it is worked on.
-        faces: all faces found.
-        face: the one that is kept.
+        vector: identity vector, where faces are compared; empty for a face that was not found again.
+        picture: the upright photo. This and what follows is there while the photo is worked on.
+        face: the one face.
         crop: ``(S, S, 3)``.
         mask: ``(H, W)`` bool.
-        vector: identity vector, for clustering; empty for a face that was not found again.
     """
 
     id: str
@@ -55,12 +47,11 @@ class Photo:
     row: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     detail: str = ""
+    vector: list[float] | None = None
     picture: Image | None = None
-    faces: list[DetectedFace] = field(default_factory=list)
     face: DetectedFace | None = None
     crop: Tensor | None = None
     mask: Tensor | None = None
-    vector: list[float] | None = None
 
     @property
     def kept(self) -> bool:
@@ -81,7 +72,7 @@ class Stage:
     """
 
     def __call__(self, batch: Batch) -> Batch:
-        """Work on the photos that are still kept; those a stage raises :class:`Drop` for are marked."""
+        """Work on the photos that are still kept; those that cannot be used are marked with the reason."""
         for photo in batch:
             if photo.kept:
                 try:
@@ -93,9 +84,5 @@ class Stage:
         return batch
 
     def process(self, photo: Photo) -> None:
-        """Work on one photo in place.
-
-        Raises:
-            Drop: if it is to be left out.
-        """
+        """Work on one photo in place. Raises :class:`Drop` if it is to be left out."""
         raise NotImplementedError

@@ -19,30 +19,20 @@ from .photo import Photo
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CELL = 192
-LINE = 14
-COLUMNS = 4
+CELL, LINE, COLUMNS = 192, 14, 4
 AROUND = 3.0
 """The sheet shows the square of so many times the face crop: room for the hair."""
-KEPT, DROPPED, PAPER = (30, 30, 30), (190, 30, 30), (255, 255, 255)
-TINT = (60, 200, 120)
-TITLES = {
-    "dropped": "dropped",
-    "detectors": "detector",
-    "masks": "mask",
-    "captions": "caption",
-    "identities_from": "identity",
-}
+KEPT, DROPPED, PAPER, TINT = (30, 30, 30), (190, 30, 30), (255, 255, 255), (60, 200, 120)
 
 
 def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) -> dict[str, Any]:
     """Counts of photos by what became of them, and sentences that the user should read."""
     kept = [photo.row for photo in photos if photo.kept]
-    members: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    hashes: dict[str, list[tuple[int, int]]] = defaultdict(list)  # of each person's photos and crops
     for row in kept:
-        if row.get("identity"):
-            members[row["identity"]].append(row)
-    sizes = sorted(len(own) for own in members.values())
+        if row["identity"]:
+            hashes[row["identity"]].append((int(row["photo_hash"], 16), int(row["crop_hash"], 16)))
+    sizes = sorted(map(len, hashes.values()))
 
     def count(values: Iterable[str]) -> dict[str, int]:
         return dict(Counter(values).most_common())
@@ -56,16 +46,13 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
         "captions": count(
             "model" if row.get("captioned_by") else "given" if row["caption"] else "none" for row in kept
         ),
-        "identities": len(members),
+        "identities": len(hashes),
         "identities_from": dict(people.origins.most_common()),
         "photos_per_identity": [sizes[0], median(sizes), sizes[-1]] if sizes else [],
         "without_other_photo": len(kept) - sum(size for size in sizes if size > 1),
         "near_duplicate_pairs": sum(
-            any(
-                pictures.hash_distance(int(first[name], 16), int(second[name], 16)) <= duplicate_distance
-                for name in ("photo_hash", "crop_hash")
-            )
-            for own in members.values()
+            any(pictures.hash_distance(*pair) <= duplicate_distance for pair in zip(first, second, strict=True))
+            for own in hashes.values()
             for first, second in combinations(own, 2)
         ),
         "notes": people.notes,
@@ -74,17 +61,17 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
 
 def table(summary: dict[str, Any]) -> str:
     """The summary as aligned lines, and its notes."""
-    lines = [("photos", summary["photos"]), ("kept", summary["kept"])]
-    for name, title in TITLES.items():
-        lines += [(f"{title}: {key}", count) for key, count in summary[name].items()]
-    lines.append(("identities", summary["identities"]))
-    if summary["photos_per_identity"]:
-        low, middle, high = summary["photos_per_identity"]
-        lines.append(("photos an identity (least, median, most)", f"{low}, {middle:g}, {high}"))
-    lines.append(("without another photo of the person", summary["without_other_photo"]))
-    lines.append(("pairs of near-duplicates", summary["near_duplicate_pairs"]))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines), *summary["notes"]])
+    lines = {}
+    for name, value in summary.items():
+        title = name.replace("_", " ")
+        if isinstance(value, dict):
+            lines |= {f"{title}: {key}": count for key, count in value.items()}
+        elif name == "photos_per_identity":
+            lines["photos an identity (least, median, most)"] = ", ".join(f"{count:g}" for count in value) or "none"
+        elif name != "notes":
+            lines[title] = value
+    width = max(map(len, lines))
+    return "\n".join([*(f"{title:<{width}}  {value}" for title, value in lines.items()), *summary["notes"]])
 
 
 def contact_sheet(photos: Sequence[Photo], output: Path, most: int) -> Path:

@@ -1,8 +1,9 @@
-"""The stages: read, detect, filter, crop, mask, caption, write. Who is in the photo: :mod:`.recognisers`."""
+"""The stages: face and crop, mask, caption, writing. Who is in the photo is found by :mod:`.recognisers`."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -25,34 +26,20 @@ SHARPNESS_SIDE = 48
 DEFAULT_PROMPT = "Describe this photo in one sentence."
 
 
-class Read(Stage):
-    """Opens the photo, upright, and notes its size and perceptual hash."""
-
-    def process(self, photo: Photo) -> None:
-        if not photo.path.is_file():
-            raise Drop("missing file", str(photo.path))
-        if photo.path.stat().st_size == 0:
-            raise Drop("empty file")
-        try:
-            photo.picture = pictures.open_photo(photo.path)
-        except (FeedFaceError, MemoryError) as error:
-            raise Drop("unreadable photo", str(error).removeprefix(f"{photo.path}: ")) from error
-        photo.row["width"], photo.row["height"] = photo.picture.size
-        photo.row["photo_hash"] = f"{pictures.perceptual_hash(photo.picture):016x}"
-
-
-class Detect(Stage):
-    """Finds the faces, or takes the box that came with the photo.
+class FindFace(Stage):
+    """Opens a photo upright, finds its one recognisable face, and cuts the square around it.
 
     Args:
         settings: of the detector; None if every photo comes with its box.
+        keep: which photos are kept.
+        crop: how the square is cut.
 
     Raises:
         FeedFaceError: a detector that is not there.
     """
 
-    def __init__(self, settings: DetectSettings | None) -> None:
-        self.detector = None
+    def __init__(self, settings: DetectSettings | None, keep: FilterSettings, crop: CropSettings) -> None:
+        self.keep, self.crop, self.detector = keep, crop, None
         if settings is not None:
             self.detector = load_detector(
                 settings.detector,
@@ -63,52 +50,60 @@ class Detect(Stage):
             )
 
     def process(self, photo: Photo) -> None:
+        open_photo(photo)
         box = photo.given.get("bbox")
         try:
-            photo.faces = self.detector.detect(photo.image) if box is None else [DetectedFace(box, source="given")]
+            faces = self.detector.detect(photo.image) if box is None else [DetectedFace(box, source="given")]
         except FeedFaceError as error:
             raise Drop("unreadable photo" if box is None else "bad face box", str(error)) from error
+        choose_face(photo, faces, self.keep)
+        cut_crop(photo, self.crop)
 
 
-class Filter(Stage):
-    """Keeps photos with exactly one recognisable face that is large and sharp enough.
+def open_photo(photo: Photo) -> None:
+    """Fills ``picture``, and the columns of its size and perceptual hash."""
+    if not photo.path.is_file():
+        raise Drop("missing file", str(photo.path))
+    if photo.path.stat().st_size == 0:
+        raise Drop("empty file", "")
+    try:
+        photo.picture = pictures.open_photo(photo.path)
+    except (FeedFaceError, MemoryError) as error:
+        raise Drop("unreadable photo", str(error).removeprefix(f"{photo.path}: ")) from error
+    photo.row["width"], photo.row["height"] = photo.picture.size
+    photo.row["photo_hash"] = f"{pictures.perceptual_hash(photo.picture):016x}"
 
-    Sharpness is the variance of the Laplacian over that of the grey values, of the face at 48 pixels. Portraits have
-    0.2 to 0.7; blurred by a hundredth of the face's size 0.1 to 0.3, by a fiftieth 0.03 to 0.1.
-    """
 
-    def __init__(self, settings: FilterSettings) -> None:
-        self.settings = settings
-
-    def process(self, photo: Photo) -> None:
-        if not photo.faces:
-            raise Drop("no face")
-        face, *others = sorted(photo.faces, key=lambda face: -face.size)
-        others = [other for other in others if other.size >= self.settings.ignore_below * face.size]
-        if others:
-            sizes = ", ".join(f"{face.size:.0f}" for face in (face, *others))
-            raise Drop("several faces", f"{len(others) + 1}, of {sizes} pixels")
-        if face.size < self.settings.minimum_face:
-            raise Drop("small face", f"{face.size:.0f} pixels, wanted {self.settings.minimum_face}")
-        x0, y0, x1, y1 = face.box
-        if x1 <= 0 or y1 <= 0 or x0 >= photo.row["width"] or y0 >= photo.row["height"]:
-            raise Drop("bad face box", f"{face.box} lies outside the photo")
-        value = sharpness(resample(photo.image, face.box, SHARPNESS_SIDE, SHARPNESS_SIDE))
-        if value < self.settings.minimum_sharpness:
-            raise Drop("blurred face", f"sharpness {value:.3f}, wanted {self.settings.minimum_sharpness:g}")
-        photo.face = face
-        photo.row |= {
-            "bbox": [round(value, 2) for value in face.box],
-            "detector": face.source,
-            "confidence": round(face.confidence, 4),
-            "sharpness": round(value, 3),
-        }
+def choose_face(photo: Photo, faces: Sequence[DetectedFace], settings: FilterSettings) -> None:
+    """Fills ``face`` if there is exactly one recognisable face that is large and sharp enough."""
+    if not faces:
+        raise Drop("no face", "")
+    face, *others = sorted(faces, key=lambda face: -face.size)
+    sizes = [f"{one.size:.0f}" for one in (face, *others) if one.size >= settings.ignore_below * face.size]
+    if len(sizes) > 1:
+        raise Drop("several faces", f"{len(sizes)}, of {', '.join(sizes)} pixels")
+    if face.size < settings.minimum_face:
+        raise Drop("small face", f"{face.size:.0f} pixels, wanted {settings.minimum_face}")
+    x0, y0, x1, y1 = face.box
+    if x1 <= 0 or y1 <= 0 or x0 >= photo.row["width"] or y0 >= photo.row["height"]:
+        raise Drop("bad face box", f"{face.box} lies outside the photo")
+    value = sharpness(resample(photo.image, face.box, SHARPNESS_SIDE, SHARPNESS_SIDE))
+    if value < settings.minimum_sharpness:
+        raise Drop("blurred face", f"sharpness {value:.3f}, wanted {settings.minimum_sharpness:g}")
+    photo.face = face
+    photo.row |= {
+        "bbox": [round(value, 2) for value in face.box],
+        "detector": face.source,
+        "confidence": round(face.confidence, 4),
+        "sharpness": round(value, 3),
+    }
 
 
 def sharpness(image: Tensor) -> float:
     """Variance of the Laplacian over the variance of the grey values, of ``(H, W, 3)`` in 0…1.
 
-    Without the second, a face in the dark would count as blurred.
+    Without the second, a face in the dark would count as blurred. Portraits at 48 pixels have 0.2 to 0.7; blurred by a
+    hundredth of the face's size 0.1 to 0.3, by a fiftieth 0.03 to 0.1.
     """
     grey = 255 * (image @ torch.tensor([0.299, 0.587, 0.114]))  # (H, W)
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -116,24 +111,19 @@ def sharpness(image: Tensor) -> float:
     return (edges.var() / (grey.var() + 1.0)).item()
 
 
-class Crop(Stage):
-    """Cuts the square around the face."""
-
-    def __init__(self, settings: CropSettings) -> None:
-        self.settings = settings
-
-    def process(self, photo: Photo) -> None:
-        square = square_box(photo.face.box, self.settings.scale)
-        if self.settings.border == "clamp":
-            square = clamp_square(square, *photo.picture.size)
-        photo.crop = resample(photo.image, square, self.settings.size, self.settings.size)
-        photo.row |= {
-            "square_bbox": [round(value, 2) for value in square],
-            "crop_scale": self.settings.scale,
-            "crop_border": self.settings.border,
-            "crop_fill": FILL,
-            "crop_hash": f"{pictures.perceptual_hash(pictures.to_picture(photo.crop)):016x}",
-        }
+def cut_crop(photo: Photo, settings: CropSettings) -> None:
+    """Fills ``crop`` with the square around the face, and the columns that say how it was cut."""
+    square = square_box(photo.face.box, settings.scale)
+    if settings.border == "clamp":
+        square = clamp_square(square, *photo.picture.size)
+    photo.crop = resample(photo.image, square, settings.size, settings.size)
+    photo.row |= {
+        "square_bbox": [round(value, 2) for value in square],
+        "crop_scale": settings.scale,
+        "crop_border": settings.border,
+        "crop_fill": FILL,
+        "crop_hash": f"{pictures.perceptual_hash(pictures.to_picture(photo.crop)):016x}",
+    }
 
 
 class Mask(Stage):
@@ -168,10 +158,9 @@ class Mask(Stage):
             raise Drop("unreadable mask" if given else "no mask", str(error)) from error
         photo.mask = mask > 0.5
         covered = photo.mask.float().mean().item()
-        if covered == 0.0:
-            raise Drop("empty mask", "no pixel belongs to the face")
-        if covered == 1.0:
-            raise Drop("full mask", "every pixel belongs to the face")
+        if covered in (0.0, 1.0):
+            kind, which = ("full", "every") if covered else ("empty", "no")
+            raise Drop(f"{kind} mask", f"{which} pixel belongs to the face")
         photo.row |= {"mask_kind": kind, "mask_area": round(covered, 4)}
 
 
@@ -234,8 +223,7 @@ class Write(Stage):
 
     def __call__(self, batch: Batch) -> Batch:
         for photo in super().__call__(batch):
-            photo.picture = photo.crop = photo.mask = photo.face = None
-            photo.faces = []
+            photo.picture = photo.face = photo.crop = photo.mask = None
         return batch
 
     def process(self, photo: Photo) -> None:

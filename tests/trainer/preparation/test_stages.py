@@ -21,9 +21,9 @@ from trainer.config.preparation import (
 from trainer.errors import TrainerError
 from trainer.preparation.identities import cluster, compares_faces, identify, named_identity
 from trainer.preparation.inputs import find_photos
-from trainer.preparation.photo import Photo
+from trainer.preparation.photo import Drop, Photo
 from trainer.preparation.recognisers import Recognise, load_recogniser
-from trainer.preparation.stages import Caption, Crop, Filter, Mask, sharpness
+from trainer.preparation.stages import Caption, Mask, choose_face, cut_crop, sharpness
 
 BOX = [50, 30, 110, 90]
 
@@ -143,22 +143,33 @@ def test_clustering_separates_people_and_numbers_them_by_size():
 # --- stages ----------------------------------------------------------------------------------------------
 
 
-def make_staged(size=(160, 120), faces=(BOX,), seed=0) -> Photo:
+def make_staged(size=(160, 120), box=BOX, seed=0) -> Photo:
     values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
     photo = Photo("a", Path("a"), picture=Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
     photo.row = {"width": size[0], "height": size[1]}
-    photo.faces = [DetectedFace(tuple(box)) for box in faces]
+    photo.face = DetectedFace(tuple(box))
     return photo
 
 
-def test_exactly_one_recognisable_face():
-    keep = Filter(FilterSettings())
-    reasons = {}
-    for name, faces in {"none": (), "two": (BOX, [0, 0, 50, 50]), "background": (BOX, [0, 0, 20, 20])}.items():
-        reasons[name] = keep([make_staged(faces=faces)])[0]
-    assert reasons["none"].reason == "no face"
-    assert (reasons["two"].reason, reasons["two"].detail) == ("several faces", "2, of 60, 50 pixels")
-    assert reasons["background"].kept and reasons["background"].row["bbox"] == BOX
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ((), ("no face", "")),
+        ((BOX, [0, 0, 50, 50]), ("several faces", "2, of 60, 50 pixels")),
+        (([50, 30, 80, 60],), ("small face", "30 pixels, wanted 48")),
+    ],
+)
+def test_exactly_one_recognisable_face(boxes, expected):
+    with pytest.raises(Drop) as drop:
+        choose_face(make_staged(), [DetectedFace(tuple(box)) for box in boxes], FilterSettings())
+    assert drop.value.args == expected
+
+
+def test_small_faces_are_background():
+    photo = make_staged()
+    photo.face = None
+    choose_face(photo, [DetectedFace((0, 0, 20, 20)), DetectedFace(tuple(BOX))], FilterSettings())
+    assert photo.face.box == tuple(BOX) and photo.row["bbox"] == BOX
 
 
 def test_sharpness_neither_depends_on_light_nor_on_size():
@@ -192,9 +203,8 @@ def test_square_clamped_to_the_photo(square, expected):
 def test_crop_at_the_border_is_padded_or_clamped():
     photos = {}
     for border in ("pad", "clamp"):
-        photo = make_staged(faces=([-10, 30, 50, 90],))
-        photo.face = photo.faces[0]
-        photos[border] = Crop(CropSettings(border=border, size=66))([photo])[0]
+        photos[border] = make_staged(box=[-10, 30, 50, 90])
+        cut_crop(photos[border], CropSettings(border=border, size=66))
     assert photos["pad"].row["square_bbox"] == [-13.0, 27.0, 53.0, 93.0]
     assert photos["clamp"].row["square_bbox"] == [0.0, 27.0, 66.0, 93.0]
     assert (photos["pad"].crop[:, :10] - 0.5).abs().max() < 1e-5  # grey past the border
