@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from feedface_core.errors import FeedFaceError
 
-from .config import Config, DataSettings
+from .config import Config
 from .data.features import FeatureCache, Features
 from .data.manifest import read_manifest
 from .errors import TrainerError, first_of
@@ -51,25 +50,18 @@ class CacheSummary:
     full_masks: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def note_mask(self, name: str, mask: Tensor) -> None:
-        """Count a photo's mask in if there is nothing outside or inside of it."""
-        if mask.max() == 0:
-            self.empty_masks.append(name)
-        elif mask.min() == 1:
-            self.full_masks.append(name)
-
 
 class _Inputs(torch.utils.data.Dataset):
-    """What is to be encoded, with key, item, and None or why it cannot be read."""
+    """Key, item, what is to be encoded, and None or why it cannot be read."""
 
-    def __init__(self, features: Features, wanted: Mapping[str, Any]) -> None:
-        self.features, self.wanted = features, list(wanted.items())
+    def __init__(self, features: Features, items: Mapping[str, Any]) -> None:
+        self.features, self.items = features, list(items.items())
 
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.items)
 
     def __getitem__(self, number: int) -> tuple[str, Any, Any, str | None]:
-        key, item = self.wanted[number]
+        key, item = self.items[number]
         try:
             return key, item, self.features.read(item), None
         except (FeedFaceError, OSError) as error:
@@ -78,7 +70,7 @@ class _Inputs(torch.utils.data.Dataset):
 
 def fill_cache(
     cache: FeatureCache,
-    data: DataSettings,
+    config: Config,
     base: Base,
     encoder: FaceEncoder,
     process: int = 0,
@@ -89,7 +81,7 @@ def fill_cache(
 
     Args:
         cache: of the run.
-        data: how many are encoded at once, and read by how many loader processes.
+        config: says how many are encoded at once, and how many loader processes read.
         base: with its autoencoder and text encoder.
         encoder: of the faces.
         process, processes: this one computes its share of the features.
@@ -101,30 +93,29 @@ def fill_cache(
 
     if process == 0:
         cache.hashes.save()
-    summary = CacheSummary()
-    for kind, features in cache.features.items():
-        missing, store = cache.missing(kind), cache.stores[kind]
+    summary, data = CacheSummary(), config.data
+    for kind, features in cache.items():
+        missing = features.missing()
         summary.computed[kind] = len(missing)
         summary.found[kind] = len(set(features.keys.values())) - len(missing)
         # By the key itself: processes that start at different times see different features missing.
         mine = {key: item for key, item in missing.items() if int(key[:8], 16) % processes == process}
-        loader = torch.utils.data.DataLoader(
-            _Inputs(features, mine),
-            data.cache_batch,
-            num_workers=data.workers if mine and kind != "text" else 0,
-            collate_fn=list,
-        )
+        workers = data.workers if mine and kind != "text" else 0
+        inputs = _Inputs(features, mine)
+        loader = torch.utils.data.DataLoader(inputs, data.cache_batch, num_workers=workers, collate_fn=list)
         with tqdm(total=len(mine), desc=kind, disable=None if progress and mine else True) as bar:
             for batch in loader:
-                sound = [entry for entry in batch if entry[-1] is None]
-                encoded = features.encode([content for _, _, content, _ in sound], base, encoder) if sound else []
-                for (key, item, *_), tensors in zip(sound, encoded, strict=True):
-                    store.add(key, tensors)
-                    if kind == "picture" and not item[1]:
-                        summary.note_mask(features.name(item), tensors["mask"])
                 summary.unreadable |= {features.name(item): reason for _, item, _, reason in batch if reason}
+                sound = [(key, item, content) for key, item, content, reason in batch if reason is None]
+                encoded = features.encode([content for *_, content in sound], base, encoder) if sound else []
+                for (key, item, _), tensors in zip(sound, encoded, strict=True):
+                    features.add(key, tensors)
+                    if kind == "picture" and not item[1] and tensors["mask"].max() == 0:
+                        summary.empty_masks.append(features.name(item))
+                    elif kind == "picture" and not item[1] and tensors["mask"].min() == 1:
+                        summary.full_masks.append(features.name(item))
                 bar.update(len(batch))
-        store.flush()
+        features.flush()
     return summary
 
 
@@ -149,10 +140,12 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     cache = FeatureCache(config, records, base, encoder)
     state.wait_for_everyone()
     share = state.process_index, state.num_processes
-    summary = fill_cache(cache, config.data, base, encoder, *share, progress and state.is_main_process)
+    summary = fill_cache(cache, config, base, encoder, *share, progress and state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        stale = cache.stale()
+        for features in cache.values():
+            features.read_index()  # other processes have written since
+        stale = [path for features in cache.values() for path in features.unused()]
         while prune and stale:
             stale.pop().unlink(missing_ok=True)
         print(report(summary, cache.folder, stale))

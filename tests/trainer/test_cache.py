@@ -43,7 +43,7 @@ def parts(models):
 
 def make(config, records, base, encoder, process=0, processes=1):
     cache = FeatureCache(config, records, base, encoder)
-    return fill_cache(cache, config.data, base, encoder, process, processes, progress=False)
+    return fill_cache(cache, config, base, encoder, process, processes, progress=False)
 
 
 class Run:
@@ -198,9 +198,9 @@ def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
     assert "picture" not in str(error.value) and "face" not in str(error.value)
     summary = make(config, run.records(), other, run.encoder)
     assert summary.computed == {"picture": 0, "text": 3, "face": 0}
-    found = open_cache(config, run.records(), other, run.encoder).text(run.records()[0].caption)["states"]
+    found = open_cache(config, run.records(), other, run.encoder)["text"].get(run.records()[0].caption)["states"]
     assert torch.equal(found, other.encode_text([run.records()[0].caption])["states"][0])
-    assert not torch.equal(found, run.open().text(run.records()[0].caption)["states"])
+    assert not torch.equal(found, run.open()["text"].get(run.records()[0].caption)["states"])
 
 
 @pytest.mark.parametrize(("module", "kind", "other"), [(pictures, "picture", "face"), (crops, "face", "picture")])
@@ -243,7 +243,7 @@ def test_shard_that_vanishes_during_training_is_named(run):
     shard = next(run.cache.glob("face-*.safetensors"))
     shard.unlink()
     with pytest.raises(TrainerError, match=shard.name):
-        cache.hidden(Reference(0))
+        cache["face"].get(Reference(0))
 
 
 def test_killed_run_keeps_its_whole_shards(run, monkeypatch):
@@ -266,8 +266,10 @@ def test_killed_run_keeps_its_whole_shards(run, monkeypatch):
 def test_processes_make_a_part_each(run):
     caches = [FeatureCache(run.config(), run.records(), run.base, run.encoder) for _ in range(2)]
     for process, cache in enumerate(caches):
-        fill_cache(cache, run.config().data, run.base, run.encoder, process, 2, progress=False)
-    assert caches[0].stale() == []  # the first knows of what the second wrote after it
+        fill_cache(cache, run.config(), run.base, run.encoder, process, 2, progress=False)
+    for features in caches[0].values():  # the first knows of what the second wrote after it
+        features.read_index()
+        assert features.shards and features.unused() == []
     for path in run.cache.glob("*.safetensors"):
         path.unlink()
     missing = [run.make(process, 2).computed["picture"] for process in (1, 0)]
@@ -299,10 +301,10 @@ def test_unreadable_photos_are_listed_after_everything_else_is_done(run):
 
 def test_features_go_to_workers_that_are_spawned(run):
     run.make()
-    cache = run.open()
-    cache.moments(0, False)
-    again = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(again.moments(1, True)[0], cache.moments(1, True)[0])
+    features = run.open()["picture"]
+    features.get((0, False))
+    again = pickle.loads(pickle.dumps(features))
+    assert torch.equal(again.get((1, True))["moments"], features.get((1, True))["moments"])
 
 
 def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
@@ -317,10 +319,10 @@ def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
         summary = make(config, run.records(), base, encoder)
     assert summary.computed == {"picture": 0, "text": 3, "face": 0}  # the encoders are the same ones
     found = open_cache(config, run.records(), base, encoder)
-    assert torch.equal(found.moments(0, True)[0], exact.moments(0, True)[0])
-    assert torch.equal(found.hidden(Reference(0, True)), exact.hidden(Reference(0, True)))
+    assert torch.equal(found["picture"].get((0, True))["moments"], exact["picture"].get((0, True))["moments"])
+    assert torch.equal(found["face"].get(Reference(0, True))["hidden"], exact["face"].get(Reference(0, True))["hidden"])
     caption = run.records()[0].caption
-    text, wide = found.text(caption)["states"], exact.text(caption)["states"]
+    text, wide = (cache["text"].get(caption)["states"] for cache in (found, exact))
     assert text.dtype == torch.bfloat16 and torch.equal(text, wide.to(torch.bfloat16))
     encoded = base.encode_text([caption])["states"][0]
     assert torch.equal(encoded, wide)  # without a cache it is the same number that the U-Net reads
@@ -348,7 +350,7 @@ def test_shard_of_another_format_is_ignored(tmp_path, caplog):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "face-1.safetensors", metadata={"format": "other"})
-    assert FeatureStore(tmp_path, "face", {}).missing(["a"]) == ["a"]
+    assert FeatureStore(tmp_path, "face", {}, {0: "a"}).missing() == {"a": 0}
     assert "of another format" in caplog.text
 
 

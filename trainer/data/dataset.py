@@ -165,9 +165,9 @@ class FaceDataset(torch.utils.data.Dataset):
         if self.cache is None:
             sample = self._read(record, draws)
         else:
-            moments, mask = self.cache.moments(index, draws.flip)
-            hidden = [self.cache.hidden(reference) for reference in draws.references]
-            sample = {"moments": moments, "mask": mask, "hidden": hidden, "text": self.cache.text(caption)}
+            sample = {name: tensor.float() for name, tensor in self.cache["picture"].get((index, draws.flip)).items()}
+            sample["hidden"] = [self.cache["face"].get(reference)["hidden"] for reference in draws.references]
+            sample["text"] = self.cache["text"].get(caption)
         # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ def key_of(*parts: Any) -> str:
 
 
 class FileHashes:
-    """Hashes of files' contents; a file whose size and time of change are the same is not read again.
+    """Hashes of files' contents, kept in a JSON file: one whose size and time of change are the same is not read again.
 
     Args:
-        path: JSON file that keeps them.
+        path: the JSON file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,11 +52,7 @@ class FileHashes:
             pass  # not there yet, or cut off: the files are read again
 
     def of(self, file: Path) -> str:
-        """The hash of a file, 32 hexadecimal digits.
-
-        Raises:
-            TrainerError: if it cannot be read.
-        """
+        """The hash of a file, 32 hexadecimal digits. Raises ``TrainerError`` if it cannot be read."""
         name = str(file.resolve())
         try:
             status = file.stat()
@@ -74,29 +70,30 @@ class FileHashes:
 
 
 class FeatureStore:
-    """All features of one kind in a folder.
+    """The features of one kind that a run needs, as far as they are in a folder.
 
     Args:
         folder: of the cache.
-        kind: ``picture``, ``text`` or ``face``.
-        settings: what every feature that is written depends on; the shards say it.
+        kind: ``picture``, ``text`` or ``face``; begins the names of the shards.
+        settings: what all of these features depend on; the shards say it.
+        keys: item → key; an item says what a feature is of.
     """
 
-    def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
-        self.folder, self.kind, self.settings = folder, kind, dict(settings)
-        self.rows: dict[str, tuple[str, int]] = {}
-        self.found: list[dict[str, Any]] = []
+    def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any], keys: Mapping[Any, str]) -> None:
+        self.folder, self.kind, self.settings, self.keys = folder, kind, dict(settings), keys
         self._files: dict[str, Any] = {}
-        self._waiting: dict[str, Mapping[str, Tensor]] = {}
-        self._waiting_bytes = 0
-        for path in self.shards():
-            self._index(path)
+        self._pending: dict[str, Mapping[str, Tensor]] = {}
+        self.read_index()
 
-    def shards(self) -> list[Path]:
-        """The files of this kind."""
-        return sorted(self.folder.glob(f"{self.kind}-*.safetensors"))
+    def read_index(self) -> None:
+        """Look up what is in the folder by now."""
+        self._rows: dict[str, tuple[str, int]] = {}
+        self._found: list[dict[str, Any]] = []
+        self.shards = sorted(self.folder.glob(f"{self.kind}-*.safetensors"))
+        for path in self.shards:
+            self._read_index_of(path)
 
-    def _index(self, path: Path) -> None:
+    def _read_index_of(self, path: Path) -> None:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -106,20 +103,20 @@ class FeatureStore:
         if metadata.get("format") != FORMAT:
             logger.warning("%s: of another format, ignored", path)
             return
-        self.found.append(json.loads(metadata["about"]))
-        self.rows |= {key: (path.name, row) for row, key in enumerate(json.loads(metadata["keys"]))}
+        self._found.append(json.loads(metadata["about"]))
+        self._rows |= {key: (path.name, row) for row, key in enumerate(json.loads(metadata["keys"]))}
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys that are not there, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self.rows]
+    def missing(self) -> dict[str, Any]:
+        """Key → item of the features that are not there."""
+        return {key: item for item, key in self.keys.items() if key not in self._rows}
 
-    def get(self, key: str) -> dict[str, Tensor]:
-        """The tensors of one key, without batch dimension.
+    def get(self, item: Any) -> dict[str, Tensor]:
+        """The tensors of one item, without batch dimension.
 
         Raises:
             TrainerError: a shard that is gone or broken.
         """
-        name, row = self.rows[key]
+        name, row = self._rows[self.keys[item]]
         try:
             if name not in self._files:
                 self._files[name] = safe_open(self.folder / name, "pt")
@@ -130,9 +127,9 @@ class FeatureStore:
 
     def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep a feature; it is written with the next shard."""
-        self._waiting[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
-        self._waiting_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        if self._waiting_bytes >= SHARD_BYTES:
+        self._pending[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
+        row_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows have the same shapes
             self.flush()
 
     def flush(self) -> None:
@@ -141,14 +138,14 @@ class FeatureStore:
         Raises:
             TrainerError: if the disk is full or the folder cannot be written.
         """
-        if not self._waiting:
+        if not self._pending:
             return
-        keys, rows = list(self._waiting), list(self._waiting.values())
+        keys, rows = list(self._pending), list(self._pending.values())
         path = self.folder / f"{self.kind}-{key_of(keys)[:16]}.safetensors"
         about = json.dumps(self.settings, sort_keys=True)
         try:
             with replacing(path) as partial:
-                stacked = {name: torch.stack([row[name] for row in rows]).contiguous() for name in rows[0]}
+                stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
                 save_file(stacked, partial, {"format": FORMAT, "keys": json.dumps(keys), "about": about})
                 partial.chmod(0o644)  # safetensors makes it private, but other users' training may share a cache
                 with open(partial, "rb") as file:
@@ -157,22 +154,20 @@ class FeatureStore:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
             why = "the disk is full" if full else str(error)
             raise TrainerError(f"{path}: cannot be written: {why}. What was written before is kept") from error
-        self._waiting, self._waiting_bytes = {}, 0
-        self._index(path)
+        self._pending = {}
 
-    def unused(self, keys: Iterable[str]) -> list[Path]:
-        """Shards none of whose features is among these keys."""
-        used = {self.rows[key][0] for key in keys if key in self.rows}
-        return [path for path in self.shards() if path.name not in used]
+    def unused(self) -> list[Path]:
+        """Shards none of whose features is among the keys."""
+        used = {self._rows[key][0] for key in self.keys.values() if key in self._rows}
+        return [path for path in self.shards if path.name not in used]
 
     def differences(self) -> list[str]:
         """In what the settings differ from those of the last shard, if no shard has the same."""
-        if not self.found or any(self.settings.items() <= found.items() for found in self.found):
+        if not self._found or any(self.settings.items() <= found.items() for found in self._found):
             return []
-        last = self.found[-1]
+        last = self._found[-1]
         changed = {name: value for name, value in self.settings.items() if last.get(name) != value}
         return [f"{name} is {value}, in the cache {last.get(name)}" for name, value in changed.items()]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay in their process; each worker opens its own.
-        return {**self.__dict__, "_files": {}}
+        return {**self.__dict__, "_files": {}}  # open files stay in their process; each worker opens its own

@@ -1,13 +1,11 @@
-"""What a cache holds: the features that a run needs, their keys, and how they are read and encoded.
+"""The features that a run needs, their keys, and how they are read and encoded.
 
-Configuration and photos → :class:`Features` of each kind, whose keys say all that a feature depends on → a
-:class:`~trainer.data.feature_store.FeatureStore` of each kind → shards. ``trainer.cache`` writes what is missing, and
-training reads, both through a :class:`FeatureCache`.
+Configuration and photos → for each kind the items with their keys, which say all that a feature depends on → a
+:class:`~trainer.data.feature_store.FeatureStore` → shards. ``trainer.cache`` writes what is missing; training reads.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -34,27 +32,16 @@ if TYPE_CHECKING:
     from ..models.face_encoder import FaceEncoder
     from ..models.frozen_model import Base
 
+HashOf = Callable[[Path | None], str | None]
 PROBES = ("", "A photo of Zoë, 2 years old – smiling! 写真")
 """Captions that tokenizers tell apart."""
 _TOKENISED = 1024
-HashOf = Callable[[Path | None], str | None]
 
 
-class Features(ABC):
-    """All features of one kind. Goes to loader processes, so it holds no model.
+class Features(FeatureStore):
+    """Features of one kind. Goes to loader processes, so it holds no model."""
 
-    Attributes:
-        kind: names the shards.
-        settings: what all of these features depend on.
-        keys: item → key; an item says what the feature is of.
-    """
-
-    kind: str
-    settings: dict[str, Any]
-    keys: dict[Any, str]
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
+    records: Sequence[Record]
 
     def name(self, item: Any) -> str:
         """What messages call an item."""
@@ -64,31 +51,29 @@ class Features(ABC):
         """What there is to encode of an item; called in loader processes."""
         return item
 
-    @abstractmethod
     def encode(self, inputs: Sequence[Any], base: Base, encoder: FaceEncoder) -> list[dict[str, Tensor]]:
         """The tensors of each of several items, from what :meth:`read` returned."""
+        raise NotImplementedError
 
 
 class PictureFeatures(Features):
     """Moments of a photo with its mask ``(1, h, w)``; items are the record's index and whether it is mirrored."""
 
-    kind = "picture"
-
-    def __init__(self, config: Config, records: Sequence[Record], base: Base, hash_of: HashOf) -> None:
-        super().__init__(records)
-        self.data, self.cell = config.data, base.cell
-        self.settings = {
+    def __init__(self, folder: Path, config: Config, records: Sequence[Record], base: Base, hash_of: HashOf) -> None:
+        self.records, self.data, self.cell = records, config.data, base.cell
+        settings = {
             "autoencoder": base.fingerprint(["autoencoder"]),
             "version of the cutting code": pictures.VERSION,
             "data.resolution": config.data.resolution,
             "data.crop": config.data.crop,
         }
-        self.keys = {}
+        keys = {}
         for index, record in enumerate(records):
             square = record.square if config.data.crop == "face" else None
             for flip in (False, True) if config.data.flip else (False,):
                 content = hash_of(record.path), hash_of(record.mask_path), square, flip
-                self.keys[index, flip] = key_of(self.settings, *content)
+                keys[index, flip] = key_of(settings, *content)
+        super().__init__(folder, "picture", settings, keys)
 
     def read(self, item: tuple[int, bool]) -> tuple[Tensor, Tensor]:
         index, flip = item
@@ -103,22 +88,19 @@ class PictureFeatures(Features):
 class TextFeatures(Features):
     """Text states in the number format in which the host reads them; items are captions."""
 
-    kind = "text"
-
-    def __init__(self, records: Sequence[Record], base: Base) -> None:
-        super().__init__(records)
-        self.settings = {
+    def __init__(self, folder: Path, records: Sequence[Record], base: Base) -> None:
+        settings = {
             "text encoder": base.fingerprint(["text"]),
             "tokenizer": key_of(base.token_ids(PROBES).tolist())[:16],
             "number format": str(base.dtype),
         }
-        captions = list(dict.fromkeys(["", *(record.caption for record in records)]))
-        self.keys = {}
+        captions, keys = list(dict.fromkeys(["", *(record.caption for record in records)])), {}
         for start in range(0, len(captions), _TOKENISED):
             chunk = captions[start : start + _TOKENISED]
             # By the tokens: they are all that the encoder sees of a caption.
             for caption, ids in zip(chunk, base.token_ids(chunk).tolist(), strict=True):
-                self.keys[caption] = key_of(self.settings, ids)
+                keys[caption] = key_of(settings, ids)
+        super().__init__(folder, "text", settings, keys)
 
     def name(self, item: str) -> str:
         return repr(item[:40])
@@ -131,13 +113,12 @@ class TextFeatures(Features):
 class FaceFeatures(Features):
     """Hidden states ``(T, E)`` of a face crop; items are :class:`~trainer.data.references.Reference`."""
 
-    kind = "face"
-
-    def __init__(self, config: Config, records: Sequence[Record], encoder: FaceEncoder, hash_of: HashOf) -> None:
-        super().__init__(records)
-        self.references, self.size = References(records, config.data), encoder.config.image_size
-        self._opened: tuple[Path, Image] | None = None
-        self.settings = {
+    def __init__(
+        self, folder: Path, config: Config, records: Sequence[Record], encoder: FaceEncoder, hash_of: HashOf
+    ) -> None:
+        self.records, self.references = records, References(records, config.data)
+        self.size, self._opened = encoder.config.image_size, (None, None)
+        settings = {
             "version of the crop code": crops.VERSION,
             "face encoder": weights_fingerprint({"encoder": encoder.module}),
             "adapter.encoder.layer": encoder.config.layer,
@@ -145,25 +126,24 @@ class FaceFeatures(Features):
             "adapter.encoder.image_mean": list(encoder.config.image_mean),
             "adapter.encoder.image_std": list(encoder.config.image_std),
         }
-        self.keys = {reference: self._key(reference, hash_of) for reference in self.references.all()}
-
-    def _key(self, reference: Reference, hash_of: HashOf) -> str:
-        record, changes = self.records[reference.index], self.references.augmentation(reference)
-        if changes is None:
-            # A crop made in advance may have been replaced; otherwise photo and square say all.
-            content = record.square, record.rule.fill, hash_of(record.crop_path), reference.flip
-        else:
-            mask = None if changes.background else hash_of(record.mask_path)
-            content = record.square, mask, [augmentation.VERSION, asdict(changes)]
-        return key_of(self.settings, hash_of(record.path), *content)
+        keys = {}
+        for reference in self.references.all():
+            record, changes = records[reference.index], self.references.augmentation(reference)
+            if changes is None:
+                # A crop made in advance may have been replaced; otherwise photo and square say all.
+                content = record.crop_fill, hash_of(record.crop_path), reference.flip
+            else:
+                mask = None if changes.background else hash_of(record.mask_path)
+                content = mask, [augmentation.VERSION, asdict(changes)]
+            keys[reference] = key_of(settings, hash_of(record.path), record.square, *content)
+        super().__init__(folder, "face", settings, keys)
 
     def read(self, item: Reference) -> Tensor:
-        augmentation = self.references.augmentation(item)
-        return read_reference(self.records[item.index], self.size, item.flip, augmentation, self._open)
+        changes = self.references.augmentation(item)
+        return read_reference(self.records[item.index], self.size, item.flip, changes, self._open)
 
     def _open(self, path: Path) -> Image:
-        # The variants of a crop come one after the other.
-        if self._opened is None or self._opened[0] != path:
+        if self._opened[0] != path:  # the variants of a crop come one after the other
             self._opened = path, pictures.open_photo(path)
         return self._opened[1]
 
@@ -171,8 +151,8 @@ class FaceFeatures(Features):
         return [{"hidden": row} for row in encoder.encode(torch.stack(inputs).to(base.device)).cpu()]
 
 
-class FeatureCache:
-    """The features of a run in a folder. What a dataset reads, is by the index of the record.
+class FeatureCache(dict[str, Features]):
+    """The features of a run by kind: ``picture``, ``text`` and ``face``.
 
     Args:
         config: the settings; ``data.cache`` is the folder.
@@ -182,42 +162,14 @@ class FeatureCache:
     """
 
     def __init__(self, config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder) -> None:
-        self.folder = Path(config.data.cache or "").expanduser()
+        self.folder = Path(config.data.cache).expanduser()
         self.hashes = FileHashes(self.folder / "files.json")
         hash_of = cache(lambda file: None if file is None else self.hashes.of(file))  # asked for up to eight times
-        kinds = (
-            PictureFeatures(config, records, base, hash_of),
-            TextFeatures(records, base),
-            FaceFeatures(config, records, encoder, hash_of),
+        super().__init__(
+            picture=PictureFeatures(self.folder, config, records, base, hash_of),
+            text=TextFeatures(self.folder, records, base),
+            face=FaceFeatures(self.folder, config, records, encoder, hash_of),
         )
-        self.features: dict[str, Features] = {features.kind: features for features in kinds}
-        self.stores = {kind: FeatureStore(self.folder, kind, own.settings) for kind, own in self.features.items()}
-
-    def missing(self, kind: str) -> dict[str, Any]:
-        """Key → item of the features of a kind that are not there."""
-        items = {key: item for item, key in self.features[kind].keys.items()}
-        return {key: items[key] for key in self.stores[kind].missing(items)}
-
-    def stale(self) -> list[Path]:
-        """Shards that hold nothing of this run, of all that there are by now."""
-        stores = [FeatureStore(self.folder, kind, {}) for kind in self.features]
-        return [path for store in stores for path in store.unused(self.features[store.kind].keys.values())]
-
-    def _get(self, kind: str, item: Any) -> dict[str, Tensor]:
-        return self.stores[kind].get(self.features[kind].keys[item])
-
-    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
-        """Moments of the photo and its mask ``(1, h, w)``, float32."""
-        found = self._get("picture", (index, flip))
-        return found["moments"].float(), found["mask"].float()
-
-    def text(self, caption: str) -> dict[str, Tensor]:
-        """Text states of a caption, or of the empty one."""
-        return self._get("text", caption)
-
-    def hidden(self, reference: Reference) -> Tensor:
-        """Hidden states ``(T, E)`` of a face crop."""
-        return self._get("face", reference)["hidden"]
 
 
 def open_cache(config: Config, records: Sequence[Record], base: Base, encoder: FaceEncoder) -> FeatureCache:
@@ -230,22 +182,22 @@ def open_cache(config: Config, records: Sequence[Record], base: Base, encoder: F
         TrainerError: a folder that is missing, or features that are not there: says which, and whether the model,
             the settings or the photos are others.
     """
-    folder = Path(config.data.cache or "").expanduser()
+    folder = Path(config.data.cache).expanduser()
     if not folder.is_dir():
         raise TrainerError(
             f"data.cache {folder}: no such folder. Make it with python -m trainer.cache and the same settings, or "
             "train without a cache (data.cache=null)"
         )
-    features, problems = FeatureCache(config, records, base, encoder), []
-    for kind, own in features.features.items():
-        if missing := features.missing(kind):
-            names = list(dict.fromkeys(map(own.name, missing.values())))
+    found, problems = FeatureCache(config, records, base, encoder), []
+    for kind, features in found.items():
+        if missing := features.missing():
+            names = list(dict.fromkeys(map(features.name, missing.values())))
             changed = f"new or changed: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            why = "; ".join(features.stores[kind].differences()) or changed
-            problems.append(f"{kind}: {len(missing)} of {len(set(own.keys.values()))} features are missing ({why})")
+            why, count = "; ".join(features.differences()) or changed, len(set(features.keys.values()))
+            problems.append(f"{kind}: {len(missing)} of {count} features are missing ({why})")
     if problems:
         raise TrainerError(
             f"data.cache {folder} does not belong to this run:{first_of(problems)}\nRun python -m trainer.cache with "
             "the same settings: it computes what is missing"
         )
-    return features
+    return found

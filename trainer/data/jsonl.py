@@ -20,6 +20,18 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\n")
 
 
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file. Raises ``ValueError`` with the number of a line that is none."""
+    for number, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"line {number}: expected an object, found {line[:60]!r}")
+        yield value
+
+
 def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
     """The values of a log's lines that are wanted; the other lines are deleted from the file, in one piece.
 

@@ -22,7 +22,7 @@ from feedface_core.faces import CROP_SCALE, FILL, check_box, square_box
 from feedface_core.files.atomic import replacing
 
 from ..errors import TrainerError, explain, first_of
-from .jsonl import read_lines
+from .jsonl import read_objects
 
 
 class CropRule(NamedTuple):
@@ -128,7 +128,16 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise TrainerError(f"manifest {path}: no such file; python -m trainer.prepare makes one")
-    rows = _read_parquet(path) if _is_parquet(path) else _read_jsonl(path)
+    is_parquet = _is_parquet(path)
+    try:
+        if is_parquet:
+            from pyarrow import parquet
+
+            rows = parquet.read_table(path).to_pylist()
+        else:
+            rows = list(read_objects(path))
+    except (ValueError, OSError) as error:  # of JSON, UTF-8 or Arrow
+        raise TrainerError(f"manifest {path}: cannot be read: {error}") from error
     if not rows:
         raise TrainerError(f"manifest {path}: holds no rows")
     return rows
@@ -138,31 +147,6 @@ def _is_parquet(path: Path) -> bool:
     if path.suffix not in (".parquet", ".jsonl", ".json", ".ndjson"):
         raise TrainerError(f"manifest {path}: expected .jsonl or .parquet, found {path.suffix or 'no suffix'}")
     return path.suffix == ".parquet"
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TrainerError(f"manifest {path}: not a Parquet file ({error})") from error
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        for number, line in read_lines(path):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise TrainerError(f"manifest {path}, line {number}: not JSON ({error})") from error
-            if not isinstance(rows[-1], dict):
-                raise TrainerError(f"manifest {path}, line {number}: expected an object, found {line[:60]!r}")
-    except UnicodeDecodeError as error:
-        raise TrainerError(f"manifest {path}: not UTF-8 text ({error})") from error
-    return rows
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -34,9 +34,13 @@ class InsightFaceRecogniser:
 
     def vector(self, photo: Photo) -> np.ndarray | None:
         """The vector of ``photo.face``, or None if it is not found again."""
-        found = [(_overlap(face, photo.face), face) for face in self.detector.detect(photo.image)]
+        found = [
+            (_overlap(face, photo.face), face)
+            for face in self.detector.detect(photo.image)
+            if face.embedding is not None
+        ]
         overlap, best = max(found, key=lambda pair: pair[0], default=(0.0, None))
-        return best.embedding.numpy() if overlap >= 0.3 and best.embedding is not None else None
+        return best.embedding.numpy() if overlap >= 0.3 else None
 
 
 def _overlap(first: DetectedFace, second: DetectedFace) -> float:

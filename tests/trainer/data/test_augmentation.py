@@ -231,7 +231,7 @@ def test_cache_holds_the_variants(singles, tmp_path):
 
     def computed(config):
         cache = FeatureCache(config, records, base, encoder)
-        return fill_cache(cache, config.data, base, encoder, progress=False).computed["face"]
+        return fill_cache(cache, config, base, encoder, progress=False).computed["face"]
 
     assert computed(config) == 6 * 3  # and no plain crop: nobody is anybody's reference
     assert computed(config) == 0
@@ -250,7 +250,7 @@ def test_cache_holds_the_variants(singles, tmp_path):
     removed = [Augmentation.draw(True, records[0].id, variant).background for variant in range(3)].count(False)
     assert 0 < removed < 3  # only those whose background goes depend on the mask
     changed = FeatureCache(config, [mask, *records[1:]], base, encoder)
-    assert len(changed.missing("face")) == removed
+    assert len(changed["face"].missing()) == removed
 
 
 def test_references_can_be_mirrored_without_the_photos(singles):
