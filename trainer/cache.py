@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from feedface_core.errors import FeedFaceError
 
 from .config import Config
-from .data.features import FeatureCache, Features
+from .data.features import FeatureCache
 from .data.manifest import read_manifest
 from .errors import TrainerError, first_of
 from .models.face_encoder import EncoderError, FaceEncoder, load_face_encoder
@@ -49,23 +48,6 @@ class CacheSummary:
     empty_masks: list[str] = field(default_factory=list)
     full_masks: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-
-
-class _Inputs(torch.utils.data.Dataset):
-    """Key, item, what is to be encoded, and None or why it cannot be read."""
-
-    def __init__(self, features: Features, items: Mapping[str, Any]) -> None:
-        self.features, self.items = features, list(items.items())
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, number: int) -> tuple[str, Any, Any, str | None]:
-        key, item = self.items[number]
-        try:
-            return key, item, self.features.read(item), None
-        except (FeedFaceError, OSError) as error:
-            return key, item, None, str(error)
 
 
 def fill_cache(
@@ -101,8 +83,9 @@ def fill_cache(
         # By the key itself: processes that start at different times see different features missing.
         mine = {key: item for key, item in missing.items() if int(key[:8], 16) % processes == process}
         workers = data.workers if mine and kind != "text" else 0
-        inputs = _Inputs(features, mine)
-        loader = torch.utils.data.DataLoader(inputs, data.cache_batch, num_workers=workers, collate_fn=list)
+        loader = torch.utils.data.DataLoader(
+            features, data.cache_batch, sampler=list(mine.items()), num_workers=workers, collate_fn=list
+        )
         with tqdm(total=len(mine), desc=kind, disable=None if progress and mine else True) as bar:
             for batch in loader:
                 summary.unreadable |= {features.name(item): reason for _, item, _, reason in batch if reason}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FILL
+from feedface_core.faces import FILL, resample
 
 from . import pictures, randomness
 from .pictures import Box
@@ -119,7 +119,9 @@ def augmented_crop(
     picture = change.adjust_saturation(picture, augmentation.saturation)
     picture = change.adjust_hue(picture, augmentation.hue)
     shown = torch.ones(1, 1).expand(photo.height, photo.width) if augmentation.background or mask is None else mask
-    opacity = pictures.cut_mask_box(shown, photo.size, around, pixels)  # (1, P, P)
+    scale_x, scale_y = shown.shape[1] / photo.width, shown.shape[0] / photo.height
+    box = around[0] * scale_x, around[1] * scale_y, around[2] * scale_x, around[3] * scale_y
+    opacity = resample(shown.unsqueeze(-1), box, pixels, pixels, fill=0.0).movedim(-1, 0)  # (1, P, P)
     picture = FILL + (picture - FILL) * opacity
     picture = change.rotate(picture, augmentation.angle, InterpolationMode.BILINEAR, fill=[FILL] * 3)
     picture = picture[:, margin : margin + size, margin : margin + size]  # (3, S, S)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from feedface_core.errors import FeedFaceError
 from feedface_core.faces import crop as crops
 
 from ..config import Config
@@ -38,8 +39,8 @@ PROBES = ("", "A photo of Zoë, 2 years old – smiling! 写真")
 _TOKENISED = 1024
 
 
-class Features(FeatureStore):
-    """Features of one kind. Goes to loader processes, so it holds no model."""
+class Features(FeatureStore, torch.utils.data.Dataset):
+    """Features of one kind, and what they are made of by ``(key, item)``. It goes to loader processes: no model in it."""
 
     records: Sequence[Record]
 
@@ -50,6 +51,13 @@ class Features(FeatureStore):
     def read(self, item: Any) -> Any:
         """What there is to encode of an item; called in loader processes."""
         return item
+
+    def __getitem__(self, entry: tuple[str, Any]) -> tuple[str, Any, Any, str | None]:
+        """Key and item with what there is to encode, and None or why it cannot be read."""
+        try:
+            return *entry, self.read(entry[1]), None
+        except (FeedFaceError, OSError) as error:
+            return *entry, None, str(error)
 
     def encode(self, inputs: Sequence[Any], base: Base, encoder: FaceEncoder) -> list[dict[str, Tensor]]:
         """The tensors of each of several items, from what :meth:`read` returned."""

@@ -104,20 +104,6 @@ def cut_box(photo: Image, box: Box, size: int, fill: float = FILL) -> Tensor:
     return resample(part, (box[0] - left, box[1] - top, box[2] - left, box[3] - top), size, size, fill)
 
 
-def cut_mask_box(mask: Tensor, size: tuple[int, int], box: Box, pixels: int) -> Tensor:
-    """Any square of a mask, ``(1, pixels, pixels)`` in 0…1; what lies past the border is not covered.
-
-    Args:
-        mask: ``(H, W)`` of the photo's shape, at any scale.
-        size: width and height of the photo, which the box refers to.
-        box: in pixels of the photo, may reach past the border.
-        pixels: side of the result.
-    """
-    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
-    own = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-    return resample(mask.unsqueeze(-1), own, pixels, pixels, fill=0.0).movedim(-1, 0)
-
-
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     """A mask file as ``(H, W)`` floats 0 or 1, at the file's own size.
 
