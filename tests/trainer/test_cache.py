@@ -19,7 +19,6 @@ from trainer.cache import fill_cache
 from trainer.data import feature_store as store
 from trainer.data import pictures
 from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
-from trainer.data.feature_store import FeatureStore, FileHashes
 from trainer.data.features import FeatureCache, open_cache
 from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
@@ -326,32 +325,6 @@ def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
     assert text.dtype == torch.bfloat16 and torch.equal(text, wide.to(torch.bfloat16))
     encoded = base.encode_text([caption])["states"][0]
     assert torch.equal(encoded, wide)  # without a cache it is the same number that the U-Net reads
-
-
-def test_hashes_are_read_once_and_follow_the_contents(tmp_path, monkeypatch):
-    file = tmp_path / "a"
-    file.write_bytes(b"one")
-    hashes = FileHashes(tmp_path / "files.json")
-    first = hashes.of(file)
-    hashes.save()
-    again = FileHashes(tmp_path / "files.json")
-    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("read again"))
-    assert again.of(file) == first
-    monkeypatch.undo()
-    file.write_bytes(b"two!")
-    assert again.of(file) != first
-    (tmp_path / "files.json").write_text('{"a": [')
-    assert FileHashes(tmp_path / "files.json").of(file) == again.of(file)
-    with pytest.raises(TrainerError, match="gone: cannot be read"):
-        hashes.of(tmp_path / "gone")
-
-
-def test_shard_of_another_format_is_ignored(tmp_path, caplog):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(1)}, tmp_path / "face-1.safetensors", metadata={"format": "other"})
-    assert FeatureStore(tmp_path, "face", {}, {0: "a"}).missing() == {"a": 0}
-    assert "of another format" in caplog.text
 
 
 def test_command_line_makes_prunes_and_reports(run, capsys):

@@ -40,7 +40,7 @@ _TOKENISED = 1024
 
 
 class Features(FeatureStore, torch.utils.data.Dataset):
-    """Features of one kind, and what they are made of by ``(key, item)``. It goes to loader processes: no model in it."""
+    """Features of one kind, and by ``(key, item)`` what they are made of. Loader processes get it: it has no model."""
 
     records: Sequence[Record]
 

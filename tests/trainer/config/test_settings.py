@@ -12,7 +12,7 @@ from trainer.config import Config, PrepareSettings
 from trainer.config.settings import list_settings
 from trainer.errors import TrainerError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "trainer/configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "trainer/configs"
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "tiny", "unidiffuser", "paper"])
