@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         make_cache(Config.load(options.config, options.settings), options.prune)
-    except (FeedFaceError, BaseError, EncoderError, OSError) as error:
+    except (FeedFaceError, BaseError, EncoderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

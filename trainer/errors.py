@@ -1,13 +1,32 @@
-"""The error of the trainer's commands."""
+"""The error of the trainer, and how its commands report one."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from feedface_core.errors import FeedFaceError
 
 
 class TrainerError(FeedFaceError):
-    """Something given to the trainer cannot be used: settings, files, models. Commands print it and end with 1."""
+    """Settings, models, data or checkpoints that cannot be used.
+
+    The message says what and where first, then what was found, what was expected, and what to do.
+    """
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command: 0, or 1 after ``error: …`` on the standard error for an error of the input.
+
+    Anything else is a defect, and shows its traceback.
+    """
+    try:
+        command()
+    except FeedFaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def first_of(problems: Sequence[str], shown: int = 5) -> str:

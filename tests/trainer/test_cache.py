@@ -338,6 +338,9 @@ def test_command_line_makes_prunes_and_reports(run, capsys):
     assert "1 shard(s)" in (text := capsys.readouterr().out) and "--prune deletes them" in text
     assert command.main([str(path), "data.resolution=128", "--prune"]) == 0
     assert len(list(run.cache.glob("picture-*.safetensors"))) == 1
+    (run.folder / "file").touch()
+    assert command.main([str(path), f"data.cache={run.folder}/file/cache"]) == 1
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
     assert command.main([str(path), "data.cache=null"]) == 1
     assert "data.cache is null" in capsys.readouterr().err
     assert command.main([str(path), "data.manifest=gone.jsonl"]) == 1

@@ -64,9 +64,12 @@ class FileHashes:
         return self.known[name][2]
 
     def save(self) -> None:
-        """Write the file in one piece."""
-        with replacing(self.path) as partial:
-            partial.write_text(json.dumps(self.known), encoding="utf-8")
+        """Write the file in one piece. Raises ``TrainerError`` if the folder cannot be written."""
+        try:
+            with replacing(self.path) as partial:
+                partial.write_text(json.dumps(self.known), encoding="utf-8")
+        except OSError as error:
+            raise TrainerError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
 class FeatureStore:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from feedface_core.faces import DetectedFace, DetectorUnavailable, find_insightface_packs, load_detector
+from feedface_core.faces import DetectorUnavailable, find_insightface_packs, load_detector
 
 from ..config.preparation import DetectSettings, IdentitySettings
 from ..errors import TrainerError
@@ -34,21 +34,13 @@ class InsightFaceRecogniser:
 
     def vector(self, photo: Photo) -> np.ndarray | None:
         """The vector of ``photo.face``, or None if it is not found again."""
-        found = [
-            (_overlap(face, photo.face), face)
-            for face in self.detector.detect(photo.image)
-            if face.embedding is not None
-        ]
-        overlap, best = max(found, key=lambda pair: pair[0], default=(0.0, None))
-        return best.embedding.numpy() if overlap >= 0.3 else None
+        from torchvision.ops import box_iou
 
-
-def _overlap(first: DetectedFace, second: DetectedFace) -> float:
-    """Intersection over union of two boxes."""
-    x0, y0 = max(first.box[0], second.box[0]), max(first.box[1], second.box[1])
-    x1, y1 = min(first.box[2], second.box[2]), min(first.box[3], second.box[3])
-    common = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
-    return common / (first.area + second.area - common)
+        found = [face for face in self.detector.detect(photo.image) if face.embedding is not None]
+        if not found:
+            return None
+        overlaps = box_iou(torch.tensor([face.box for face in found]), torch.tensor([photo.face.box]))[:, 0]
+        return found[overlaps.argmax()].embedding.numpy() if overlaps.max() >= 0.3 else None
 
 
 class DlibRecogniser:
