@@ -26,7 +26,6 @@ from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
 from .errors import exit_code
 from .models.adapter import Models, load_models
-from .settings import describe, load
 from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock
 from .training.processes import be_deterministic, make_accelerator, on_main
@@ -38,12 +37,12 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration that a command line names.
 
     Raises:
-        ConfigError: see :func:`trainer.settings.load`.
+        TrainerError: see :meth:`Config.load`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
         description="Train a face adapter.",
-        epilog="settings:\n" + describe(Config),
+        epilog="settings:\n" + Config.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", dest="option", help="the YAML file, if it does not come first")
@@ -55,14 +54,14 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         path = values.pop(0)
     if path is None:
         parser.error("give a configuration, such as trainer/configs/sd15.yaml")
-    return load(Config, path, values)
+    return Config.load(path, values)
 
 
 def read_records(config: Config) -> list[Record]:
     """The photos of the run.
 
     Raises:
-        ManifestError: photos that cannot be used.
+        TrainerError: photos that cannot be used.
     """
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:5]:
@@ -77,11 +76,11 @@ def make_batches(
     """The samples, and a function from the first step to the batches of this process.
 
     Raises:
-        CacheError: cached features that cannot be used.
+        TrainerError: cached features that cannot be used.
     """
     cache = None
     if config.data.cache is not None:
-        from .cache import open_cache
+        from .data.features import open_cache
 
         cache = open_cache(config, records, models.frozen, models.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)
