@@ -46,7 +46,7 @@ def plain(**sampler: object) -> dict:
 
 
 def test_every_node_of_the_pack_is_there(server: ComfyServer) -> None:
-    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").glob("*.py"))
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").rglob("*.py"))
     written = set(re.findall(r'node_id="(\w+)"', source))
     known = {name for name in server.object_info() if name.startswith("FeedFace")}
     if not (ROOT / "models/feedface_small").exists():

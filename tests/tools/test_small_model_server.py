@@ -10,7 +10,7 @@ import pytest
 
 from examples.small_model import system
 from examples.small_model.showcase import Judge, Person, read_people
-from tools.demo_small import PROMPTS, workflow
+from tools.demo_small import PROMPTS, person_graph
 from tools.server import ComfyServer
 from tools.workflow_format import api_path
 
@@ -48,7 +48,7 @@ def test_pictures_show_the_person(server: ComfyServer, people: list[Person]) -> 
     judge, prompts = Judge(), PROMPTS[:2]
     gains = []
     for person in people:
-        run = server.run(workflow([server.upload(path) for path in person.references], prompts), timeout=600)
+        run = server.run(person_graph([server.upload(path) for path in person.references], prompts), timeout=600)
         plain, face = (
             judge.compare([server.pictures(run, f"{kind}{i}")[0] for i in range(len(prompts))], person.index)
             for kind in ("plain", "face")
