@@ -51,6 +51,32 @@ class TinySize:
     depths: Sequence[int] | None = None
 
 
+def unet_config(size: TinySize = TinySize(), family: str = "sd1") -> dict:
+    """Arguments of ``UNet2DConditionModel``."""
+    levels = len(size.channels)
+    attention = [family != "sdxl" or level > 0 for level in range(levels)]
+    if family != "sdxl":
+        attention[-1] = levels <= 2  # SD 1.x and 2.x have none in the lowest of their four levels
+    config = {
+        "sample_size": size.image_size // 8,
+        "block_out_channels": tuple(size.channels),
+        "layers_per_block": size.blocks,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attention)),
+        "cross_attention_dim": size.context,
+        "attention_head_dim": size.heads if family == "sd1" else [max(width // 64, 1) for width in size.channels],
+        "use_linear_projection": family != "sd1",
+    }
+    if family == "sdxl":
+        config |= {
+            "transformer_layers_per_block": size.depths or [*[1] * (levels - 1), 2],
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": size.context * 3 // 4 + 6 * 256,
+        }
+    return config
+
+
 def make_base(
     folder: Path, family: str = "sd1", size: TinySize = TinySize(), seed: int = 0, prediction: str | None = None
 ) -> Path:
@@ -64,32 +90,7 @@ def make_base(
 
     torch.manual_seed(seed)
     folder = Path(folder)
-    depth = (size.depths or [*[1] * (len(size.channels) - 1), 2]) if family == "sdxl" else 1
-    attention = [family != "sdxl" or level > 0 for level in range(len(size.channels))]
-    if family != "sdxl":
-        attention[-1] = len(size.channels) == 2  # SD 1.x and 2.x have none in the lowest level
-    extra = {}
-    pooled = size.context * 3 // 4
-    if family == "sdxl":
-        extra = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": pooled + 6 * 256,
-        }
-    heads = size.heads if family == "sd1" else [max(width // 64, 1) for width in size.channels]
-    unet = UNet2DConditionModel(
-        sample_size=size.image_size // 8,
-        block_out_channels=tuple(size.channels),
-        layers_per_block=size.blocks,
-        down_block_types=tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attention)),
-        cross_attention_dim=size.context,
-        attention_head_dim=heads,
-        transformer_layers_per_block=depth,
-        use_linear_projection=family != "sd1",
-        **extra,
-    )
-    unet.save_pretrained(folder / "unet")
+    UNet2DConditionModel(**unet_config(size, family)).save_pretrained(folder / "unet")
     AutoencoderKL(
         block_out_channels=tuple(size.autoencoder),
         layers_per_block=size.autoencoder_blocks,
