@@ -4,7 +4,7 @@ benchmarks.
 They have the layout of the real ones (levels, attention, one or two text encoders, tokenizer, scheduler) at a
 fraction of the width, and take no download::
 
-    python tools/tiny_diffusers.py models/tiny --family sd1
+    python -m tools.tiny_diffusers models/tiny --family sd1
 
 writes ``models/tiny/base`` and, with a small CLIP vision encoder, ``models/tiny/clip_vision``.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-START, END = "<|startoftext|>", "<|endoftext|>"
-MERGES = ["i n", "t h", "a n", "r e", "e r</w>", "p h", "o t", "o</w> a</w>"]
+from examples.small_model.text import END, write_clip_tokenizer
+
+MERGES = [tuple(merge.split()) for merge in ("i n", "t h", "a n", "r e", "e r</w>", "p h", "o t")]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def make_base(
 def _text_encoders(folder: Path, family: str, size: TinySize) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    vocabulary = make_tokenizer(folder / "tokenizer", pad="!" if family == "sd2" else None)
+    vocabulary = len(write_clip_tokenizer(folder / "tokenizer", MERGES, 77, "!" if family == "sd2" else END))
     # Stable Diffusion XL has two encoders, the second one wider.
     widths = [size.context // 4, size.context * 3 // 4] if family == "sdxl" else [size.context]
     configs = [
@@ -132,32 +132,14 @@ def _text_encoders(folder: Path, family: str, size: TinySize) -> None:
             projection_dim=width,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
-            hidden_act="gelu" if family == "sd2" or place else "quick_gelu",
+            hidden_act="gelu" if family == "sd2" or number else "quick_gelu",
         )
-        for place, width in enumerate(widths)
+        for number, width in enumerate(widths)
     ]
     CLIPTextModel(configs[0]).save_pretrained(folder / "text_encoder")
     if family == "sdxl":
-        make_tokenizer(folder / "tokenizer_2", pad="!")
+        write_clip_tokenizer(folder / "tokenizer_2", MERGES, 77, "!")
         CLIPTextModelWithProjection(configs[1]).save_pretrained(folder / "text_encoder_2")
-
-
-def make_tokenizer(folder: Path, pad: str | None = None) -> int:
-    """Write a byte-level CLIP tokenizer of a few merges, and return the size of its vocabulary."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(value) for value in BYTES] + [chr(256 + index) for index in range(256 - len(BYTES))]
-    merges = [merge for merge in MERGES if "</w> " not in merge]
-    tokens = letters + [letter + "</w>" for letter in letters] + [merge.replace(" ", "") for merge in merges]
-    vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad or END, model_max_length=77
-    )
-    tokenizer.save_pretrained(folder)
-    return len(vocabulary)
 
 
 def make_encoder(
