@@ -191,7 +191,6 @@ def make_inputs(folder: Path, batch: int, precision: str, workers: int) -> Path:
     from tools.tiny_diffusers import TinySize, make_base, make_encoder
     from trainer.cache import make_cache
     from trainer.config import Config
-    from trainer.settings import build
 
     size = TinySize(
         channels=(64, 128, 256, 256),
@@ -206,29 +205,25 @@ def make_inputs(folder: Path, batch: int, precision: str, workers: int) -> Path:
     make_base(folder / "base", "sd1", size)
     make_encoder(folder / "clip", width=128, layers=12, image_size=224)
     manifest = make_photos(folder / "photos", 4 * batch)
-    config = build(
-        Config,
-        {
-            "model": {"base": str(folder / "base"), "precision": precision},
-            "adapter": {"encoder": {"path": str(folder / "clip")}},
-            "data": {
-                "manifest": str(manifest),
-                "cache": str(folder / "cache"),
-                "resolution": RESOLUTION,
-                "references": 1,
-                "workers": workers,
-            },
-            "train": {
-                "output": str(folder / "run"),
-                "steps": 10**6,
-                "batch_size": batch,
-                "ema": 0.9999,
-                "checkpoint_every": 10**6,
-                "validate_every": None,
-                "tracker": "none",
-            },
+    config = Config.load(
+        model={"base": str(folder / "base"), "precision": precision},
+        adapter={"encoder": {"path": str(folder / "clip")}},
+        data={
+            "manifest": str(manifest),
+            "cache": str(folder / "cache"),
+            "resolution": RESOLUTION,
+            "references": 1,
+            "workers": workers,
         },
-        "bench",
+        train={
+            "output": str(folder / "run"),
+            "steps": 10**6,
+            "batch_size": batch,
+            "ema": 0.9999,
+            "checkpoint_every": 10**6,
+            "validate_every": None,
+            "tracker": "none",
+        },
     )
     make_cache(config, progress=False)
     path = folder / "config.json"

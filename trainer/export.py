@@ -14,9 +14,9 @@ from feedface_core.config import AdapterConfig
 from feedface_core.files.adapter_file import save_adapter
 
 from .config import Config
+from .errors import TrainerError
 from .models.face_encoder import EncoderError, load_face_encoder
 from .models.frozen_model import DTYPES
-from .settings import ConfigError
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
 
 Weights = Literal["auto", "ema", "raw"]
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = export(
             options.source, options.output, options.weights, options.precision, options.title, options.encoder
         )
-    except (CheckpointError, ConfigError, EncoderError, ExportError, ValueError, OSError) as error:
+    except (CheckpointError, TrainerError, EncoderError, ExportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")

@@ -28,18 +28,18 @@ from feedface_core.faces import FaceError
 from feedface_core.faces import crop as crops
 from trainer.preparation import masks as parsing
 
+from .config import PrepareSettings
 from .data import pictures
 from .data.manifest import write_rows
+from .errors import TrainerError
 from .preparation.captions import Caption
 from .preparation.faces import Crop, Detect, Filter, Mask, Read, Write
 from .preparation.identities import People, compares_faces, compile_pattern, identify
-from .preparation.inputs import InputError, find_photos
+from .preparation.inputs import find_photos
 from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
 from .preparation.recognisers import Recognise, Recogniser, load_recogniser
 from .preparation.report import contact_sheet, summarise, table
-from .preparation.settings import PrepareSettings
-from .settings import ConfigError, describe, load
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Pipeline:
         recogniser: for photos whose faces are compared; None compares none.
 
     Raises:
-        ConfigError, FaceError: a detector, parser or model that is missing: before any photo is read.
+        TrainerError, FaceError: a detector, parser or model that is missing: before any photo is read.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
     """Prepare the photos and return the summary.
 
     Raises:
-        InputError: no photos, a table that cannot be used, or an output folder that another run writes to.
-        ConfigError, FaceError: settings that cannot be used, or a model that is missing.
+        TrainerError: no photos, a table that cannot be used, or an output folder that another run writes to.
+        TrainerError, FaceError: settings that cannot be used, or a model that is missing.
     """
     if settings.identity.source == "pattern" or settings.identity.pattern is not None:
         compile_pattern(settings.identity.pattern)
@@ -108,7 +108,7 @@ def _alone(output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"{output}: another trainer.prepare is writing to this folder") from error
+        raise TrainerError(f"{output}: another trainer.prepare is writing to this folder") from error
     try:
         yield
     finally:
@@ -151,13 +151,13 @@ def _recogniser(settings: PrepareSettings, photos: Sequence[Photo]) -> tuple[Rec
     """The recogniser if faces have to be compared, or None and why not.
 
     Raises:
-        ConfigError: if faces have to be compared and there is no recogniser, or not the one that was asked for.
+        TrainerError: if faces have to be compared and there is no recogniser, or not the one that was asked for.
     """
     if not any(compares_faces(photo, settings.identity) for photo in photos):
         return None, ""
     try:
         return load_recogniser(settings.identity, settings.detect), ""
-    except ConfigError as error:
+    except TrainerError as error:
         if settings.identity.source == "cluster" or settings.identity.recogniser != "auto":
             raise
         return None, str(error)
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.prepare",
         description="Photos → manifest, face crops and masks.",
-        epilog="Settings (setting=value):\n" + describe(PrepareSettings),
+        epilog="Settings (setting=value):\n" + PrepareSettings.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("photos", help="a folder, a glob, or a CSV, JSONL or Parquet table")
@@ -280,11 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="a YAML file with settings")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = {"photos": options.photos, "output": options.output}
     try:
-        settings = load(PrepareSettings, options.config, options.settings, given)
+        settings = PrepareSettings.load(options.config, options.settings, photos=options.photos, output=options.output)
         summary = prepare(settings)
-    except (ConfigError, InputError, FaceError, OSError) as error:
+    except (TrainerError, FaceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(summary))

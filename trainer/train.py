@@ -24,10 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import Config
 from .data.batch import Batch
-from .data.dataset import DataError, FaceDataset, TensorShapes, make_loader
-from .data.manifest import ManifestError, Record, common_rule, read_manifest
+from .data.dataset import FaceDataset, TensorShapes, make_loader
+from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
-from .settings import ConfigError, describe, load
+from .errors import TrainerError
 from .training.build import Parts, SetupError, build_parts
 from .training.checkpoint import CheckpointError, RunLock, RunLocked
 from .training.metrics import TrainingDiverged
@@ -40,28 +40,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trainer")
 
 #: What goes wrong with the input; anything else is a defect and shows its traceback.
-EXPECTED = (
-    ConfigError,
-    SetupError,
-    ManifestError,
-    DataError,
-    CheckpointError,
-    RunLocked,
-    TrainingDiverged,
-    MainProcessFailed,
-)
+EXPECTED = (TrainerError, SetupError, CheckpointError, RunLocked, TrainingDiverged, MainProcessFailed)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration that a command line names.
 
     Raises:
-        ConfigError: see :func:`trainer.settings.load`.
+        TrainerError: see :meth:`Config.load`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
         description="Train a face adapter.",
-        epilog="settings:\n" + describe(Config),
+        epilog="settings:\n" + Config.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", dest="option", help="the YAML file, if it does not come first")
@@ -73,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         path = values.pop(0)
     if path is None:
         parser.error("give a configuration, such as trainer/configs/sd15.yaml")
-    return load(Config, path, values)
+    return Config.load(path, values)
 
 
 def be_deterministic(config: Config) -> None:
@@ -90,7 +81,7 @@ def read_records(config: Config) -> list[Record]:
     """The photos of the run.
 
     Raises:
-        ManifestError: photos that cannot be used.
+        TrainerError: photos that cannot be used.
     """
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:5]:
@@ -105,11 +96,11 @@ def make_batches(
     """The samples, and a function from the first step to the batches of this process.
 
     Raises:
-        CacheError: cached features that cannot be used.
+        TrainerError: cached features that cannot be used.
     """
     cache = None
     if config.data.cache is not None:
-        from .cache import open_cache
+        from .data.features import open_cache
 
         cache = open_cache(config, records, parts.base, parts.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(parts.base, config.data.resolution), cache)

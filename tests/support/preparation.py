@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from trainer import prepare
-from trainer.preparation.settings import PrepareSettings
-from trainer.settings import load
+from trainer.config import PrepareSettings
 
 BOX = [50, 30, 110, 90]
 
@@ -32,7 +31,7 @@ def write_table(path: Path, rows: list[dict]) -> Path:
 
 
 def run(photos, output, *settings: str) -> dict:
-    return prepare.prepare(load(PrepareSettings, None, settings, {"photos": str(photos), "output": str(output)}), False)
+    return prepare.prepare(PrepareSettings.load(None, settings, photos=str(photos), output=str(output)), False)
 
 
 def rows_of(output: Path) -> list[dict]:

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from feedface_core.files.atomic import replacing
 
 
 def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
@@ -35,7 +36,6 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
             kept.append(line)
             values.append(value)
     if len(kept) < count or not path.read_bytes().endswith(b"\n"):
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return values

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..settings import ConfigError
+from ..config.preparation import CaptionSettings
+from ..errors import TrainerError
 from .photo import Batch, Photo, Stage
-from .settings import CaptionSettings
 
 DEFAULT_PROMPT = "Describe this photo in one sentence."
 
@@ -20,7 +20,7 @@ class Caption(Stage):
         settings: ``model`` is a folder with a transformers image-to-text model (BLIP, GIT, LLaVA, …).
 
     Raises:
-        ConfigError: a folder that is missing or holds no such model.
+        TrainerError: a folder that is missing or holds no such model.
     """
 
     def __init__(self, settings: CaptionSettings) -> None:
@@ -32,12 +32,12 @@ class Caption(Stage):
 
         folder = Path(settings.model).expanduser()
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"caption.model {folder}: no folder with a transformers model (no config.json)")
+            raise TrainerError(f"caption.model {folder}: no folder with a transformers model (no config.json)")
         try:
             self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             self.model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"caption.model {folder}: not an image-to-text model ({error})") from error
+            raise TrainerError(f"caption.model {folder}: not an image-to-text model ({error})") from error
         self.model = self.model.eval().to(settings.device)
 
     def __call__(self, batch: Batch) -> Batch:

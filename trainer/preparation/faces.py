@@ -14,9 +14,9 @@ from torch.nn import functional
 from feedface_core.faces import FILL, DetectedFace, FaceError, clamp_square, load_detector, resample, square_box
 from trainer.preparation.masks import face_mask, load_parser
 
+from ..config.preparation import CropSettings, DetectSettings, FilterSettings, MaskSettings
 from ..data import pictures
 from .photo import Drop, Photo, Stage
-from .settings import CropSettings, DetectSettings, FilterSettings, MaskSettings
 
 SHARPNESS_SIDE = 48
 """Sharpness is judged at this size, which even a small face has: at its own, size and sharpness would mix."""
@@ -32,7 +32,7 @@ class Read(Stage):
             raise Drop("empty file")
         try:
             photo.picture = pictures.open_photo(photo.path)
-        except (pictures.PictureError, MemoryError) as error:
+        except (FaceError, MemoryError) as error:
             raise Drop("unreadable photo", str(error).removeprefix(f"{photo.path}: ")) from error
         photo.row["width"], photo.row["height"] = photo.picture.size
         photo.row["photo_hash"] = f"{pictures.perceptual_hash(photo.picture):016x}"
@@ -158,7 +158,7 @@ class Mask(Stage):
                 kind = "given"
             else:
                 photo.mask, kind = face_mask(photo.image, photo.face, self.parser)
-        except (pictures.PictureError, FaceError) as error:
+        except FaceError as error:
             raise Drop("unreadable mask" if given else "no mask", str(error)) from error
         photo.mask = photo.mask > 0.5
         covered = photo.mask.float().mean().item()

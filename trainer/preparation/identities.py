@@ -15,9 +15,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ..settings import ConfigError
+from ..config.preparation import IdentitySettings
+from ..errors import TrainerError
 from .photo import Photo
-from .settings import IdentitySettings
 
 MOST_CLUSTERED = 20_000
 """Average linkage keeps all pairwise distances: 1.6 GB at this number of photos."""
@@ -54,7 +54,7 @@ def identify(photos: Sequence[Photo], settings: IdentitySettings, distance: floa
         why_not: why that was not done.
 
     Raises:
-        ConfigError: see :func:`named_identity` and :func:`cluster`.
+        TrainerError: see :func:`named_identity` and :func:`cluster`.
     """
     people = People()
     if settings.source == "cluster":
@@ -132,7 +132,7 @@ def named_identity(photo: Photo, settings: IdentitySettings) -> tuple[str | None
     """The person as given, by the pattern, or if that was asked for by the sub-folder, and which of the three.
 
     Raises:
-        ConfigError: for a pattern that is no regular expression with a group.
+        TrainerError: for a pattern that is no regular expression with a group.
     """
     source = settings.source
     if source in ("auto", "given") and photo.given.get("identity"):
@@ -152,13 +152,13 @@ def folder_of(photo: Photo) -> str | None:
 
 
 def compile_pattern(pattern: str | None) -> re.Pattern[str]:
-    """Raises ``ConfigError`` unless the pattern is a regular expression with a group."""
+    """Raises ``TrainerError`` unless the pattern is a regular expression with a group."""
     try:
         compiled = re.compile(pattern or "")
     except re.error as error:
-        raise ConfigError(f"identity.pattern {pattern!r}: not a regular expression ({error})") from error
+        raise TrainerError(f"identity.pattern {pattern!r}: not a regular expression ({error})") from error
     if compiled.groups < 1:
-        raise ConfigError(f"identity.pattern {pattern!r}: needs a group that is the person, such as '(.+)_\\d+'")
+        raise TrainerError(f"identity.pattern {pattern!r}: needs a group that is the person, such as '(.+)_\\d+'")
     return compiled
 
 
@@ -168,12 +168,12 @@ def cluster(ids: Sequence[str], vectors: Sequence[Sequence[float]], distance: fl
     Persons are numbered by their number of photos, then by their first photo.
 
     Raises:
-        ConfigError: for more photos than all pairwise distances fit in memory for.
+        TrainerError: for more photos than all pairwise distances fit in memory for.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if len(ids) > MOST_CLUSTERED:
-        raise ConfigError(
+        raise TrainerError(
             f"identity.source=cluster compares all pairs, for at most {MOST_CLUSTERED} photos; there are "
             f"{len(ids)}. Give identities (a folder a person, or a column of the table) or prepare parts"
         )

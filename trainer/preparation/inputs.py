@@ -8,16 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import ManifestError, read_rows
+from ..data.manifest import read_rows
+from ..errors import TrainerError
 from .photo import Photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".gif")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _COLUMNS = ("caption", "identity", "bbox", "mask_path")
-
-
-class InputError(ValueError):
-    """Photos that are not there, or a table that cannot be used."""
 
 
 def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Photo], Path]:
@@ -30,7 +27,7 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         output: the output folder: what lies in it is no photo.
 
     Raises:
-        InputError: nothing there, or no photo in it, or a table without a path column.
+        TrainerError: nothing there, or no photo in it, or a table without a path column.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in TABLES:
@@ -40,7 +37,7 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
     else:
         files = [Path(name) for name in glob.glob(os.path.expanduser(source), recursive=True)]
         if not files:
-            raise InputError(f"{source}: no such folder or table, and no file matches it as a glob")
+            raise TrainerError(f"{source}: no such folder or table, and no file matches it as a glob")
         root = Path(os.path.commonpath([file.parent for file in files]))
     made = _made_here(root, output)
     photos = sorted(
@@ -51,7 +48,7 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         and not any(file.resolve().is_relative_to(place) for place in made)
     )
     if not photos:
-        raise InputError(
+        raise TrainerError(
             f"{source}: no photos among {len(files)} file(s); looked for {', '.join(SUFFIXES)} with sub-folders"
         )
     return [_with_caption_file(Photo(file.relative_to(root).as_posix(), file)) for file in photos], root
@@ -73,27 +70,24 @@ def _with_caption_file(photo: Photo) -> Photo:
         try:
             photo.given["caption"] = " ".join(beside.read_text(encoding="utf-8-sig").split())
         except UnicodeDecodeError as error:
-            raise InputError(f"{beside}: the caption is not UTF-8 text ({error})") from error
+            raise TrainerError(f"{beside}: the caption is not UTF-8 text ({error})") from error
     return photo
 
 
 def _from_table(path: Path) -> list[Photo]:
-    try:
-        rows = _read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else read_rows(path)
-    except ManifestError as error:
-        raise InputError(str(error)) from error
+    rows = _read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else read_rows(path)
     photos, seen = [], {}
     for number, row in enumerate(rows, 1):
         name = row.get("path")
         if not isinstance(name, str) or not name.strip():
             columns = ", ".join(map(str, row)) or "none"
-            raise InputError(f"{path}, row {number}: no path; the columns are {columns}")
+            raise TrainerError(f"{path}, row {number}: no path; the columns are {columns}")
         for column in ("caption", "identity"):
             if row.get(column) is not None and not isinstance(row[column], (str, int)):
-                raise InputError(f"{path}, row {number}: {column} is {row[column]!r}, expected text")
+                raise TrainerError(f"{path}, row {number}: {column} is {row[column]!r}, expected text")
         name = name.strip()
         if name in seen:
-            raise InputError(f"{path}, row {number}: {name} was in row {seen[name]} already")
+            raise TrainerError(f"{path}, row {number}: {name} was in row {seen[name]} already")
         seen[name] = number
         given = {column: row[column] for column in _COLUMNS if row.get(column) not in (None, "")}
         for column in ("caption", "identity"):
@@ -107,7 +101,7 @@ def _numbers(text: str, where: str) -> list[float]:
     try:
         return [float(part) for part in text.strip("[] ").replace(",", " ").split()]
     except ValueError as error:
-        raise InputError(f"{where}: bbox is {text!r}, expected x0, y0, x1, y1 in pixels") from error
+        raise TrainerError(f"{where}: bbox is {text!r}, expected x0, y0, x1, y1 in pixels") from error
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
@@ -116,12 +110,12 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             rows = [dict(row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from error
+        raise TrainerError(f"{path}: not a CSV table in UTF-8 ({error})") from error
     if not rows:
-        raise InputError(f"{path}: holds no rows")
+        raise TrainerError(f"{path}: holds no rows")
     for number, row in enumerate(rows, 1):
         if None in row:
-            raise InputError(f"{path}, row {number}: more fields than the header has; quote captions with commas")
+            raise TrainerError(f"{path}, row {number}: more fields than the header has; quote captions with commas")
         if row.get("bbox"):
             row["bbox"] = _numbers(row["bbox"], f"{path}, row {number}")
         else:

@@ -12,9 +12,9 @@ import torch
 
 from feedface_core.faces import DetectedFace, DetectorUnavailable, find_insightface_packs, load_detector
 
-from ..settings import ConfigError
+from ..config.preparation import DetectSettings, IdentitySettings
+from ..errors import TrainerError
 from .photo import Drop, Photo, Stage
-from .settings import DetectSettings, IdentitySettings
 
 
 class Recogniser(Protocol):
@@ -65,11 +65,11 @@ class DlibRecogniser:
         try:
             import dlib
         except ImportError as error:
-            raise ConfigError(f'identity.recogniser=dlib: {error}; "pip install dlib-bin"') from error
+            raise TrainerError(f'identity.recogniser=dlib: {error}; "pip install dlib-bin"') from error
         package = importlib.util.find_spec("face_recognition_models")
         folder = Path(package.origin).parent / "models" if package is not None else None
         if folder is None or not folder.is_dir():
-            raise ConfigError(
+            raise TrainerError(
                 'identity.recogniser=dlib: no package face_recognition_models; "pip install face_recognition_models"'
             )
         self.landmarks = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
@@ -87,7 +87,7 @@ def load_recogniser(settings: IdentitySettings, detect: DetectSettings) -> Recog
     """The recogniser that the settings name.
 
     Raises:
-        ConfigError: if it is not installed, or with auto if none is.
+        TrainerError: if it is not installed, or with auto if none is.
     """
     problems = []
     if settings.recogniser in ("auto", "insightface"):
@@ -100,9 +100,9 @@ def load_recogniser(settings: IdentitySettings, detect: DetectSettings) -> Recog
     if settings.recogniser in ("auto", "dlib"):
         try:
             return DlibRecogniser()
-        except ConfigError as error:
+        except TrainerError as error:
             problems.append(str(error))
-    raise ConfigError(f"identity.source={settings.source} needs a face recogniser: " + "; ".join(problems))
+    raise TrainerError(f"identity.source={settings.source} needs a face recogniser: " + "; ".join(problems))
 
 
 class Recognise(Stage):

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from feedface_core.faces import clamp_square, square_box
+from feedface_core.faces import FaceError, clamp_square, square_box
 
 from ..data import pictures
 from .identities import People
@@ -131,7 +131,7 @@ def _pictures(photo: Photo, output: Path) -> list[Image]:
 
     try:
         picture = pictures.open_photo(photo.path)
-    except pictures.PictureError:
+    except FaceError:
         return []
     if not photo.kept:
         picture.thumbnail((CELL, CELL))

@@ -146,7 +146,9 @@ class Trainer:
         logger.info("going on from %s", checkpoint.path)
 
     def _warn_of_changes(self, state: dict) -> None:
-        old, new = _flat(json.loads(state["config"])), _flat(json.loads(self.config.to_json()))
+        old, new = (
+            _flat(json.loads(config.to_json())) for config in (self.config.from_json(state["config"]), self.config)
+        )
         ignored = (
             "train.output",
             *(["train.steps"] if self.config.optimiser.schedule == "constant" else []),

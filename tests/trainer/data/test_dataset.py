@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from support.small_training import make_config, make_photos
 
+from trainer.config import DataSettings
 from trainer.data.batch import Batch
 from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, pictures, randomness, read_crop
 from trainer.data.manifest import Record, read_manifest
@@ -188,12 +189,18 @@ def test_dropped_conditions_reach_the_batch(manifest):
 
 
 def make_record(name, identity, photo_hash=None, crop_hash=None):
-    return Record(name, Path(name), "", (0, 0, 9, 9), (0, 0, 9, 9), None, None, identity, photo_hash, crop_hash)
+    return Record(
+        id=name, path=Path(name), bbox=(0, 0, 9, 9), identity=identity, photo_hash=photo_hash, crop_hash=crop_hash
+    )
+
+
+def references_of(records, **changes):
+    return References(records, DataSettings(manifest="", augment_variants=0, flip=False, **changes))
 
 
 def test_references_are_other_photos_of_the_person():
     records = [make_record(f"{n}.jpg", "ann" if n < 8 else "bob" if n == 8 else None) for n in range(11)]
-    references = References(records, most=5, retrieval=True, duplicate_distance=4)
+    references = references_of(records)
     counts = Counter()
     for visit in range(500):
         drawn = [reference.index for reference in references.draw(3, 0, visit)]
@@ -202,7 +209,7 @@ def test_references_are_other_photos_of_the_person():
     assert sorted(counts) == [1, 2, 3, 4, 5] and min(counts.values()) > 70
     assert references.draw(8, 0, 0) == (Reference(8),)  # the only photo of bob
     assert references.draw(9, 0, 0) == (Reference(9),)  # nobody knows who that is
-    off = References(records, most=5, retrieval=False, duplicate_distance=4)
+    off = references_of(records, retrieval=False)
     assert off.draw(3, 0, 0) == (Reference(3),)
 
 
@@ -215,8 +222,8 @@ def test_near_duplicates_are_no_references():
         make_record("d", "ann", base ^ 0b11111, base ^ 0xFF),  # five and eight bits apart: another photo
         make_record("a", "ann"),  # the photo again, with another caption
     ]
-    assert References(records, 5, True, 4).candidates(0) == [3]
-    assert References(records, 5, True, 0).candidates(0) == [1, 2, 3]
+    assert [*references_of(records).candidates(0)] == [3]
+    assert [*references_of(records, duplicate_distance=0).candidates(0)] == [1, 2, 3]
 
 
 def test_perceptual_hash_survives_recompression_only(tmp_path):
@@ -301,7 +308,7 @@ def test_crop_made_in_advance_equals_the_one_cut_anew(tmp_path, manifest):
     crop = read_crop(record, 64)
     assert crop.shape == (64, 64, 3)
     pictures.to_picture(crop).save(tmp_path / "crop.png")
-    again = read_crop(replace(record, crop=tmp_path / "crop.png"), 64)
+    again = read_crop(replace(record, crop_path=tmp_path / "crop.png"), 64)
     assert (again - crop).abs().max() <= 0.5 / 255 + 1e-6
-    other = read_crop(replace(record, crop=tmp_path / "crop.png"), 32)  # of another size: cut from the photo
+    other = read_crop(replace(record, crop_path=tmp_path / "crop.png"), 32)  # of another size: cut from the photo
     assert torch.equal(other, read_crop(record, 32))

@@ -24,7 +24,6 @@ from trainer.config import Config, ModelSettings, load_config
 from trainer.models.frozen_model import Base, BaseError, load_base
 from trainer.models.unidiffuser import pack, rows_below, unpack
 from trainer.models.unidiffuser_files import is_unidiffuser
-from trainer.settings import build
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -272,31 +271,27 @@ def test_published_settings():
 def test_short_run(files, tmp_path, monkeypatch):
     """Cache, train and export: the adapter has the released form and loads as the released one does."""
     encoder = make_encoder(files / "face_encoder", image_size=64)
-    config = build(
-        Config,
-        {
-            "model": settings(files).model_dump(),
-            "adapter": {"encoder": {"path": str(encoder), "image_size": 64}, "tap": "output"},
-            "data": {
-                "manifest": str(make_photos(tmp_path / "photos")),
-                "resolution": 64,
-                "workers": 0,
-                "references": 2,
-                "cache": str(tmp_path / "cache"),
-            },
-            "optimiser": {"lr": 1e-3, "warmup_steps": 1},
-            "train": {
-                "output": str(tmp_path / "run"),
-                "steps": 4,
-                "batch_size": 4,
-                "checkpoint_every": 2,
-                "log_every": 2,
-                "validate_every": 4,
-                "tracker": "none",
-            },
-            "validation": {"prompts": ["a person"], "steps": 2},
+    config = Config.load(
+        model=settings(files).model_dump(),
+        adapter={"encoder": {"path": str(encoder), "image_size": 64}, "tap": "output"},
+        data={
+            "manifest": str(make_photos(tmp_path / "photos")),
+            "resolution": 64,
+            "workers": 0,
+            "references": 2,
+            "cache": str(tmp_path / "cache"),
         },
-        "test",
+        optimiser={"lr": 1e-3, "warmup_steps": 1},
+        train={
+            "output": str(tmp_path / "run"),
+            "steps": 4,
+            "batch_size": 4,
+            "checkpoint_every": 2,
+            "log_every": 2,
+            "validate_every": 4,
+            "tracker": "none",
+        },
+        validation={"prompts": ["a person"], "steps": 2},
     )
     make_cache(config, progress=False)
     try:

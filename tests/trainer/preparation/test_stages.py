@@ -10,13 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from feedface_core.faces import DetectedFace, clamp_square
-from trainer.preparation.captions import Caption
-from trainer.preparation.faces import Crop, Filter, Mask, sharpness
-from trainer.preparation.identities import cluster, compares_faces, identify, named_identity
-from trainer.preparation.inputs import InputError, find_photos
-from trainer.preparation.photo import Photo
-from trainer.preparation.recognisers import Recognise, load_recogniser
-from trainer.preparation.settings import (
+from trainer.config.preparation import (
     CaptionSettings,
     CropSettings,
     DetectSettings,
@@ -24,7 +18,13 @@ from trainer.preparation.settings import (
     IdentitySettings,
     MaskSettings,
 )
-from trainer.settings import ConfigError
+from trainer.errors import TrainerError
+from trainer.preparation.captions import Caption
+from trainer.preparation.faces import Crop, Filter, Mask, sharpness
+from trainer.preparation.identities import cluster, compares_faces, identify, named_identity
+from trainer.preparation.inputs import find_photos
+from trainer.preparation.photo import Photo
+from trainer.preparation.recognisers import Recognise, load_recogniser
 
 BOX = [50, 30, 110, 90]
 
@@ -46,7 +46,7 @@ def test_folders_globs_and_caption_files(tmp_path):
     photos, root = find_photos(str(tmp_path / "ann/*.png"))
     assert root == tmp_path / "ann" and [photo.id for photo in photos] == ["1.png"]
     (tmp_path / "ann/1.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="1.txt: the caption is not UTF-8"):
+    with pytest.raises(TrainerError, match="1.txt: the caption is not UTF-8"):
         find_photos(str(tmp_path))
 
 
@@ -256,7 +256,7 @@ def test_captions_come_from_a_model_for_photos_without_one(tmp_path):
     assert set(bare.row["caption"].split()) == {"smiling"}
     assert "caption" not in given.row
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ConfigError, match="not an image-to-text model"):
+    with pytest.raises(TrainerError, match="not an image-to-text model"):
         Caption(CaptionSettings(model=str(tmp_path)))
 
 
