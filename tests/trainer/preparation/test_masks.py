@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from feedface_core.faces import DetectedFace, DetectorUnavailable, FaceError, load_detector
+from feedface_core.errors import FeedFaceError
+from feedface_core.faces import DetectedFace, DetectorUnavailable, load_detector
 from trainer.preparation.masks import FacerParser, HeadEllipse, ellipse_mask, face_mask, head_ellipse, load_parser
 
 # Eyes 40 apart, mouth 40 below them, nose half way: a face that looks straight ahead.
@@ -67,7 +68,7 @@ def test_mask_at_the_border_and_outside():
     image = torch.zeros(100, 100, 3)
     mask, _ = face_mask(image, DetectedFace((-30, 20, 30, 90)))
     assert mask[50, 0] == 1 and mask[50, 99] == 0
-    with pytest.raises(FaceError, match="outside the photo of 100 × 100"):
+    with pytest.raises(FeedFaceError, match="outside the photo of 100 × 100"):
         face_mask(image, DetectedFace((500, 500, 550, 560)))
 
 
