@@ -6,7 +6,7 @@ changes from picture to picture: expression, glasses, hat or headband, clothes, 
 Captions name only the scene, never the identity, so a model that knows the caption still has to be told who it is.
 
 All choices are made here, from seeds; ``render/render.mjs`` (facesjs, resvg) only draws. Identity ``i`` of a split
-and its picture ``j`` depend on ``(seed, split, i, j)`` alone.
+and its picture ``j`` depend on the settings and ``(seed, split, i, j)`` alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-SIZE = 64  # pixels of a picture's and of a mask's side
-CANVAS = 128  # pixels it is drawn with; the picture averages 2 × 2 of them
-SPLITS = {"train": 0, "heldout": 1}
+from .settings import PeopleSettings
+
+CANVAS = 128  # units of the drawing's side, whatever its size in pixels
 
 COLORS = {
     "red": "#d03a34",
@@ -108,23 +108,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class PeopleConfig:
-    """How many people and pictures; identities of the two splits never overlap."""
-
-    train_identities: int = 5000
-    heldout_identities: int = 200
-    pictures: int = 6
-    heldout_pictures: int = 10
-    seed: int = 0
-
-    def count(self, split: str) -> tuple[int, int]:
-        """Identities and pictures of each, for a split."""
-        if split == "train":
-            return self.train_identities, self.pictures
-        return self.heldout_identities, self.heldout_pictures
-
-
 # --------------------------------------------------------------------------- choices
 
 
@@ -134,13 +117,13 @@ def _jitter(color: str, rng: np.random.Generator, amount: float) -> str:
     return "#" + "".join(f"{int(v):02x}" for v in rgb.clip(0, 255))
 
 
-def identity(parts: dict, seed: int, split: str, index: int) -> dict:
+def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> dict:
     """The lasting features of a person, as a facesjs configuration without clothes, expression and accessories.
 
     Args:
-        parts: what the renderer can draw (:func:`parts_of`).
+        parts: what the renderer can draw (:func:`examples.small_model.drawing.parts_of`).
     """
-    rng = np.random.default_rng([seed, SPLITS[split], index])
+    rng = np.random.default_rng([settings.seed, settings.splits[split].number, index])
     gender = ("female", "male")[rng.integers(2)]
     male = gender == "male"
 
@@ -157,8 +140,8 @@ def identity(parts: dict, seed: int, split: str, index: int) -> dict:
         return name if rng.random() < probability else "none"
 
     complexion = tuple(SKIN)[rng.integers(len(SKIN))]
-    skin = _jitter(str(rng.choice(SKIN[complexion])), rng, 8)
-    hair = _jitter(str(rng.choice(HAIR[complexion])), rng, 10)
+    skin = _jitter(str(rng.choice(SKIN[complexion])), rng, settings.skin_jitter)
+    hair = _jitter(str(rng.choice(HAIR[complexion])), rng, settings.hair_jitter)
     shave = uniform(0, 0.2) if male and rng.random() < 0.25 else 0
     return {
         "fatness": uniform(0, 1) if male else uniform(0, 0.6),
@@ -232,7 +215,7 @@ def detector_box(box: list[float]) -> list[float]:
 
 
 def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict, list[float]]:
-    """The renderer's input for a person in a scene, and the box of the head, ``[x0, y0, x1, y1]`` in pixels."""
+    """The renderer's input for a person in a scene but for its size, and the box of the head, ``[x0, y0, x1, y1]``."""
     face = json.loads(json.dumps(person))
     cloth = _jitter(COLORS[scene.clothes_color], rng, 12)
     trim = "#2c2c30" if scene.clothes_color in ("white", "yellow") else "#f2f2f2"
@@ -248,8 +231,7 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
     half_width = HEAD_SIZE[0] * (0.8 + 0.2 * person["fatness"]) * scale / 2
     half_height = HEAD_SIZE[1] * scale / 2
     spec = {
-        "size": CANVAS,
-        "mask_size": SIZE,
+        "canvas": CANVAS,
         "background": _background(scene, rng),
         "face": face,
         "accessory_colors": [worn, "#f2f2f2", worn],
@@ -258,22 +240,22 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
         "scale": round(scale, 4),
         "angle": round(float(rng.uniform(-6, 6)), 2),
     }
-    box = [x - half_width, y - half_height, x + half_width, y + half_height]
-    return spec, [v * SIZE / CANVAS for v in box]
+    return spec, [x - half_width, y - half_height, x + half_width, y + half_height]
 
 
-def specs_of(parts: dict, config: PeopleConfig, split: str, index: int) -> Iterator[tuple[dict, dict]]:
-    """For each picture of identity ``index``: the renderer's input and the record that goes into ``records.jsonl``."""
-    person = identity(parts, config.seed, split, index)
-    for j in range(config.count(split)[1]):
-        rng = np.random.default_rng([config.seed, SPLITS[split], index, 1 + j])
+def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> Iterator[tuple[dict, dict]]:
+    """For each picture of identity ``index``: the renderer's input and what is known about it: ``id``, ``identity``,
+    ``caption``, ``box`` of the head in pixels, and the scene."""
+    person, chosen = identity(parts, settings, split, index), settings.splits[split]
+    for j in range(chosen.pictures):
+        rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j])
         scene = scene_of(rng)
         spec, box = picture(person, scene, rng)
         record = {
             "id": f"{split}-{index:05d}-{j:02d}",
             "identity": f"{split}-{index:05d}",
             "caption": scene.caption(rng, 0.85),
-            "box": [round(v, 2) for v in box],
+            "box": [round(v * settings.size / CANVAS, 2) for v in box],
             **asdict(scene),
         }
-        yield spec, record
+        yield spec | {"size": 2 * settings.size, "mask_size": settings.size}, record
