@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from feedface_core.errors import FeedFaceError
 from tools.comfyui import device_arguments, installed_comfyui
 from tools.demo_graph import REPORT, comparison_graph, node
 from tools.demo_small import draw_people
@@ -117,7 +118,7 @@ def main() -> None:
             draw_portrait(options)
         else:
             print(f"the sheet: {draw_people(options.output, options.seed)}")
-    except (ServerError, FileNotFoundError) as problem:
+    except (ServerError, FeedFaceError) as problem:
         sys.exit(f"FeedFace: {problem}")
 
 

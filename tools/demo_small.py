@@ -14,7 +14,9 @@ import numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from examples.small_model import system
-from examples.small_model.showcase import Judge, read_people
+from examples.small_model.drawing import to_pixels
+from examples.small_model.evaluate import Examination
+from examples.small_model.showcase import read_people
 from tools.comfyui import device_arguments, installed_comfyui
 from tools.demo_graph import comparison_graph, node
 from tools.find_comfyui import version_of
@@ -26,7 +28,6 @@ PROMPTS = (
     "a portrait of an angry person wearing a headband and a white shirt, striped green background",
     "a close-up of a surprised person wearing a yellow vest, dotted purple background",
 )
-SIZE = 64
 DETECTION = {"detector": "mtcnn", "order": "confidence", "min_size": 16, "crop_size": 48}
 SAMPLER = {"steps": 20, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
 
@@ -38,7 +39,7 @@ def person_graph(names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int
         names: the uploaded references.
     """
     loader, adapter = node("FeedFaceSmallModel"), Path(system.ADAPTER).name
-    return comparison_graph(loader, adapter, names, prompts, DETECTION, SAMPLER, SIZE, seed)
+    return comparison_graph(loader, adapter, names, prompts, DETECTION, SAMPLER, system.picture_size(), seed)
 
 
 def draw_people(output: Path, seed: int = 1) -> Path:
@@ -46,10 +47,10 @@ def draw_people(output: Path, seed: int = 1) -> Path:
 
     Raises:
         ServerError: no ComfyUI, or a graph failed.
-        FileNotFoundError: the small system is not there.
+        TrainerError: the small model is not there.
     """
     comfyui = installed_comfyui("demo")
-    people, judge, rows, began = read_people(), Judge(), [], time.monotonic()
+    people, examination, rows, began = read_people(), Examination.load(), [], time.monotonic()
     with ComfyServer(comfyui, arguments=device_arguments()) as server:
         print(f"ComfyUI {version_of(comfyui)} with FeedFace after {time.monotonic() - began:.0f} s", flush=True)
         for person in people:
@@ -57,11 +58,14 @@ def draw_people(output: Path, seed: int = 1) -> Path:
             row: dict[str, Any] = {"references": [read_picture(path) for path in person.references]}
             for kind in ("plain", "face"):
                 pictures = [server.pictures(run, f"{kind}{i}")[0] for i in range(len(PROMPTS))]
-                row |= {kind: pictures, f"{kind}_scores": judge.compare(pictures, person.index)}
+                row |= {
+                    kind: pictures,
+                    f"{kind}_scores": examination.compare(to_pixels(numpy.stack(pictures)), person.index),
+                }
             rows.append(row)
             plain, face = (sum(nearer == 0 for _, nearer in row[f"{kind}_scores"]) for kind in ("plain", "face"))
             print(
-                f"person {person.index}: named among {len(judge.gallery)} in {face} of {len(PROMPTS)} pictures with "
+                f"person {person.index}: named among {len(examination.gallery)} in {face} of {len(PROMPTS)} pictures with "
                 f"the face, {plain} without; {time.monotonic() - began:.0f} s",
                 flush=True,
             )
@@ -70,9 +74,9 @@ def draw_people(output: Path, seed: int = 1) -> Path:
     return output / "people.png"
 
 
-def sheet(rows: list[dict[str, Any]], prompts: tuple[str, ...] = PROMPTS, zoom: int = 3) -> Image.Image:
+def sheet(rows: list[dict[str, Any]], prompts: tuple[str, ...] = PROMPTS) -> Image.Image:
     """One row a person: four references, then for each prompt the picture without and with the face and its score."""
-    cell, gap, top, line = SIZE * zoom, 12, 62, 20
+    cell, gap, top, line = 192, 12, 62, 20
     width = cell + (2 * cell + gap) * len(prompts) + 2 * gap
     page = Image.new("RGB", (width, top + len(rows) * (cell + line + gap)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)

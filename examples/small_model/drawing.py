@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer.data.manifest import read_rows, write_rows
 from trainer.errors import TrainerError
 
-from .people import ATTRIBUTES, Scene, detector_box, specs_of
+from .people import ATTRIBUTES, caption, detector_box, specs_of
 from .settings import PeopleSettings
 
 SHARD = 100  # people drawn at once
@@ -117,7 +117,14 @@ def _row(record: dict, shard: str, index: int, size: int) -> dict:
     path = f"{shard}/{record['id']}"
     # every second box is like a detector's, so that the adapter learns both kinds of crops
     box = [round(v, 2) for v in detector_box(record["box"])] if index % 2 else record["box"]
-    return {"path": f"{path}.png", "mask_path": f"{path}-mask.png", "width": size, "height": size, "bbox": box, **record}
+    return {
+        "path": f"{path}.png",
+        "mask_path": f"{path}-mask.png",
+        "width": size,
+        "height": size,
+        "bbox": box,
+        **record,
+    }
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,14 @@ class People:
         if not manifest.is_file():
             raise TrainerError(f"no drawn people in {manifest.parent}: `python -m examples.small_model.build people`")
         return cls(manifest.parent, read_rows(manifest))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.records[0]["width"]
 
     def first(self, count: int) -> People:
         """The first ``count`` pictures."""
@@ -152,13 +167,18 @@ class People:
         """Which person each picture shows, as ``(N,)`` numbers from 0."""
         return np.unique([record["identity"] for record in self.records], return_inverse=True)[1]
 
+    def pictures_of(self, identities: int) -> np.ndarray:
+        """Indices of the pictures of the first people, ``(identities, pictures of each)``."""
+        each = len(self) // len(set(self.identities()))
+        return np.arange(identities * each).reshape(identities, each)
+
     def labels(self) -> dict[str, np.ndarray]:
         """For each attribute of :data:`ATTRIBUTES` the number of its value in each picture, ``(N,)``."""
         return {a: np.array([values.index(r[a]) for r in self.records]) for a, values in ATTRIBUTES.items()}
 
     def words(self, index: int, rng: np.random.Generator, keep: float = 0.85) -> str:
         """A caption of picture ``index``, anew each time, with parts left out at random."""
-        return Scene(**{a: self.records[index][a] for a in ATTRIBUTES}).caption(rng, keep)
+        return caption(self.records[index], rng, keep)
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,12 +12,12 @@ from trainer.config import OptimiserSettings, TrainSettings
 from trainer.config.settings import Count, NotNegative, Positive, Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
+STAGES = ("autoencoder", "unet", "encoder", "masks", "recogniser")
 #: A few people and steps, to see that the build works.
 QUICK = (
     "people.splits.train.identities=12",
     "people.splits.heldout.identities=32",
-    *(f"{stage}.steps=6" for stage in ("autoencoder", "unet", "encoder", "masks", "recogniser")),
-    *(f"{stage}.batch_size=4" for stage in ("autoencoder", "unet", "encoder", "masks", "recogniser")),
+    *(f"{stage}.{length}" for stage in STAGES for length in ("steps=6", "batch_size=4", "optimiser.warmup_steps=2")),
 )
 
 
@@ -31,42 +31,38 @@ class Split(Section):
     """Of each person."""
 
 
+class Complexion(Section):
+    """Colours that go together, as ``#rrggbb``."""
+
+    skin: list[str]
+    hair: list[str]
+
+
 class PeopleSettings(Section):
     """The drawn people."""
 
     size: Annotated[int, Field(ge=16, multiple_of=16)]
     """Side of the pictures and masks in pixels."""
     seed: int
+    complexions: dict[str, Complexion]
     skin_jitter: NotNegative
     """How far a person's skin may lie from a colour of the palette, of 255 in each channel."""
     hair_jitter: NotNegative
     splits: dict[str, Split]
 
 
-class Stage(Section):
-    """Length and optimiser of a stage."""
+class Stage(TrainSettings):
+    """Length and optimiser of a stage; its output is a folder of the build."""
 
-    steps: Positive
-    batch_size: Positive
-    seed: int = 0
+    output: str = ""
     ema: float = 0.995
     """Decay of the moving average of the weights, which is what the stage hands on."""
+    checkpoint_every: Positive = 500
+    keep: Positive = 1
+    log_every: Positive = 50
+    validate_every: None = None
+    tracker: Literal["none"] = "none"
     optimiser: OptimiserSettings
-
-    def train(self, output: Path) -> TrainSettings:
-        """As settings of the trainer."""
-        return TrainSettings(
-            output=str(output),
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            ema=self.ema,
-            checkpoint_every=500,
-            keep=1,
-            log_every=50,
-            validate_every=None,
-            tracker="none",
-        )
 
 
 class SmallModelSettings(Settings):

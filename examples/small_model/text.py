@@ -27,7 +27,10 @@ def vocabulary() -> list[str]:
 
 
 def merges(words: list[str]) -> list[tuple[str, str]]:
-    """Merges of pairs, most frequent first, until every word is one token (Sennrich et al. 2016, algorithm 1)."""
+    """Merges of pairs, most frequent first, until every word is one token (Sennrich et al. 2016, algorithm 1).
+
+    The trainer of the tokenizers library breaks ties differently each time.
+    """
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     found = []
     while any(len(word) > 1 for word in split):

@@ -53,7 +53,7 @@ def train(folder: Path, model: nn.Module, settings: Stage, losses: Losses) -> nn
     """
     with run_lock(folder), StopRequest() as stop:
         trainer = Trainer(
-            settings.train(folder),
+            settings.model_copy(update={"output": str(folder)}),
             settings.optimiser,
             Accelerator(cpu=True, mixed_precision="bf16"),
             StageStep(model.train(), losses, settings),

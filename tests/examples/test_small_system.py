@@ -15,7 +15,7 @@ from tools.demo_small import PROMPTS, person_graph, sheet
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
 @pytest.mark.slow
-def test_the_whole_build_gives_a_system_that_the_benchmark_measures(tmp_path, capsys):
+def test_the_whole_build_gives_a_system_that_the_benchmark_measures(tmp_path, capsys, alone):
     from benchmarks.identity import main as bench
     from examples.small_model.build import main as build
     from feedface_core.files.adapter_file import load_adapter
