@@ -61,7 +61,7 @@ CASES = {
     ),
     "FeedFaceError": (apply_to_wan(), "WanModel is not a model FeedFace can attach to"),
 }
-CAUGHT = {"FeedFaceError", "FeedFaceError"}
+CAUGHT = {"FeedFaceError"}
 
 
 @pytest.fixture(scope="module")
