@@ -39,7 +39,6 @@ def import_libraries() -> None:
     import diffusers
     import transformers
 
-
     for library, names in (
         (diffusers, ("UNet2DConditionModel", "AutoencoderKL", "DDPMScheduler")),
         (transformers, ("CLIPTextModel", "CLIPVisionModel", "CLIPTokenizer")),
