@@ -7,7 +7,6 @@ smallest autoencoder is TAESD's. A seed gives the same file on every machine.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Iterable
@@ -197,17 +196,3 @@ def write_adapter(path: Path, size: TinySize = TINY, seed: int = 0, effect: floa
             weight = branch.zero_linear.weight
             nn.init.normal_(weight, std=effect * weight.shape[1] ** -0.5)
     return save_adapter(Path(path), config, adapter.state_dict(), encoder_weights)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--sd15", action="store_true", help="the U-Net of SD 1.5 in its true size (1.7 GB)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    path = write_checkpoint(options.path, SD15 if options.sd15 else TINY, options.seed)
-    print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
-
-
-if __name__ == "__main__":
-    main()

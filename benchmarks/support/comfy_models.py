@@ -18,16 +18,7 @@ from tools.tiny_checkpoint import SD15, random_weights, unet_weights
 
 PACK = "feedface_pack"
 DTYPE = torch.bfloat16
-#: CLIP ViT-B/32, the encoder of the published method.
-VIT_B32 = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "patch_size": 32,
-    "image_size": 224,
-    "hidden_act": "quick_gelu",
-}
+ENCODER: dict[str, int] = {}  # of CLIPVisionConfig, whose defaults are ViT-B/32, the encoder of the published method
 
 
 def pack(name: str) -> Any:
@@ -90,12 +81,12 @@ def fill(module: nn.Module, seed: int) -> None:
 def random_adapter(folder: Path, host: str, sites, context_width: int, **fields):
     """A random adapter with CLIP ViT-B/32, through a file, as the node loads it."""
     config_module = pack("feedface_core.config")
-    encoder = config_module.EncoderConfig(config=VIT_B32, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+    encoder = config_module.EncoderConfig(config=ENCODER, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
     config = config_module.AdapterConfig(host=host, sites=sites, context_width=context_width, encoder=encoder, **fields)
     built = pack("feedface_core.modules.adapter").FaceAdapter(config, dtype=DTYPE)
     fill(built, seed=1)
     torch.manual_seed(2)
-    weights = pack("feedface_core.modules.encoder").build_encoder(encoder).state_dict()
+    weights = pack("feedface_core.modules.encoder").build_encoder(encoder, dtype=DTYPE).state_dict()
     save_adapter = pack("feedface_core.files.adapter_file").save_adapter
     path = save_adapter(folder / "random.safetensors", config, built.state_dict(), weights, dtype=DTYPE)
     return pack("nodes.adapter").LoadedAdapter(str(path))

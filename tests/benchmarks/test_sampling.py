@@ -28,7 +28,7 @@ def models(comfy, monkeypatch):
     from benchmarks.support import comfy_models
 
     small_encoder = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    monkeypatch.setattr(comfy_models, "VIT_B32", {**comfy_models.VIT_B32, **small_encoder})
+    monkeypatch.setattr(comfy_models, "ENCODER", small_encoder)
     return comfy_models
 
 
