@@ -106,18 +106,15 @@ class ComfyClient:
         stored = self.request("POST", "/upload/image", data={"overwrite": "true"}, files={"image": (name, picture)})
         return "/".join(filter(None, [stored.json()["subfolder"], stored.json()["name"]]))
 
-    def view(self, picture: dict[str, str]) -> numpy.ndarray:
-        """A picture of a run's outputs (``filename``, ``subfolder``, ``type``) as ``(H, W, 3)`` uint8."""
+    def pictures(self, run: Run, node: str | None = None) -> list[numpy.ndarray]:
+        """The pictures of a run, ``(H, W, 3)`` uint8, of one node or of all output nodes in the order of their ids."""
         import numpy
         from PIL import Image
 
-        answer = self.request("GET", "/view", params=picture)
-        return numpy.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
-
-    def pictures(self, run: Run, node: str | None = None) -> list[numpy.ndarray]:
-        """The pictures of a run, of one node or of all output nodes in the order of their ids."""
         nodes = [node] if node else sorted(run.outputs, key=lambda name: (len(name), name))
-        return [self.view(picture) for name in nodes for picture in run.outputs[name].get("images", [])]
+        files = [file for name in nodes for file in run.outputs[name].get("images", [])]
+        answers = [self.request("GET", "/view", params=file) for file in files]
+        return [numpy.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")) for answer in answers]
 
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue a workflow in API format; its id.
