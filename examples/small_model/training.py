@@ -16,6 +16,7 @@ from trainer.training.metrics import Record
 from trainer.training.stopping import Interrupted, StopRequest
 from trainer.training.trainer import Trainer
 
+from .muon import make_optimisers
 from .settings import Stage
 
 Losses = Callable[[int, np.random.Generator], dict[str, Tensor]]
@@ -43,7 +44,7 @@ class StageStep(nn.Module):
 
 
 def train(folder: Path, model: nn.Module, settings: Stage, losses: Losses) -> nn.Module:
-    """Trains a model on the CPU with the trainer's loop, checkpoints and moving average; goes on where it stopped.
+    """Trains a model on the CPU with the trainer's loop; goes on where it stopped.
 
     Returns:
         The model in evaluation mode with its averaged weights.
@@ -59,6 +60,7 @@ def train(folder: Path, model: nn.Module, settings: Stage, losses: Losses) -> nn
             StageStep(model.train(), losses, settings),
             model,
             count,
+            optimisers=make_optimisers(model, settings.optimiser),
             stop=stop,
         )
         if not trainer.run():

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from examples.small_model import autoencoder, drawing, identity, people, settings, text, training
+from examples.small_model.muon import orthogonalise
 from trainer.errors import TrainerError
 from trainer.training.checkpoint import load_latest
 
@@ -109,6 +110,12 @@ def test_every_word_of_a_caption_is_one_token(tmp_path):
         ids = tokenizer(caption).input_ids
         assert tokenizer.convert_ids_to_tokens(ids) == [text.START, *(w + "</w>" for w in words), text.END]
     assert text.tokenize(tokenizer, ["a person", ""]).shape == (2, text.LENGTH)
+
+
+def test_muon_makes_orthogonal_updates():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(24, 60)))
+    assert 0.6 < values.min() and values.max() < 1.3
 
 
 def _train(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
