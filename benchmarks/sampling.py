@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from benchmarks.support.comfy_models import (
-    PlainBranches,
     apply,
     branches_of,
     encode,
     pack,
+    patch_plainly,
     random_adapter,
     stable_diffusion,
     unidiffuser,
@@ -70,7 +70,7 @@ def run(
         apply(model, adapter, face, strength)  # builds the branches while the file is there
     built = branches_of(adapter)
     say(f"model {millions(diffusion_model)}, branches {millions(built.branches)}; latent {latent} x {latent}")
-    plain = PlainBranches(built, face.hidden, strength).apply_to(model) if host == "uvit" else None
+    plain = patch_plainly(model, built, face.hidden, strength) if host == "uvit" else None
     return measure(model, adapter, face, crops[1:], strength, latent, rounds, say, plain)
 
 

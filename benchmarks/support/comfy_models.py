@@ -107,8 +107,8 @@ def branches_of(adapter) -> nn.Module:
     return adapter.patcher(DTYPE).model
 
 
-class PlainBranches:
-    """A step with a face written down straightforwardly, as a patch of UniDiffuser.
+def patch_plainly(model, built: nn.Module, hidden: Tensor, strength: float):
+    """UniDiffuser with a face, its step written down straightforwardly.
 
     Every row goes through the branches, keys and values of the face are computed anew at each step, and the attention
     of the branches is in fp32.
@@ -118,37 +118,28 @@ class PlainBranches:
         hidden: ``(N, T, E)`` hidden states of the face.
         strength: of the rows with the face; the others go through the branches with strength 0.
     """
+    adapter = type(built)(built.config, device="meta", attention=fp32_attention)
+    adapter.load_state_dict(built.state_dict(), assign=True)
+    patched = model.clone()
 
-    def __init__(self, built: nn.Module, hidden: Tensor, strength: float):
-        adapter_class = pack("feedface_core.modules.adapter").FaceAdapter
-        self.adapter = adapter_class(built.config, device="meta", attention=fp32_attention)
-        self.adapter.load_state_dict(built.state_dict(), assign=True)
-        self.hidden, self.strength = hidden, strength
-
-    def apply_to(self, model):
-        patched = model.clone()
-        for index, site in enumerate(self.adapter.config.sites):
-            path = f"diffusion_model.{site.name}.forward"
-            patched.add_object_patch(path, self.around(index, model.get_model_object(path)))
-        return patched
-
-    def around(self, index: int, previous: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """``forward`` of a block with its branch."""
-
+    def with_branch(branch: nn.Module, block: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(x: Tensor, *args, **kwargs) -> Tensor:
-            out = previous(x, *args, **kwargs)
-            options = kwargs["transformer_options"]
+            out, options = block(x, *args, **kwargs), kwargs["transformer_options"]
             height, width = options["picture_grid"]
             first = out.shape[1] - height * width
-            branch = self.adapter.branches[index]
-            tokens = self.adapter.project(self.hidden.to(out)).flatten(0, 1).expand(out.shape[0], -1, -1)
+            tokens = adapter.project(hidden.to(out)).flatten(0, 1).expand(out.shape[0], -1, -1)
             # Conditionings lie one after the other in the batch; number 0 is the positive one.
-            strengths = [self.strength if number == 0 else 0.0 for number in options["cond_or_uncond"]]
-            strength = out.new_tensor(strengths).repeat_interleave(out.shape[0] // len(strengths)).view(-1, 1, 1)
-            added = branch(out[:, first:], branch.project_face(tokens)) * strength
+            strengths = [strength if number == 0 else 0.0 for number in options["cond_or_uncond"]]
+            scale = out.new_tensor(strengths).repeat_interleave(out.shape[0] // len(strengths)).view(-1, 1, 1)
+            added = branch(out[:, first:], branch.project_face(tokens)) * scale
             return torch.cat([out[:, :first], out[:, first:] + added], dim=1)
 
         return forward
+
+    for site, branch in zip(adapter.config.sites, adapter.branches, strict=True):
+        path = f"diffusion_model.{site.name}.forward"
+        patched.add_object_patch(path, with_branch(branch, model.get_model_object(path)))
+    return patched
 
 
 def fp32_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:

@@ -6,13 +6,16 @@ import ctypes
 import gc
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 VARIANTS = ("plain", "uncached", "cached", "bare")
 RESOLUTION = 256
+Rounds = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 def memory(field: str) -> float:
@@ -47,28 +50,22 @@ def import_libraries() -> None:
             getattr(library, name)
 
 
-class Rounds:
-    """Batches in rounds of ``steps``: each begins when asked for, and is reported with its time and peak memory.
+def in_rounds(batches: Iterable[Any], connection: Connection, steps: int, idle: float) -> Iterator[Any]:
+    """Batches in rounds of ``steps``: each begins when asked for, and is reported with its seconds and peak memory.
 
     Args:
         connection: to the process that asks.
         idle: memory of this process before anything was loaded, in MB.
     """
-
-    def __init__(self, connection: Connection, steps: int, idle: float):
-        self.connection, self.steps, self.idle = connection, steps, idle
-
-    def of(self, batches: Iterable[Any]) -> Iterator[Any]:
-        forget_peak()
-        self.connection.send("ready")
-        source = iter(batches)
-        while self.connection.recv() == "go":
-            began = time.perf_counter()
-            for _ in range(self.steps):
-                yield next(source)
-            # The consumer comes back here when the last step of the round is done.
-            seconds = time.perf_counter() - began
-            self.connection.send({"seconds": seconds, "peak": memory("VmHWM") - self.idle})
+    forget_peak()
+    connection.send("ready")
+    source = iter(batches)
+    while connection.recv() == "go":
+        began = time.perf_counter()
+        for _ in range(steps):
+            yield next(source)
+        # The consumer comes back here when the last step of the round is done.
+        connection.send({"seconds": time.perf_counter() - began, "peak": memory("VmHWM") - idle})
 
 
 def run_variant(name: str, connection: Connection, path: Path, mixed: bool, steps: int, threads: int) -> None:
@@ -77,12 +74,13 @@ def run_variant(name: str, connection: Connection, path: Path, mixed: bool, step
 
     import_libraries()
     from trainer.config import Config
-    from trainer.train import be_deterministic, make_accelerator, make_batches, read_records, release_encoders
+    from trainer.train import make_batches, read_records, release_encoders
     from trainer.training.adapter import adapter_trainer, load_models
+    from trainer.training.processes import be_deterministic, make_accelerator
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rounds = Rounds(connection, steps, memory("VmRSS"))
+    rounds = partial(in_rounds, connection=connection, steps=steps, idle=memory("VmRSS"))
     config = Config.from_json(path.read_text())
     if name == "plain":
         return run_plain(config, mixed, rounds)
@@ -96,25 +94,22 @@ def run_variant(name: str, connection: Connection, path: Path, mixed: bool, step
     models = load_models(config, accelerator.device)
     _, batches = make_batches(config, accelerator, models, read_records(config))
     release_encoders(config, models)
-    trainer = adapter_trainer(config, accelerator, models, lambda start: rounds.of(batches(start)))
+    trainer = adapter_trainer(config, accelerator, models, lambda start: rounds(batches(start)))
     if name == "bare":
         run_bare(trainer, models, batches(0), rounds)
     trainer.run()
 
 
-def run_bare(trainer, models, batches: Iterator[Any], rounds: Rounds) -> None:
+def run_bare(trainer, models, batches: Iterable[Any], rounds: Rounds) -> None:
     """Forward, backward and optimiser, and nothing else."""
-    from itertools import cycle, islice
-
     from trainer.training.step import encode_batch
 
     step = trainer.accelerator.unwrap_model(trainer.step)
     prepared = [
-        (batch, encode_batch(batch, models.frozen, models.encoder), step.plan(batch))
-        for batch in islice(batches, 4 * rounds.steps)
+        (batch, encode_batch(batch, models.frozen, models.encoder), step.plan(batch)) for batch in islice(batches, 4)
     ]
     (optimiser,) = trainer.state.optimisers
-    for batch, features, plan in rounds.of(cycle(prepared)):
+    for batch, features, plan in rounds(cycle(prepared)):
         with trainer.accelerator.autocast():
             loss, _ = step.loss(batch, features, plan)
         loss.backward()
@@ -141,7 +136,7 @@ def run_plain(config, mixed: bool, rounds: Rounds) -> None:
     dataset = FaceDataset(records, config, TensorShapes.of(frozen, RESOLUTION))
     order = GlobalBatches(len(records), config.train.batch_size, 0, 10**6)
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=2e-5, betas=(0.9, 0.9), weight_decay=0.03)
-    for number, batch in enumerate(rounds.of(make_loader(dataset, order, config.data.workers))):
+    for number, batch in enumerate(rounds(make_loader(dataset, order, config.data.workers))):
         with torch.no_grad():
             latents = frozen.sample_latents(frozen.encode_pixels(batch.pixels), batch.latent_noise)
             text = frozen.encode_text(batch.captions)

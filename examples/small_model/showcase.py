@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from trainer.errors import TrainerError
 
@@ -17,17 +17,11 @@ SHOWN = (7, 20, 31)  # held-out people of the demo: a detector finds them, and t
 GALLERY = 100  # held-out people that the demo's score is among
 
 
-@dataclass(frozen=True)
-class Person:
-    """A held-out person of the demo.
-
-    Args:
-        index: number in the gallery.
-        references: pictures of the person.
-    """
+class Person(NamedTuple):
+    """A held-out person of the demo: the number in the gallery, and pictures."""
 
     index: int
-    references: tuple[Path, ...]
+    references: list[Path]
 
 
 def write_showcase(people: People, folder: Path) -> None:
@@ -49,7 +43,5 @@ def read_people(folder: Path = system.FOLDER) -> list[Person]:
     path = folder / "people" / "people.json"
     if not path.is_file():
         raise TrainerError(f"no {path}: `python -m examples.small_model.build` makes the small model")
-    return [
-        Person(entry["index"], tuple(folder / "people" / name for name in entry["references"]))
-        for entry in json.loads(path.read_text())
-    ]
+    described = json.loads(path.read_text())
+    return [Person(one["index"], [path.with_name(name) for name in one["references"]]) for one in described]

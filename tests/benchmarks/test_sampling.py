@@ -69,6 +69,6 @@ def test_plain_way_is_the_same_step(comfy, models, tmp_path):
     adapter = models.random_adapter(tmp_path, "unidiffuser", sites, 96, tap="output")
     face = models.encode(adapter, torch.rand(1, 224, 224, 3, generator=torch.Generator().manual_seed(0)))
     ours = models.apply(model, adapter, face, 0.8)
-    plain = models.PlainBranches(models.branches_of(adapter), face.hidden, 0.8).apply_to(model)
+    plain = models.patch_plainly(model, models.branches_of(adapter), face.hidden, 0.8)
     off, ours, plain = (Steps(8).sample(variant, 1) for variant in (model, ours, plain))
     assert (ours - plain).norm() < 0.05 * (ours - off).norm()  # bfloat16
