@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import COMBINATIONS
-from .modules.branch import FaceKV
+from .errors import FeedFaceError
+from .modules.attention import KeysValues
 
 if TYPE_CHECKING:
     from .modules.adapter import FaceAdapter
@@ -42,16 +43,16 @@ class Face:
 
     def __post_init__(self):
         if self.hidden.ndim != 3 or self.hidden.shape[0] == 0:
-            raise ValueError(f"a face needs hidden states (references, tokens, width), got {tuple(self.hidden.shape)}")
+            raise FeedFaceError(f"a face needs hidden states (references, tokens, width), got {(*self.hidden.shape,)}")
         if not self.weights:
             object.__setattr__(self, "weights", (1.0,) * self.hidden.shape[0])
         object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
         if len(self.weights) != self.hidden.shape[0]:
-            raise ValueError(f"{len(self.weights)} weights for {self.hidden.shape[0]} references: give one for each")
+            raise FeedFaceError(f"{len(self.weights)} weights for {self.hidden.shape[0]} references: give one for each")
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights):
-            raise ValueError(f"weights of references must be finite and not negative, got {list(self.weights)}")
+            raise FeedFaceError(f"weights of references must be finite and not negative, got {list(self.weights)}")
         if self.combination not in COMBINATIONS:
-            raise ValueError(f"combination is {self.combination!r}, expected one of {', '.join(COMBINATIONS)}")
+            raise FeedFaceError(f"combination is {self.combination!r}, expected one of {', '.join(COMBINATIONS)}")
 
     @property
     def empty(self) -> bool:
@@ -63,10 +64,10 @@ def mix_faces(first: Face, second: Face, share: float, combination: str) -> Face
     """The references of two faces as one face, the second with ``share`` (0…1) of the weight.
 
     Raises:
-        ValueError: the faces come from different encoders.
+        FeedFaceError: the faces come from different encoders.
     """
     if first.encoder != second.encoder or first.hidden.shape[1:] != second.hidden.shape[1:]:
-        raise ValueError(
+        raise FeedFaceError(
             f"face A comes from encoder {first.encoder or 'unknown'}, face B from "
             f"{second.encoder or 'unknown'}; encode both with the same adapter"
         )
@@ -100,12 +101,12 @@ def combine_references(
         is nothing to bias.
 
     Raises:
-        ValueError: for a face without a reference.
+        FeedFaceError: for a face without a reference.
     """
     weight = torch.ones(hidden.shape[0]) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
     used = [own.nonzero().flatten() for own in weight.split(list(counts))]
     if not all(len(own) for own in used):
-        raise ValueError("every reference has weight 0, so there is no face to combine")
+        raise FeedFaceError("every reference has weight 0, so there is no face to combine")
     faces = [face[own.to(face.device)] for face, own in zip(hidden.split(list(counts)), used, strict=True)]
     shares = [own[kept] for own, kept in zip(weight.split(list(counts)), used, strict=True)]  # F × (n,)
     if combination != "concat":
@@ -144,7 +145,7 @@ class FaceControl:
     mask: Tensor | None = None
     start: float = 0.0
     end: float = 1.0
-    kv: Sequence[Sequence[FaceKV]] = ()
+    kv: Sequence[Sequence[KeysValues]] = ()
     bias: Tensor | None = None
 
     @property
@@ -197,12 +198,12 @@ def add_control(
         ``(B, S, width)``; the very tensor ``block_output`` when no row carries a face.
 
     Raises:
-        ValueError: when the rows do not add up to B, or a mask is given without a grid.
+        FeedFaceError: when the rows do not add up to B, or a mask is given without a grid.
     """
     if all(control is None or control.strength == 0.0 for _, control in rows):
         return block_output
     if sum(count for count, _ in rows) != block_output.shape[0]:
-        raise ValueError(
+        raise FeedFaceError(
             f"the batch has {block_output.shape[0]} rows, but faces were described for "
             f"{sum(count for count, _ in rows)}"
         )
@@ -226,9 +227,9 @@ def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tens
     """A mask ``(M, H, W)`` averaged over the cells of a token grid (h, w): ``(M, h·w, 1)``.
 
     Raises:
-        ValueError: the grid is not known.
+        FeedFaceError: the grid is not known.
     """
     if grid is None:
-        raise ValueError("a face mask needs the token grid of the site")
+        raise FeedFaceError("a face mask needs the token grid of the site")
     mask = functional.interpolate(mask.to(like.device, torch.float32).unsqueeze(1), size=grid, mode="area")
     return mask.flatten(1).unsqueeze(-1).to(like.dtype)

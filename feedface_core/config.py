@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .errors import FeedFaceError, problems
 
 #: Host families with a name of their own. ``sd_unet`` is a Stable Diffusion U-Net of any other size.
 HOSTS = {
@@ -19,9 +25,19 @@ BORDERS = ("pad", "clamp")
 COMBINATIONS = ("concat", "average", "weighted_average")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+#: Largest values of ``transformers.CLIPVisionConfig``, well above any published encoder.
+VISION_LIMITS = {
+    "hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 256, "num_attention_heads": 1024,
+    "patch_size": 1024, "num_channels": 3,
+}  # fmt: skip
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_Size = Annotated[int, Field(ge=1, le=65536)]
+_Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class SiteConfig:
     """One transformer block of the host that carries a control branch.
 
@@ -32,19 +48,16 @@ class SiteConfig:
     """
 
     name: str
-    width: int
-    heads: int
-    head_dim: int
+    width: _Size
+    heads: _Size
+    head_dim: _Size
 
     def __post_init__(self):
-        if min(self.width, self.heads, self.head_dim) < 1:
-            raise ValueError(
-                f"site {self.name}: width {self.width}, heads {self.heads} and head_dim "
-                f"{self.head_dim} must be at least 1"
-            )
+        if self.heads * self.head_dim > 65536:
+            raise ValueError(f"site {self.name}: {self.heads} heads of {self.head_dim} are more than 65536 channels")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class EncoderConfig:
     """The frozen face encoder: a CLIP vision transformer and how its pixels are prepared.
 
@@ -62,47 +75,43 @@ class EncoderConfig:
         crop_fill: grey value 0…1 past the border.
     """
 
-    config: dict = field(default_factory=dict)
-    image_size: int = 224
-    image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
-    layer: int = -2
+    config: dict[str, Any] = field(default_factory=dict)
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 224
+    image_mean: _Channels = CLIP_MEAN
+    image_std: tuple[_Positive, _Positive, _Positive] = CLIP_STD
+    layer: Annotated[int, Field(ge=-257, le=256)] = -2
     name: str = "openai/clip-vit-base-patch32"
     included: bool = True
-    type: str = "clip_vision"
+    type: Literal["clip_vision"] = "clip_vision"
     fingerprint: str = ""
-    crop_scale: float = 1.1
-    crop_border: str = "pad"
-    crop_fill: float = 0.5
+    crop_scale: Annotated[float, Field(gt=0, le=16)] = 1.1
+    crop_border: Literal["pad", "clamp"] = "pad"
+    crop_fill: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def __post_init__(self):
-        object.__setattr__(self, "image_mean", tuple(float(value) for value in self.image_mean))
-        object.__setattr__(self, "image_std", tuple(float(value) for value in self.image_std))
-        if self.type != "clip_vision":
-            raise ValueError(f"face encoder of type {self.type!r}: this version knows 'clip_vision'")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError(
-                f"image_mean {self.image_mean} and image_std {self.image_std} need three values each, "
-                "the latter positive"
-            )
-        if not self.crop_scale > 0 or not 0 <= self.crop_fill <= 1 or self.crop_border not in BORDERS:
-            raise ValueError(
-                f"face crop with crop_scale {self.crop_scale}, crop_fill {self.crop_fill} and crop_border "
-                f"{self.crop_border!r}: expected a positive scale, a fill of 0 to 1 and one of {BORDERS}"
-            )
+        for name, limit in VISION_LIMITS.items():
+            value = self.config.get(name, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+                raise ValueError(f"face encoder's {name} is {value!r}, expected a whole number of 1 to {limit}")
+        if self.patch_size > self.image_size:
+            raise ValueError(f"face encoder's patch_size {self.patch_size} is larger than image_size {self.image_size}")
+
+    @property
+    def patch_size(self) -> int:
+        return self.config.get("patch_size", 32)
 
     @property
     def width(self) -> int:
         """Width E of the hidden states."""
-        return int(self.config.get("hidden_size", 768))
+        return self.config.get("hidden_size", 768)
 
     @property
     def tokens(self) -> int:
         """Tokens T of one reference: the class token and one for each patch (50 for ViT-B/32 at 224)."""
-        return 1 + (self.image_size // int(self.config.get("patch_size", 32))) ** 2
+        return 1 + (self.image_size // self.patch_size) ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
     """Everything but the weights of an adapter.
 
@@ -117,53 +126,39 @@ class AdapterConfig:
             tokens) or ``zero_crop`` (the encoding of a crop of zeros).
         combination, max_references, strength: defaults that the nodes show.
         prediction: ``epsilon`` or ``v``, what the host was trained to predict.
+
+    Raises:
+        pydantic.ValidationError: a ``ValueError`` that names the fields.
     """
 
-    host: str
-    sites: tuple[SiteConfig, ...]
-    context_width: int
+    host: Literal["sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"]
+    sites: Annotated[tuple[SiteConfig, ...], Field(min_length=1, max_length=4096)]
+    context_width: _Size
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    tap: str = "input"
+    tap: Literal["input", "output"] = "input"
     self_attention: bool = True
-    depth: int = 1
-    null: str = "off"
-    combination: str = "concat"
-    max_references: int = 5
-    strength: float = 1.0
-    prediction: str = "epsilon"
+    depth: Annotated[int, Field(ge=1, le=64)] = 1
+    null: Literal["off", "learned", "zero_crop"] = "off"
+    combination: Literal["concat", "average", "weighted_average"] = "concat"
+    max_references: Annotated[int, Field(ge=1, le=1024)] = 5
+    strength: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    prediction: Literal["epsilon", "v"] = "epsilon"
     title: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "sites", tuple(self.sites))
-        for name, value, known in (
-            ("host", self.host, tuple(HOSTS)),
-            ("tap", self.tap, ("input", "output")),
-            ("null", self.null, ("off", "learned", "zero_crop")),
-            ("combination", self.combination, COMBINATIONS),
-            ("prediction", self.prediction, ("epsilon", "v")),
-        ):
-            if value not in known:
-                raise ValueError(f"adapter config: {name} is {value!r}, expected one of {', '.join(known)}")
-        if not self.sites:
-            raise ValueError("adapter config: no sites, so there is nothing the adapter could change")
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
-            raise ValueError(f"adapter config: a site is named twice in {names}")
-        if self.depth < 1 or self.context_width < 1:
-            raise ValueError(
-                f"adapter config: depth {self.depth} and context_width {self.context_width} must be at least 1"
-            )
+            raise ValueError(f"a site is named twice among {', '.join(names[:8])}")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:
-        """Raises ``ValueError`` for a text that is not an adapter config of this version."""
+        """Raises :class:`FeedFaceError` for a text that is not an adapter config of this version."""
         try:
-            fields = json.loads(text)
-            fields["sites"] = tuple(SiteConfig(**site) for site in fields["sites"])
-            fields["encoder"] = EncoderConfig(**fields["encoder"])
-            return cls(**fields)
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"adapter config not understood ({error}); is the file from a newer version?") from error
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise FeedFaceError(
+                f"adapter config not understood ({problems(error)}); is the file from a newer version?"
+            ) from None

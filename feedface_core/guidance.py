@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .errors import FeedFaceError
+
 PREDICTIONS = ("dropped", "text", "face", "both")
 
 
@@ -28,7 +30,7 @@ class Guidance:
     def __post_init__(self):
         values = [getattr(self, name) for name in PREDICTIONS]
         if not all(math.isfinite(value) for value in values):
-            raise ValueError(f"guidance scales must be finite numbers, got coefficients {values}")
+            raise FeedFaceError(f"guidance scales must be finite numbers, got coefficients {values}")
         for name, value in zip(PREDICTIONS, values, strict=True):
             if abs(value) < 1e-9:  # what rounding leaves of a zero would cost a whole prediction
                 object.__setattr__(self, name, 0.0)
@@ -79,13 +81,13 @@ FORMS = ("text_then_face", "face_then_text", "three_weights", "joint")
 
 
 def by_name(form: str, text_scale: float, face_scale: float, both_scale: float = 0.0) -> Guidance:
-    """One of :data:`FORMS` by its name. ``joint`` has one scale, ``text_scale``. Raises ``ValueError`` for another."""
+    """One of :data:`FORMS` by its name. ``joint`` uses ``text_scale``. Raises :class:`FeedFaceError`."""
     if form == "joint":
         return joint(text_scale)
     if form == "three_weights":
         return three_weights(text_scale, face_scale, both_scale)
     if form not in FORMS:
-        raise ValueError(f"guidance form {form!r}, expected one of {', '.join(FORMS)}")
+        raise FeedFaceError(f"guidance form {form!r}, expected one of {', '.join(FORMS)}")
     return (text_then_face if form == "text_then_face" else face_then_text)(text_scale, face_scale)
 
 

@@ -8,14 +8,18 @@ check_version()  # before the imports that an older ComfyUI fails at
 
 from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
+from ..feedface_core.errors import FeedFaceError  # noqa: E402
 from . import folders  # noqa: E402
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, detect, encode, errors, guider, load, small_model  # noqa: E402
+from . import apply, detect, encode, guider, load, small_model  # noqa: E402
 from .unidiffuser import load as load_unidiffuser  # noqa: E402
 
-errors.show_by_name()  # once every module with an error of its own has been imported
+# ComfyUI writes the module of an error's class before the message unless the class is built in, and calls a pack's
+# modules by their absolute path, which fills the pop-up. Only ComfyUI's copy of the classes changes.
+for _error in (FeedFaceError, *FeedFaceError.__subclasses__()):
+    _error.__module__ = "builtins"
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
@@ -24,7 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     *apply.NODES,
     *guider.NODES,
     *load_unidiffuser.NODES,
-    *(small_model.NODES if small_model.is_trained() else []),
+    *small_model.NODES,
 ]
 
 

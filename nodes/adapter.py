@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import comfy.model_management
@@ -15,52 +16,62 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..feedface_core.conditioning import Face
-from ..feedface_core.config import AdapterConfig
-from ..feedface_core.files.adapter_file import AdapterFile, AdapterFileError, describe, load_adapter
-from ..feedface_core.modules.branch import scaled_dot_product_attention
-from ..feedface_core.modules.encoder import build_encoder, encode, fingerprint, plain_name
+from ..feedface_core.errors import FeedFaceError
+from ..feedface_core.files.adapter_file import AdapterFile, load_adapter
+from ..feedface_core.files.state_dict import read_state_dict
+from ..feedface_core.modules.attention import scaled_dot_product_attention
+from ..feedface_core.modules.encoder import build_encoder, check_encoder, encode, fingerprint, plain_weights
 
 _ENCODER_BATCH = 16
 
 
+def fast_attention():
+    """ComfyUI's attention, but on a CPU torch's own: ComfyUI's default there is made for little memory, and several
+    times slower."""
+    on_cpu = comfy.model_management.get_torch_device().type == "cpu"
+    return scaled_dot_product_attention if on_cpu else optimized_attention
+
+
 class LoadedAdapter:
-    """What the socket FEEDFACE_ADAPTER carries. Weights reach a device only when a model or an encode needs them."""
+    """What the socket FEEDFACE_ADAPTER carries. Weights reach a device only when a model or an encode needs them.
+
+    Args:
+        path: of the file.
+        encoder_path: of the face encoder, for a file without it; None looks for the one it names.
+
+    Raises:
+        FileNotFoundError, FeedFaceError: as :func:`load_adapter`, or when the encoder cannot be found.
+    """
 
     def __init__(self, path: str, encoder_path: str | None = None):
-        """
-        Raises:
-            FileNotFoundError, AdapterFileError: as :func:`load_adapter`, or when the encoder cannot be found.
-        """
         file = load_adapter(path)
-        self.path = path
-        self.name = Path(path).name
-        self.config: AdapterConfig = file.config
-        self.description = describe(file)
+        self.path, self.name, self.config = path, Path(path).name, file.config
+        self.description = file.summary()
         self.key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         self._encoder_tensors = file.encoder_tensors or read_encoder(file, encoder_path)
-        self.encoder_fingerprint = file.config.encoder.fingerprint or fingerprint(
-            file.config.encoder, self._encoder_tensors
-        )
+        self.encoder_fingerprint = file.config.encoder.fingerprint
         self._file: AdapterFile | None = file
+        self._state = os.stat(path).st_mtime_ns, os.stat(path).st_size
         self._patchers: dict[torch.dtype, ModelPatcher] = {}
         self._encoder: ModelPatcher | None = None
 
     def patcher(self, dtype: torch.dtype) -> ModelPatcher:
         """The branches in a floating-point type, made once and moved between devices by ComfyUI."""
         if dtype not in self._patchers:
-            file, self._file = self._file or load_adapter(self.path), None
-            device = comfy.model_management.get_torch_device()
-            # ComfyUI's default on a CPU is made for little memory; torch's own is several times faster there.
-            attention = scaled_dot_product_attention if device.type == "cpu" else optimized_attention
-            adapter = file.build(dtype=dtype, operations=comfy.ops.manual_cast, attention=attention)
-            self._patchers[dtype] = ModelPatcher(
-                adapter, load_device=device, offload_device=comfy.model_management.unet_offload_device()
-            )
+            adapter = self._take_file().build(dtype, operations=comfy.ops.manual_cast, attention=fast_attention())
+            management = comfy.model_management
+            devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
+            self._patchers[dtype] = ModelPatcher(adapter, **devices)
         return self._patchers[dtype]
 
-    @staticmethod
-    def dtype_of(patcher: ModelPatcher) -> torch.dtype:
-        return patcher.model.projection.weight.dtype
+    def _take_file(self) -> AdapterFile:
+        """What was read, which is kept for the first type only; for another type the same file again."""
+        file, self._file = self._file, None
+        if file is None:
+            if (os.stat(self.path).st_mtime_ns, os.stat(self.path).st_size) != self._state:
+                raise FeedFaceError(f"{self.path} was replaced since it was loaded: queue the prompt again")
+            file = load_adapter(self.path)
+        return file
 
     def encode(self, crops: Tensor) -> Tensor:
         """Face crops ``(N, H, W, 3)``, values 0…1 → hidden states ``(N, T, E)`` in fp32 on the CPU."""
@@ -83,14 +94,13 @@ class LoadedAdapter:
         return torch.cat(states)
 
     def check_face(self, face: Face) -> None:
-        """Raises ``ValueError`` for a face from an encoder this adapter was not trained with."""
-        width = face.hidden.shape[-1]
-        other = face.encoder and face.encoder != self.encoder_fingerprint
-        if other or width != self.config.encoder.width:
-            raise ValueError(
+        """Raises :class:`FeedFaceError` for a face from an encoder this adapter was not trained with."""
+        own, width = self.config.encoder, face.hidden.shape[-1]
+        if width != own.width or (face.encoder and face.encoder != self.encoder_fingerprint):
+            raise FeedFaceError(
                 f"FeedFace: the face was encoded by encoder {face.encoder or 'unknown'} ({width} wide), but "
-                f"{self.name} was trained with {self.encoder_fingerprint} ({self.config.encoder.width} wide, "
-                f"{self.config.encoder.name}). Encode the photos again with this adapter (node FeedFace Encode Faces)."
+                f"{self.name} was trained with {self.encoder_fingerprint} ({own.width} wide, {own.name}). Encode the "
+                "photos again with this adapter (node FeedFace Encode Faces)."
             )
 
 
@@ -98,31 +108,30 @@ def read_encoder(file: AdapterFile, encoder_path: str | None) -> dict[str, Tenso
     """The encoder's weights from ``models/clip_vision``, for an adapter that leaves them out.
 
     Raises:
-        AdapterFileError: names the encoder and every folder searched.
+        FeedFaceError: names the encoder and every folder searched, or what the file is instead.
     """
     config = file.config.encoder
-    names = folder_paths.get_filename_list("clip_vision")
-    wanted = config.name.rsplit("/", 1)[-1].lower()
     if encoder_path is None:
+        names = folder_paths.get_filename_list("clip_vision")
+        wanted = config.name.rsplit("/", 1)[-1].lower()
         matches = [name for name in names if wanted in name.lower()]
         if not matches:
             searched = ", ".join(folder_paths.get_folder_paths("clip_vision"))
-            raise AdapterFileError(
+            raise FeedFaceError(
                 f"{file.path} needs the face encoder {config.name}, which is not inside it. Looked for a file with "
                 f"{wanted!r} in its name in {searched}; found {', '.join(names) or 'no files'}. Save the encoder's "
                 f"model.safetensors there as {wanted}.safetensors, or choose it in the node's face_encoder input."
             )
         encoder_path = folder_paths.get_full_path_or_raise("clip_vision", matches[0])
-    tensors = comfy.utils.load_torch_file(encoder_path, safe_load=True)
-    vision = {plain_name(name): tensor for name, tensor in tensors.items() if name.startswith("vision_model.")}
-    tensors = vision or tensors
+    tensors, _ = read_state_dict(encoder_path)
+    tensors = plain_weights({k: t for k, t in tensors.items() if k.startswith("vision_model.")} or tensors)
     if "embeddings.class_embedding" not in tensors:
-        raise AdapterFileError(
+        raise FeedFaceError(
             f"{encoder_path} is not a CLIP vision encoder with Hugging Face names; {file.path} needs {config.name}"
         )
+    check_encoder(config, tensors, encoder_path)
     found = fingerprint(config, tensors)
-    if config.fingerprint and found != config.fingerprint:
-        raise AdapterFileError(
-            f"{encoder_path} is encoder {found}, but {file.path} was trained with {config.fingerprint} ({config.name})"
-        )
+    if found != config.fingerprint:
+        expected = f"{config.fingerprint} ({config.name})" if config.fingerprint else "an encoder that it does not name"
+        raise FeedFaceError(f"{encoder_path} is encoder {found}, but {file.path} was trained with {expected}")
     return tensors

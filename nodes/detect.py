@@ -1,4 +1,4 @@
-"""From photos to face crops: the node that detects, chooses and crops faces."""
+"""The node that finds faces in photos and cuts them out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..feedface_core.config import EncoderConfig
+from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.faces import (
     AUTO,
     CROP_SCALE,
@@ -17,10 +18,8 @@ from ..feedface_core.faces import (
     ORDERS,
     WHEN_NONE,
     Detector,
-    FaceError,
     GivenBoxes,
     GivenMask,
-    Selection,
     crop_face,
     crop_scale_of,
     draw_faces,
@@ -31,8 +30,9 @@ from ..feedface_core.faces import (
     select_from_photo,
 )
 from .adapter import LoadedAdapter
-from .compat import make_schema, model_folders
-from .types import Adapter
+from .checks import check_number
+from .folders import model_folders
+from .types import Adapter, make_schema
 
 NAME = "FeedFace Detect Faces"
 
@@ -40,32 +40,29 @@ NAME = "FeedFace Detect Faces"
 class DetectFaces(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        example = "boxes of your own, e.g. [[40, 30, 120, 130]]"
         return make_schema(
-            node_id="FeedFaceDetectFaces",
-            display_name=NAME,
-            search_aliases=["face detection", "face crop", "crop face", "mtcnn", "insightface", "bounding box"],
-            description=(
-                "Finds the faces in one or more photos and cuts out square crops for the face encoder. The"
-                " preview shows every face with its number. InsightFace's model packs are for non-commercial"
-                " research only; MTCNN is MIT-licensed and brings its weights along."
-            ),
-            inputs=_inputs(),
-            outputs=[
-                io.Image.Output("crops", display_name="crops", tooltip="One square crop for each face taken."),
-                io.String.Output(
-                    "face_boxes",
-                    display_name="boxes",
-                    tooltip="JSON: for each photo the list of the faces taken, in pixels (x0, y0, x1, y1).",
-                ),
-                io.Image.Output(
-                    "preview", display_name="preview", tooltip="The photos with a numbered box on each face."
-                ),
-                io.String.Output(
-                    "report",
-                    display_name="report",
-                    tooltip="Which detector was used, its licence, what was found and what was taken.",
-                ),
+            "FeedFaceDetectFaces",
+            inputs=[
+                io.Image.Input("image"),
+                io.Combo.Input("detector", options=[AUTO, *DETECTOR_NAMES], default=AUTO),
+                io.Combo.Input("order", options=list(ORDERS), default="size"),
+                io.String.Input("indexes", default="0"),
+                io.Int.Input("min_size", default=32, min=0, max=4096),
+                io.Combo.Input("when_none", options=list(WHEN_NONE), default="error"),
+                io.Float.Input("crop_scale", default=CROP_SCALE, min=0.5, max=4.0, step=0.05, optional=True),
+                io.Int.Input("crop_size", default=CROP_SIZE, min=32, max=1024, step=8, optional=True),
+                io.String.Input("boxes", default="", optional=True, placeholder=example),
+                io.Mask.Input("mask", optional=True),
+                Adapter.Input("adapter", optional=True),
             ],
+            outputs=[
+                io.Image.Output("crops"),
+                io.String.Output("face_boxes"),
+                io.Image.Output("preview"),
+                io.String.Output("report"),
+            ],
+            search_aliases=["face detection", "face crop", "crop face", "mtcnn", "insightface", "bounding box"],
             is_output_node=True,  # so that the faces can be looked at without generating a picture
         )
 
@@ -86,162 +83,61 @@ class DetectFaces(io.ComfyNode):
     ) -> io.NodeOutput:
         encoder = EncoderConfig() if adapter is None else adapter.config.encoder
         # A widget that was not touched follows the adapter.
-        crop_scale = encoder.crop_scale if crop_scale == CROP_SCALE else crop_scale
-        crop_size = encoder.image_size if crop_size == CROP_SIZE else crop_size
+        scale = encoder.crop_scale if crop_scale == CROP_SCALE else check_number(NAME, "crop_scale", crop_scale, 0.5, 4)
+        size = encoder.image_size if crop_size == CROP_SIZE else check_number(NAME, "crop_size", crop_size, 8, 4096)
+        check_number(NAME, "min_size", min_size, 0, 1e6)
         try:
-            detectors = _detectors(image, detector, boxes, mask)
-            chosen = parse_indexes(indexes)
-            selections = []
-            progress = comfy.utils.ProgressBar(len(detectors))
-            for photo, finder, name in zip(image, detectors, _photo_names(len(image)), strict=True):
+            detectors, chosen = _detectors(image, detector, boxes, mask), parse_indexes(indexes)
+            names = ["image"] if len(image) == 1 else [f"photo {n + 1} of {len(image)}" for n in range(len(image))]
+            choice = {"order": order, "indexes": chosen, "min_size": min_size, "when_none": when_none}
+            selections, progress = [], comfy.utils.ProgressBar(len(detectors))
+            for photo, finder, name in zip(image, detectors, names, strict=True):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                selections.append(
-                    select_from_photo(
-                        photo, finder, order=order, indexes=chosen, min_size=min_size, when_none=when_none, name=name
-                    )
-                )
+                selections.append(select_from_photo(photo, finder, name=name, **choice))
                 progress.update(1)
-            crops = _crops(image, selections, crop_scale, crop_size, encoder)
-        except FaceError as error:
+            pairs, size = list(zip(image, selections, strict=True)), int(size)
+            crops = [
+                crop_face(photo, face.box, size, crop_scale_of(face, scale), encoder.crop_fill, encoder.crop_border)
+                for photo, selection in pairs
+                for face in selection.chosen_faces
+            ]
+            if not crops:
+                raise FeedFaceError(
+                    f"no face was found in any of the {len(image)} photo(s), and all of them were skipped: there is "
+                    "nothing left to crop. Use other photos, another detector, or a lower min_size"
+                )
+        except FeedFaceError as error:
             raise type(error)(f"{NAME}: {error}") from error
-        preview = torch.stack(
-            [draw_faces(photo, found, crop_scale) for photo, found in zip(image, selections, strict=True)]
-        )
-        report = _report(detectors[0], selections)
+        preview = torch.stack([draw_faces(photo, selection, scale) for photo, selection in pairs])
+        lines = [f"detector: {detectors[0].description}"]
+        lines += [f"{name}: {selection.describe()}" for name, selection in zip(names, selections, strict=True)]
         if adapter is not None:
-            report += f"\ncrops: {crop_scale:g} × the box, {crop_size} pixels, border: {encoder.crop_border}"
+            lines.append(f"crops: {scale:g} × the box, {size} pixels, border: {encoder.crop_border}")
+        report = "\n".join(lines)
         return io.NodeOutput(
-            crops,
-            faces_to_json([found.chosen_faces for found in selections]),
+            torch.stack(crops),
+            faces_to_json([selection.chosen_faces for selection in selections]),
             preview,
             report,
             ui={**ui.PreviewImage(preview, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()},
         )
 
 
-def _inputs() -> list[io.Input]:
-    return [
-        io.Image.Input("image", tooltip="One photo, or a batch of photos; each is searched for faces on its own."),
-        io.Combo.Input(
-            "detector",
-            options=[AUTO, *DETECTOR_NAMES],
-            default=AUTO,
-            tooltip="auto: InsightFace if its models are in models/insightface/models/<name>, else MTCNN."
-            " InsightFace's models are for non-commercial research only; MTCNN is MIT-licensed. whole"
-            " image: for photos that are cropped to the face already.",
-        ),
-        io.Combo.Input(
-            "order",
-            options=list(ORDERS),
-            default="size",
-            tooltip="How the faces are numbered. size: largest first. confidence: surest first. centre:"
-            " nearest to the middle first. as found: as the detector, or your list of boxes, has them.",
-        ),
-        io.String.Input(
-            "indexes",
-            default="0",
-            tooltip='Numbers of the faces to take from each photo, from 0: "0", "0, 2", "1-3", "all".',
-        ),
-        io.Int.Input(
-            "min_size",
-            default=32,
-            min=0,
-            max=4096,
-            tooltip="Faces whose longer side has fewer pixels than this are left out and get no number.",
-        ),
-        io.Combo.Input(
-            "when_none",
-            options=list(WHEN_NONE),
-            default="error",
-            tooltip="What to do with a photo without a face: stop with an error, skip the photo, or take"
-            " the whole image as the face.",
-        ),
-        io.Float.Input(
-            "crop_scale",
-            default=CROP_SCALE,
-            min=0.5,
-            max=4.0,
-            step=0.05,
-            optional=True,
-            tooltip="Side of the square crop over the longer side of the face's box. Adapters are trained with 1.1"
-            " unless they say otherwise: connect the adapter, and 1.1 means what it was trained with.",
-        ),
-        io.Int.Input(
-            "crop_size",
-            default=CROP_SIZE,
-            min=32,
-            max=1024,
-            step=8,
-            optional=True,
-            tooltip="Side of the crops in pixels: the image size of the adapter's encoder, usually 224. With an"
-            " adapter connected, 224 means its own.",
-        ),
-        io.String.Input(
-            "boxes",
-            default="",
-            optional=True,
-            placeholder="boxes of your own, e.g. [[40, 30, 120, 130]]",
-            tooltip="Boxes of your own as JSON, x0, y0, x1, y1 in pixels, instead of a detector: [[40, 30,"
-            " 120, 130]] for one photo, one such list for each photo of a batch, or the output boxes of"
-            " this node.",
-        ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="Marks the faces by hand, instead of a detector: each connected region is one face. As"
-            " large as the photo; one for all photos or one for each.",
-        ),
-        Adapter.Input(
-            "adapter",
-            optional=True,
-            tooltip="The adapter that the crops are for: they are cut as in its training (scale, size, border)."
-            " Needed only for adapters that were trained with other crops than 1.1 times the box.",
-        ),
-    ]
-
-
 def _detectors(image: Tensor, name: str, boxes: str, mask: Tensor | None) -> list[Detector]:
     """One detector a photo; the same one for all unless boxes or masks are given."""
     if image.ndim != 4 or len(image) == 0:
-        raise FaceError(f"image: expected a batch of photos (B, H, W, 3), found the shape {tuple(image.shape)}")
+        raise FeedFaceError(f"image: expected a batch of photos (B, H, W, 3), found the shape {tuple(image.shape)}")
     count = len(image)
     if boxes.strip() and mask is not None:
-        raise FaceError("both boxes and a mask are given; remove one of them")
+        raise FeedFaceError("both boxes and a mask are given; remove one of them")
     if boxes.strip():
         return [GivenBoxes(faces) for faces in faces_from_json(boxes, count)]
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
-            raise FaceError(f"mask: {len(mask)} masks for {count} photos; expected one, or one for each photo")
+            raise FeedFaceError(f"mask: {len(mask)} masks for {count} photos; expected one, or one for each photo")
         return [GivenMask(one) for one in mask.expand(count, -1, -1)]
     return [load_detector(name, insightface_roots=model_folders("insightface"))] * count
-
-
-def _photo_names(count: int) -> list[str]:
-    return ["image"] if count == 1 else [f"photo {index + 1} of {count}" for index in range(count)]
-
-
-def _crops(image: Tensor, selections: list[Selection], scale: float, size: int, encoder: EncoderConfig) -> Tensor:
-    """All crops ``(N, size, size, 3)``, photo by photo."""
-    crops = [
-        crop_face(photo, face.box, size, crop_scale_of(face, scale), encoder.crop_fill, encoder.crop_border)
-        for photo, found in zip(image, selections, strict=True)
-        for face in found.chosen_faces
-    ]
-    if not crops:
-        raise FaceError(
-            f"no face was found in any of the {len(selections)} photo(s), and all of them were skipped:"
-            " there is nothing left to crop. Use other photos, another detector, or a lower min_size"
-        )
-    return torch.stack(crops)
-
-
-def _report(detector: Detector, selections: list[Selection]) -> str:
-    lines = [f"detector: {detector.description}"]
-    lines += [
-        f"{name}: {found.describe()}" for name, found in zip(_photo_names(len(selections)), selections, strict=True)
-    ]
-    return "\n".join(lines)
 
 
 NODES = [DetectFaces]

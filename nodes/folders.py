@@ -6,17 +6,21 @@ Paths of ``extra_model_paths.yaml`` under the key ``feedface`` come in on their 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
 
+from ..feedface_core.errors import FeedFaceError
+
 ADAPTERS = "feedface"
 FACES = "feedface_faces"
 SMALL_MODEL = Path(__file__).resolve().parents[1] / "models" / "feedface_small"  # comes with the pack
 OWN_ADAPTERS = SMALL_MODEL / "adapter"
-EXTENSIONS = {".safetensors", ".pt", ".pth"}
-_NOTHING = "nothing in models/"
+NOTHING = "nothing in models/"
+#: What no file system or no other system takes in a name: control signs, and what Windows reserves.
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"|?*\\]')
 
 
 def register() -> None:
@@ -26,34 +30,17 @@ def register() -> None:
         folder_paths.add_model_folder_path(FACES, os.path.join(path, "faces"))
     if OWN_ADAPTERS.is_dir():
         folder_paths.add_model_folder_path(ADAPTERS, str(OWN_ADAPTERS))
-    _set_extensions(ADAPTERS, EXTENSIONS)
-    _set_extensions(FACES, {".safetensors"})
+    for name, extensions in ((ADAPTERS, {".safetensors", ".pt", ".pth"}), (FACES, {".safetensors"})):
+        folder_paths.folder_names_and_paths[name] = (folder_paths.get_folder_paths(name), extensions)
 
 
-def _set_extensions(name: str, extensions: set[str]) -> None:
-    paths, _ = folder_paths.folder_names_and_paths[name]
-    folder_paths.folder_names_and_paths[name] = (paths, extensions)
-
-
-def choices(names: list[str], folder: str) -> list[str]:
-    """The names for a list on a node, or one entry that says which folder of ``models`` is empty.
-
-    The frontend shows an empty list as "undefined".
-    """
-    return names or [_NOTHING + folder]
-
-
-def describe_missing(name: str) -> str:
-    return "nothing to choose from" if name.startswith(_NOTHING) else f"no file {name!r}"
-
-
-def adapter_files() -> list[str]:
-    """Names for the adapter list; faces saved in the folder below are not adapters."""
-    return [name for name in folder_paths.get_filename_list(ADAPTERS) if Path(name).parts[0] != "faces"]
-
-
-def face_files() -> list[str]:
-    return folder_paths.get_filename_list(FACES)
+def choices(folder: str, empty: str | None = None) -> list[str]:
+    """The files of a model folder for a list on a node, or one entry that says which folder of ``models`` is empty: the
+    frontend shows an empty list as "undefined". Faces saved below the adapters' folder are not adapters."""
+    names = folder_paths.get_filename_list(folder)
+    if folder == ADAPTERS:
+        names = [name for name in names if Path(name).parts[0] != "faces"]
+    return names or [NOTHING + (empty or folder)]
 
 
 def find(folder: str, name: str) -> str:
@@ -65,10 +52,18 @@ def find(folder: str, name: str) -> str:
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         searched = ", ".join(folder_paths.get_folder_paths(folder))
-        raise FileNotFoundError(
-            f"FeedFace: {describe_missing(name)}; looked in {searched}. Put the file there and refresh (key R)."
-        )
+        missing = "nothing to choose from" if name.startswith(NOTHING) else f"no file {name!r}"
+        raise FileNotFoundError(f"FeedFace: {missing}; looked in {searched}. Put the file there and refresh (key R).")
     return path
+
+
+def found(folder: str, name: str) -> bool | str:
+    """What ``validate_inputs`` answers: True, or what :func:`find` says of a missing file."""
+    try:
+        find(folder, name)
+    except FileNotFoundError as error:
+        return str(error)
+    return True
 
 
 def state(folder: str, names: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -78,15 +73,28 @@ def state(folder: str, names: Sequence[str]) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(found.items())]
 
 
+def model_folders(name: str) -> list[Path]:
+    """Folders for one kind of model: those registered, by other packs or ``extra_model_paths.yaml``, then
+    ``models/<name>``. Nothing is created."""
+    registered = folder_paths.folder_names_and_paths.get(name, ((), ()))[0]
+    folders = [Path(folder) for folder in registered] + [Path(folder_paths.models_dir) / name]
+    return list(dict.fromkeys(folders))
+
+
 def face_path(name: str) -> Path:
     """Where a face of this name is saved: in the first faces folder, never outside it.
 
     Raises:
-        ValueError: an empty name, or one that leads out of the folder.
+        FeedFaceError: an empty name, one that leads out of the folder, or one that cannot be a file's.
     """
     folder = Path(folder_paths.get_folder_paths(FACES)[0]).resolve()
-    name = name.strip().removesuffix(".safetensors")
-    path = (folder / f"{name}.safetensors").resolve()
-    if not name or folder not in path.parents:
-        raise ValueError(f"FeedFace Save Face: {name!r} is not a usable file name; use letters, digits, sub-folders.")
+    parts = name.strip().removesuffix(".safetensors").split("/")
+    usable = all(part.strip(". ") and len(part.encode("utf-8", "replace")) <= 200 for part in parts)
+    path = folder.joinpath(*parts[:-1], f"{parts[-1]}.safetensors") if usable else folder
+    if _FORBIDDEN.search(name) or folder not in path.resolve().parents:
+        raise FeedFaceError(
+            f"FeedFace Save Face: {name[:80]!r} is not a usable file name; use letters, digits, sub-folders."
+        )
+    if path.is_dir():
+        raise FeedFaceError(f"FeedFace Save Face: {path} is a folder; choose another name.")
     return path

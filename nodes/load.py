@@ -7,8 +7,7 @@ from comfy_api.latest import io, ui
 
 from . import folders
 from .adapter import LoadedAdapter
-from .compat import make_schema
-from .types import Adapter
+from .types import Adapter, make_schema
 
 _AUTO = "auto"
 
@@ -16,29 +15,15 @@ _AUTO = "auto"
 class LoadAdapter(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        encoders = [_AUTO, *folder_paths.get_filename_list("clip_vision")]
         return make_schema(
-            node_id="FeedFaceLoadAdapter",
-            display_name="FeedFace Load Adapter",
-            search_aliases=["feedface", "load feedface", "face adapter", "identity adapter", "faceid"],
-            description="Loads a FeedFace adapter from models/feedface. The file says which model it belongs to.",
+            "FeedFaceLoadAdapter",
             inputs=[
-                io.Combo.Input(
-                    "adapter_name",
-                    options=folders.choices(folders.adapter_files(), "feedface"),
-                    tooltip="A .safetensors adapter, or the released feed-4800000.pt, in models/feedface.",
-                ),
-                io.Combo.Input(
-                    "face_encoder",
-                    options=[_AUTO, *folder_paths.get_filename_list("clip_vision")],
-                    default=_AUTO,
-                    optional=True,
-                    tooltip="Only for adapters without their encoder: a file in models/clip_vision. "
-                    "auto uses the adapter's own, or finds the one it names.",
-                ),
+                io.Combo.Input("adapter_name", options=folders.choices(folders.ADAPTERS)),
+                io.Combo.Input("face_encoder", options=encoders, default=_AUTO, optional=True),
             ],
-            outputs=[
-                Adapter.Output(display_name="adapter", tooltip="For FeedFace Encode Faces and FeedFace Apply Adapter.")
-            ],
+            outputs=[Adapter.Output()],
+            search_aliases=["feedface", "load feedface", "face adapter", "identity adapter", "faceid"],
         )
 
     @classmethod
@@ -47,11 +32,7 @@ class LoadAdapter(io.ComfyNode):
 
         ComfyUI reports the message for each input named here; a missing ``face_encoder`` is found at execution.
         """
-        try:
-            folders.find(folders.ADAPTERS, adapter_name)
-        except FileNotFoundError as error:
-            return str(error)
-        return True
+        return folders.found(folders.ADAPTERS, adapter_name)
 
     @classmethod
     def execute(cls, adapter_name: str, face_encoder: str = _AUTO) -> io.NodeOutput:
@@ -69,12 +50,10 @@ class AdapterInfo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
-            node_id="FeedFaceAdapterInfo",
-            display_name="FeedFace Adapter Info",
+            "FeedFaceAdapterInfo",
+            inputs=[Adapter.Input("adapter")],
+            outputs=[io.String.Output()],
             search_aliases=["feedface info", "adapter metadata"],
-            description="Shows what an adapter holds: its model family, sites, encoder, defaults and provenance.",
-            inputs=[Adapter.Input("adapter", tooltip="From FeedFace Load Adapter.")],
-            outputs=[io.String.Output(display_name="info", tooltip="The same text, for other nodes.")],
             is_output_node=True,
         )
 

@@ -18,101 +18,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
-from ..feedface_core.conditioning import FaceControl, Rows
+from ..feedface_core.conditioning import FaceControl
+from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.hosts import match_sites
-from ..feedface_core.hosts.site import Site
-from ..feedface_core.modules.adapter import FaceAdapter
 from .adapter import LoadedAdapter
+from .block_patch import BlockWithBranch, Evaluation, Run, Shared, follow_model
 
 #: Key of a conditioning's dict: :class:`FaceControl` for each adapter's key, None for any adapter.
 CONTROLS = "feedface"
 #: Key of a conditioning's dict: True gives it the model's face although it is negative, False takes it away.
 USE_FACE = "feedface_use_face"
 _NO_FACE = FaceControl()
-
-
-class Shared:
-    """A deep copy of an immutable object is the object itself: ComfyUI copies a model's options deeply."""
-
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-@dataclass(eq=False)
-class Run(Shared):
-    """One sampling run.
-
-    Args:
-        adapter: whose branches are added, of the model that runs.
-        active: whether any conditioning carries a face.
-        dropped: what a conditioning without a face gets; None where the branches are switched off.
-        used: whether a branch has run.
-    """
-
-    adapter: FaceAdapter
-    active: bool
-    dropped: FaceControl | None = None
-    used: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation(Shared):
-    """A run at one noise level: what the blocks find in ``transformer_options``.
-
-    Args:
-        run: it belongs to.
-        controls: by the place of a list of conditionings and the uuid of one in it.
-        batch: rows of each conditioning.
-        rows: what acts on each row of the batch at hand, once it is known.
-    """
-
-    run: Run
-    controls: Mapping[tuple[int, Any], FaceControl]
-    batch: int
-    rows: Rows | None = None
-
-    def of_batch(self, options: Mapping[str, Any], total: int) -> Evaluation:
-        """The same with the rows of a batch.
-
-        Args:
-            options: the model's ``transformer_options``, in which ComfyUI says whose rows it stacked.
-            total: rows of the batch, a multiple of those that ComfyUI stacked: tiled sampling repeats them.
-
-        Raises:
-            ValueError: when it is no multiple.
-        """
-        stacked = zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=True)
-        controls = [self.controls.get(key, self.run.dropped) for key in stacked]
-        rows = [(self.batch, _in_window(control, options.get("context_window"), self.batch)) for control in controls]
-        if not rows or total % (self.batch * len(rows)):
-            raise ValueError(
-                f"FeedFace: the model was called with {total} rows, but ComfyUI stacked "
-                f"{self.batch * len(rows)} for {len(rows)} prompts: another node changes the batch inside "
-                "the model. Lower that node's batch size to 1 or remove it."
-            )
-        return replace(self, rows=rows * (total // (self.batch * len(rows))))
-
-
-def _in_window(control: FaceControl | None, window, batch: int) -> FaceControl | None:
-    """A control whose masks are those of the pictures that a context window holds."""
-    if control is None or control.mask is None or len(control.mask) in (1, batch):
-        return control
-    if window is None:
-        raise ValueError(
-            f"FeedFace: {len(control.mask)} face masks, but the model was called with {batch} pictures: "
-            "another node splits the batch. Give one mask for all pictures, or remove that node."
-        )
-    return replace(control, mask=window.get_tensor(control.mask, control.mask.device, dim=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +64,7 @@ class FacePatch(Shared):
         """A clone of the model with an adapter and a face; the model given stays as it is.
 
         Raises:
-            ValueError: the adapter was made for another model.
+            FeedFaceError: the adapter was made for another model.
         """
         number = sum(key.startswith("feedface_") for key in model.additional_models)
         return cls(loaded, loaded.patcher(model_dtype(model)), control, number).apply_to(model)
@@ -272,50 +194,6 @@ class FacePatch(Shared):
         return any(self.acts_at(sampling, sigma) for sigma in sigmas[:-1])
 
 
-class BlockWithBranch(Shared):
-    """``forward`` of a frozen transformer block with a control branch beside it.
-
-    Args:
-        key: of the patch.
-        index: which branch of the adapter.
-        site: the block.
-        previous: its forward before, the block's own or another patch.
-    """
-
-    def __init__(self, key: str, index: int, site: Site, previous: Callable[..., Any]):
-        self.key, self.index, self.site, self.previous = key, index, site, previous
-
-    # Patches are bound methods of these objects: a compiler compares what is in them, not the objects themselves, so
-    # the graph of one Apply serves the next.
-    def forward(self, *args, **kwargs) -> Any:
-        returned = self.previous(*args, **kwargs)
-        options = kwargs.get("transformer_options") or {}
-        step = options.get(self.key)
-        if not isinstance(step, Evaluation):
-            return returned
-        if step.rows is None:
-            step = step.of_batch(options, self.site.stream.result(returned).shape[0])
-        step.run.used = True
-        return self.site.add_control(step.run.adapter, self.index, args, kwargs, returned, step.rows)
-
-
-def follow_model(source: ModelPatcher, clone: ModelPatcher) -> None:
-    """Callback of ON_CLONE: a clone onto other weights (``model_override``) runs the blocks of those weights."""
-    if clone.model is source.model:
-        return
-    for path, patch in clone.object_patches.items():
-        if isinstance(getattr(patch, "__self__", None), BlockWithBranch):
-            clone.object_patches[path] = _rebound(patch, comfy.utils.get_attr(clone.model, path.rpartition(".")[0]))
-
-
-def _rebound(forward: Callable[..., Any], block: torch.nn.Module) -> Callable[..., Any]:
-    """A block's forward, patched or its own, for another block of the kind."""
-    owner = getattr(forward, "__self__", None)
-    if isinstance(owner, BlockWithBranch):
-        return BlockWithBranch(owner.key, owner.index, owner.site, _rebound(owner.previous, block)).forward
-    return forward.__func__.__get__(block) if isinstance(owner, torch.nn.Module) else forward
-
-
 def _cropped(control: FaceControl, area: Sequence[int] | None) -> FaceControl:
     """A control whose mask follows the conditioning's area (h, w, y, x) in latent pixels."""
     if control.mask is None or area is None:
@@ -328,18 +206,18 @@ def latent_mask(mask: Tensor, noise: Tensor) -> Tensor:
     """A mask in any resolution of the picture's shape → ``(1 or batch, h, w)`` in latent pixels.
 
     Raises:
-        ValueError: the shape or the number of masks does not fit the latent.
+        FeedFaceError: the shape or the number of masks does not fit the latent.
     """
     height, width = noise.shape[-2:]
     count, mask_height, mask_width = mask.shape
     # One latent pixel of rounding on either side is no reason to refuse.
     if abs(mask_width * height - mask_height * width) > max(mask_width, mask_height, width, height):
-        raise ValueError(
+        raise FeedFaceError(
             f"FeedFace: the face mask is {mask_width} × {mask_height} pixels, but the picture being made has the shape "
             f"{width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at the picture's size."
         )
     if count not in (1, noise.shape[0]):
-        raise ValueError(
+        raise FeedFaceError(
             f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one mask, or "
             "one for each picture."
         )

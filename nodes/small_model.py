@@ -24,16 +24,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from .compat import make_schema
+from ..feedface_core.errors import FeedFaceError
 from .folders import SMALL_MODEL
-
-
-def is_trained() -> bool:
-    """Whether there is a small system to load; ``python -m examples.small_model.build`` makes one."""
-    try:
-        return bool(find_folder())
-    except FileNotFoundError:
-        return False
+from .types import make_schema
 
 
 def find_folder() -> Path:
@@ -119,7 +112,7 @@ def load_model(folder: Path) -> comfy.model_patcher.ModelPatcher:
     """The U-Net as MODEL.
 
     Raises:
-        ValueError: the weights do not fit the configuration.
+        FeedFaceError: the weights do not fit the configuration.
     """
     config, weights = read_part(folder, "unet")
     described = unet_config(config)
@@ -136,7 +129,7 @@ def load_model(folder: Path) -> comfy.model_patcher.ModelPatcher:
     model = model_config.get_model(renamed, "").to(offload_device)
     missing, surplus = model.diffusion_model.load_state_dict(renamed, strict=False)
     if missing or surplus or len(renamed) != len(weights):
-        raise ValueError(
+        raise FeedFaceError(
             f"FeedFace Small Model: {folder / 'unet'} does not fit its configuration: {len(missing)} weights missing "
             f"({', '.join(missing[:3])}), {len(weights) - len(renamed)} without a place"
         )
@@ -189,7 +182,7 @@ def load_clip(folder: Path) -> comfy.sd.CLIP:
     missing, _ = clip.load_sd(named)
     missing = [name for name in missing if "text_model." in name]
     if missing:
-        raise ValueError(
+        raise FeedFaceError(
             f"FeedFace Small Model: {folder / 'text_encoder'} lacks {len(missing)} weights: {', '.join(missing[:3])}"
         )
     return clip
@@ -226,21 +219,19 @@ class SmallModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
-            node_id="FeedFaceSmallModel",
-            display_name="FeedFace Small Model",
-            search_aliases=["feedface", "demo model", "tiny model", "feedface small"],
-            description="A complete text-to-image model of a few million parameters that comes with FeedFace: it draws "
-            "cartoon people of 64 × 64 pixels in a second on a CPU. Use it with a 64 × 64 Empty Latent Image and the "
-            "adapter feedface_small to see what FeedFace does.",
+            "FeedFaceSmallModel",
             inputs=[],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The U-Net, with Stable Diffusion's layout."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="Knows the words of its captions only; see the model's README."
-                ),
-                io.Vae.Output(display_name="vae", tooltip="64 × 64 pixels to 16 × 8 × 8."),
-            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            search_aliases=["feedface", "demo model", "tiny model", "feedface small"],
         )
+
+    @classmethod
+    def validate_inputs(cls) -> bool | str:
+        try:
+            find_folder()
+        except FileNotFoundError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
@@ -248,7 +239,7 @@ class SmallModel(io.ComfyNode):
         return io.NodeOutput(load_model(folder), load_clip(folder), load_vae(folder))
 
     @classmethod
-    def fingerprint_inputs(cls):
+    def fingerprint_inputs(cls) -> list[float]:
         """Trained again, it is loaded again."""
         return [os.path.getmtime(path) for path in sorted(find_folder().glob("*/*.safetensors"))]
 

@@ -1,10 +1,9 @@
-"""From photos to face crops: detection, choice of the face, crop, mask and preview.
+"""From photos to face crops: detection, choice of the face, crop and preview.
 
-Importing this needs torch and numpy only; Pillow, SciPy and the detectors' packages are imported when they
-are used.
+Importing this needs torch and numpy only; Pillow, SciPy and the detectors' packages are imported when they are used.
 """
 
-from .box import Box, DetectedFace, FaceError, FaceIndexError, NoFaceError, check_box, faces_from_json, faces_to_json
+from .box import Box, DetectedFace, NoFaceError, check_box, faces_from_json, faces_to_json
 from .crop import (
     CROP_SCALE,
     CROP_SIZE,
@@ -12,16 +11,15 @@ from .crop import (
     check_image,
     clamp_square,
     crop_face,
-    crop_faces,
     image_from_pil,
     load_image,
     mask_boxes,
     resample,
     square_box,
 )
-from .detectors import AUTO, DETECTOR_NAMES, detector_status, face_embedding, load_detector
+from .detectors import AUTO, DETECTOR_NAMES, load_detector
 from .detectors.base import Detector, DetectorUnavailable, GivenBoxes, GivenMask, WholeImage, shrink
-from .detectors.models import find_insightface_packs
+from .detectors.insightface import find_insightface_packs
 from .preview import draw_faces
 from .select import (
     ORDERS,

@@ -1,4 +1,4 @@
-"""What a detector found: a box in a photo, and the errors of this package."""
+"""A face in a photo: its box and what else a detector says of it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ from ..errors import FeedFaceError
 
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)`` in pixels of the original photo; x to the right, y down, the far edge exclusive."""
+LARGEST_COORDINATE = 1e7
+"""Pixels; no photo that Pillow opens comes near."""
 
 
-class FaceError(FeedFaceError):
-    """A photo, box or choice of faces that cannot be used."""
-
-
-class NoFaceError(FaceError):
+class NoFaceError(FeedFaceError):
     """No face was found, or none was left after filtering."""
-
-
-class FaceIndexError(FaceError):
-    """A face was asked for that is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +29,9 @@ class DetectedFace:
 
     Args:
         box: ``(x0, y0, x1, y1)`` in pixels of the original photo. It may reach past the border.
-        confidence: probability in 0..1 as the detector reports it; 1 for a box that somebody gave.
-        landmarks: ``(5, 2)`` pixels, in the order left eye, right eye, nose, left and right corner of the
-            mouth (left as seen in the picture), or None.
+        confidence: probability in 0..1 as the detector reports it; 1 for a box that somebody drew.
+        landmarks: ``(5, 2)`` pixels, in the order left eye, right eye, nose, left and right corner of the mouth (left
+            as seen in the picture), or None.
         embedding: ``(E,)`` identity vector of unit length, or None.
         source: name of the detector.
     """
@@ -51,7 +45,7 @@ class DetectedFace:
     def __post_init__(self) -> None:
         object.__setattr__(self, "box", check_box(self.box))
         if self.landmarks is not None and tuple(self.landmarks.shape) != (5, 2):
-            raise FaceError(f"landmarks must have the shape (5, 2), found {tuple(self.landmarks.shape)}")
+            raise FeedFaceError(f"landmarks must have the shape (5, 2), found {tuple(self.landmarks.shape)}")
 
     @property
     def width(self) -> float:
@@ -90,40 +84,43 @@ class DetectedFace:
         """Read ``{"box": [x0, y0, x1, y1], …}`` or a bare ``[x0, y0, x1, y1]``.
 
         Raises:
-            FaceError: if the record is neither, or its box is not usable.
+            FeedFaceError: if the record is neither, or its box is not usable.
         """
-        if isinstance(record, Mapping):
-            if "box" not in record:
-                raise FaceError(f'a face needs the key "box", found the keys {sorted(record)}')
-            landmarks = record.get("landmarks")
-            try:
-                return cls(
-                    box=record["box"],
-                    confidence=float(record.get("confidence", 1.0)),
-                    landmarks=None if landmarks is None else torch.tensor(landmarks, dtype=torch.float32),
-                    source=str(record.get("source", "box")),
-                )
-            except FaceError:
-                raise
-            except (TypeError, ValueError) as error:
-                raise FaceError(f"not a face: {json.dumps(record)[:200]} ({error})") from error
-        return cls(box=record)
+        if not isinstance(record, Mapping):
+            return cls(box=record)
+        if "box" not in record:
+            raise FeedFaceError(f'a face needs the key "box", found the keys {sorted(map(str, record))}')
+        landmarks = record.get("landmarks")
+        try:
+            return cls(
+                box=record["box"],
+                confidence=float(record.get("confidence", 1.0)),
+                landmarks=None if landmarks is None else torch.tensor(landmarks, dtype=torch.float32),
+                source=str(record.get("source", "box")),
+            )
+        except FeedFaceError:
+            raise
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise FeedFaceError(f"not a face: {json.dumps(record)[:200]} ({error})") from error
 
 
 def check_box(box: Any) -> Box:
     """Return the box as four floats.
 
     Raises:
-        FaceError: if it does not hold four finite numbers, or has no area.
+        FeedFaceError: if it does not hold four finite numbers of a photo's size, or has no area.
     """
     try:
         x0, y0, x1, y1 = (float(v) for v in box)
-    except (TypeError, ValueError) as error:
-        raise FaceError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {str(box)[:100]!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        found = repr(str(box)[:100])
+        raise FeedFaceError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {found}") from error
     if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
-        raise FaceError(f"a box must hold finite numbers, found {x0}, {y0}, {x1}, {y1}")
+        raise FeedFaceError(f"a box must hold finite numbers, found {x0}, {y0}, {x1}, {y1}")
+    if max(abs(v) for v in (x0, y0, x1, y1)) > LARGEST_COORDINATE:
+        raise FeedFaceError(f"a box must lie in a photo, found {x0:g}, {y0:g}, {x1:g}, {y1:g} pixels")
     if x1 <= x0 or y1 <= y0:
-        raise FaceError(
+        raise FeedFaceError(
             f"a box is x0, y0, x1, y1 with x0 < x1 and y0 < y1, found {x0:g}, {y0:g}, {x1:g}, {y1:g} (width"
             " and height in the last two places?)"
         )
@@ -138,8 +135,7 @@ def faces_to_json(faces: Sequence[Sequence[DetectedFace]]) -> str:
 def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
     """Read what :func:`faces_to_json` writes, and shorter forms of it.
 
-    For one photo the outer list may be left out, and a single box may be written bare: ``[40, 30, 120,
-    130]``.
+    For one photo the outer list may be left out, and a single box may be written bare: ``[40, 30, 120, 130]``.
 
     Args:
         text: JSON.
@@ -149,30 +145,30 @@ def faces_from_json(text: str, photos: int) -> list[list[DetectedFace]]:
         One list of faces a photo.
 
     Raises:
-        FaceError: if the text is not JSON, does not describe boxes, or is for another number of photos.
+        FeedFaceError: if the text is not JSON, does not describe boxes, or is for another number of photos.
     """
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FaceError(f"boxes: not JSON ({error}); expected for example [[40, 30, 120, 130]]") from error
+    except (ValueError, RecursionError) as error:
+        raise FeedFaceError(f"boxes: not JSON ({error}); expected for example [[40, 30, 120, 130]]") from error
     if isinstance(data, Mapping) or _is_bare_box(data):
         data = [[data]]
     elif not isinstance(data, list):
-        raise FaceError(f"boxes: expected a list, found {str(data)[:60]!r}")
+        raise FeedFaceError(f"boxes: expected a list, found {str(data)[:60]!r}")
     elif data and all(isinstance(entry, Mapping) or _is_bare_box(entry) for entry in data):
         data = [data]
     if len(data) != photos:
-        raise FaceError(
-            f"boxes: given for {len(data)} photo(s), but there are {photos}; expected one list of boxes for each photo"
+        raise FeedFaceError(
+            f"boxes: there are {len(data)} lists for {photos} photo(s); expected one list of boxes for each photo"
         )
     faces = []
     for number, photo in enumerate(data, start=1):
-        if not isinstance(photo, list):
-            raise FaceError(f"boxes: photo {number} of {photos}: expected a list of boxes, found {str(photo)[:60]!r}")
         try:
+            if not isinstance(photo, list):
+                raise FeedFaceError(f"expected a list of boxes, found {str(photo)[:60]!r}")
             faces.append([DetectedFace.from_json(record) for record in photo])
-        except FaceError as error:
-            raise FaceError(f"boxes: photo {number} of {photos}: {error}") from error
+        except FeedFaceError as error:
+            raise FeedFaceError(f"boxes: photo {number} of {photos}: {error}") from error
     return faces
 
 

@@ -8,7 +8,6 @@ squeezed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..config import BORDERS
-from .box import Box, FaceError, check_box
+from ..errors import FeedFaceError
+from .box import Box, check_box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,23 +41,23 @@ def check_image(image: Tensor, name: str = "image") -> Tensor:
     on grey (:data:`FILL`), and values that overshoot 0..1 a little, as resampling leaves them, are clamped.
 
     Raises:
-        FaceError: for another shape or type, an empty photo, NaN or infinity, or values that are not in 0..1.
+        FeedFaceError: for another shape or type, an empty photo, NaN or infinity, or values that are not in 0..1.
     """
     if not isinstance(image, Tensor):
-        raise FaceError(f"{name}: expected a tensor (H, W, 3) of floats in 0..1, found {type(image).__name__}")
+        raise FeedFaceError(f"{name}: expected a tensor (H, W, 3) of floats in 0..1, found {type(image).__name__}")
     if not image.is_floating_point():
-        raise FaceError(f"{name}: expected floats in 0..1, found {image.dtype}; divide by 255")
+        raise FeedFaceError(f"{name}: expected floats in 0..1, found {image.dtype}; divide by 255")
     if image.ndim == 2:
         image = image.unsqueeze(-1)
     if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4) or 0 in image.shape:
-        raise FaceError(f"{name}: expected the shape (H, W, 3) with 1 to 4 channels, found {tuple(image.shape)}")
+        raise FeedFaceError(f"{name}: expected the shape (H, W, 3) with 1 to 4 channels, found {tuple(image.shape)}")
     image = image.float()
     low, high = (v.item() for v in torch.aminmax(image))
     # A NaN anywhere makes both of them NaN.
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise FaceError(f"{name}: holds NaN or infinite values")
+        raise FeedFaceError(f"{name}: holds NaN or infinite values")
     if low < -0.5 or high > 1.5:
-        raise FaceError(f"{name}: expected values in 0..1, found {low:.3g} to {high:.3g}")
+        raise FeedFaceError(f"{name}: expected values in 0..1, found {low:.3g} to {high:.3g}")
     if low < 0 or high > 1:
         image = image.clamp(0, 1)
     channels = image.shape[-1]
@@ -72,11 +72,11 @@ def square_box(box: Box, scale: float = CROP_SCALE) -> Box:
     reach past the border.
 
     Raises:
-        FaceError: if the box is not usable or the scale is not a positive number.
+        FeedFaceError: if the box is not usable or the scale is not a positive number.
     """
     x0, y0, x1, y1 = check_box(box)
     if not (math.isfinite(scale) and scale > 0):
-        raise FaceError(f"the crop scale must be a positive number, found {scale}")
+        raise FeedFaceError(f"the crop scale must be a positive number, found {scale}")
     half = max(x1 - x0, y1 - y0) * scale / 2
     centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     return centre_x - half, centre_y - half, centre_x + half, centre_y + half
@@ -162,38 +162,24 @@ def crop_face(
         border: ``pad`` fills up there, ``clamp`` moves and shrinks the square until it lies inside the photo.
 
     Raises:
-        FaceError: for a bad photo, box or border, or a box that lies outside the photo.
+        FeedFaceError: for a bad photo, box or border, or a box that lies outside the photo.
     """
     image = check_image(image)
     if size < 1:
-        raise FaceError(f"the crop size must be at least 1 pixel, found {size}")
+        raise FeedFaceError(f"the crop size must be at least 1 pixel, found {size}")
     height, width = image.shape[:2]
     x0, y0, x1, y1 = check_box(box)
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise FaceError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} pixels")
+        raise FeedFaceError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the photo of {width} × {height} px")
     if max(x1 - x0, y1 - y0) * scale > LARGEST_SQUARE * max(width, height):
-        raise FaceError(
+        raise FeedFaceError(
             f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} times {scale:g} is more than {LARGEST_SQUARE} times as large"
             f" as the photo of {width} × {height} pixels"
         )
     if border not in BORDERS:
-        raise FaceError(f"the border of the crop is {border!r}, expected one of {', '.join(BORDERS)}")
+        raise FeedFaceError(f"the border of the crop is {border!r}, expected one of {', '.join(BORDERS)}")
     square = square_box(box, scale)
     return resample(image, clamp_square(square, width, height) if border == "clamp" else square, size, size, fill)
-
-
-def crop_faces(
-    image: Tensor, boxes: Sequence[Box], size: int = CROP_SIZE, scale: float = CROP_SCALE, fill: float = FILL
-) -> Tensor:
-    """Several crops of one photo, ``(N, size, size, 3)``.
-
-    Raises:
-        FaceError: if there is no box, and as in :func:`crop_face`.
-    """
-    if len(boxes) == 0:
-        raise FaceError("no box to crop: the list is empty")
-    image = check_image(image)
-    return torch.stack([crop_face(image, box, size, scale, fill) for box in boxes])
 
 
 def image_from_pil(picture: Image) -> Tensor:
@@ -219,7 +205,7 @@ def load_image(path: str | Path) -> Tensor:
     """Read a photo file as ``(H, W, 3)`` floats in 0..1, upright.
 
     Raises:
-        FaceError: if the file is missing, not a picture, or broken.
+        FeedFaceError: if the file is missing, not a picture, or broken.
     """
     from PIL import Image as PillowImage
 
@@ -227,9 +213,9 @@ def load_image(path: str | Path) -> Tensor:
         with PillowImage.open(path) as picture:
             return image_from_pil(picture)
     except FileNotFoundError as error:
-        raise FaceError(f"{path}: no such photo") from error
+        raise FeedFaceError(f"{path}: no such photo") from error
     except Exception as error:  # the decoders of a dozen formats raise all kinds for broken files
-        raise FaceError(f"{path}: not a photo that can be read ({error})") from error
+        raise FeedFaceError(f"{path}: not a photo that can be read ({error})") from error
 
 
 def mask_boxes(mask: Tensor, threshold: float = 0.5) -> list[Box]:
@@ -237,14 +223,14 @@ def mask_boxes(mask: Tensor, threshold: float = 0.5) -> list[Box]:
     largest are left out.
 
     Raises:
-        FaceError: if the mask has another shape or holds NaN.
+        FeedFaceError: if the mask has another shape or holds NaN.
     """
     from scipy import ndimage
 
     if mask.ndim != 2:
-        raise FaceError(f"mask: expected the shape (H, W), found {tuple(mask.shape)}")
+        raise FeedFaceError(f"mask: expected the shape (H, W), found {tuple(mask.shape)}")
     if not torch.isfinite(mask.float()).all():
-        raise FaceError("mask: holds NaN or infinite values")
+        raise FeedFaceError("mask: holds NaN or infinite values")
     labels, _ = ndimage.label((mask > threshold).cpu().numpy())
     areas = torch.bincount(torch.from_numpy(labels).flatten())[1:].tolist()
     regions = [

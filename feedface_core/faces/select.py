@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .box import DetectedFace, FaceError, FaceIndexError, NoFaceError
+from ..errors import FeedFaceError
+from .box import DetectedFace, NoFaceError
 from .crop import CROP_SCALE
 from .detectors.base import WHOLE_IMAGE, Detector, WholeImage
 
@@ -73,10 +74,10 @@ def order_faces(faces: Sequence[DetectedFace], order: str, image_size: tuple[flo
         image_size: width and height of the photo in pixels.
 
     Raises:
-        FaceError: if the order is unknown.
+        FeedFaceError: if the order is unknown.
     """
     if order not in ORDERS:
-        raise FaceError(f"no order {order!r}; there are: {', '.join(ORDERS)}")
+        raise FeedFaceError(f"no order {order!r}; there are: {', '.join(ORDERS)}")
     if order == "as found":
         return list(faces)
     key = ORDERS[order]
@@ -90,7 +91,7 @@ def parse_indexes(text: str) -> tuple[int, ...] | None:
         The indexes in the order given, or None for all.
 
     Raises:
-        FaceError: if the text is something else or empty.
+        FeedFaceError: if the text is something else or empty.
     """
     text = text.strip().lower()
     if text == ALL:
@@ -100,7 +101,7 @@ def parse_indexes(text: str) -> tuple[int, ...] | None:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last > 9999:
-            raise FaceError(f'indexes: expected numbers from 0 such as "0", "0, 2", "1-3", or "{ALL}", found {text!r}')
+            raise FeedFaceError(f'indexes: expected numbers such as "0", "0, 2", "1-3", or "{ALL}", found {text!r}')
         indexes.extend(range(first, last + 1))
     return tuple(indexes)
 
@@ -126,8 +127,8 @@ def select_faces(
 
     Raises:
         NoFaceError: if no face is found or all are too small.
-        FaceIndexError: if a number is asked for that is not there.
-        FaceError: if the order is unknown or no index is given.
+        FeedFaceError: if a number is asked for that is not there.
+        FeedFaceError: if the order is unknown or no index is given.
     """
     ordered = order_faces(faces, order, image_size)
     usable = tuple(face for face in ordered if face.size >= min_size)
@@ -143,11 +144,11 @@ def select_faces(
     if indexes is None:
         return Selection(usable, tuple(range(len(usable))), too_small)
     if len(indexes) == 0:
-        raise FaceError(f"{name}: no index given; expected the numbers of the faces to take")
+        raise FeedFaceError(f"{name}: no index given; expected the numbers of the faces to take")
     missing = [index for index in indexes if not 0 <= index < len(usable)]
     if missing:
         small = f" ({len(too_small)} more under the min_size of {min_size:g} pixels)" if too_small else ""
-        raise FaceIndexError(
+        raise FeedFaceError(
             f"{name}: face {', '.join(map(str, missing))} was asked for, but {len(usable)} face(s) were"
             f" found{small}, numbered from 0 to {len(usable) - 1} by {order}"
         )
@@ -171,10 +172,10 @@ def select_from_photo(
             index that is out of range is an error in any case.
     """
     if when_none not in WHEN_NONE:
-        raise FaceError(f"no policy {when_none!r}; there are: {', '.join(WHEN_NONE)}")
+        raise FeedFaceError(f"no policy {when_none!r}; there are: {', '.join(WHEN_NONE)}")
     try:
         found = detector.detect(image)
-    except FaceError as error:
+    except FeedFaceError as error:
         raise type(error)(f"{name}: {error}") from error
     size = (image.shape[1], image.shape[0])
     try:

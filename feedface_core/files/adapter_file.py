@@ -20,19 +20,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import HOSTS, AdapterConfig
+from ..errors import FeedFaceError
 from ..modules.adapter import FaceAdapter
-from ..modules.encoder import check_tensors, fingerprint, plain_name
+from ..modules.encoder import check_encoder, fingerprint, plain_weights
 from . import released
-from .atomic import AdapterFileError, write_safetensors
+from .atomic import write_safetensors
+from .state_dict import check_tensors, describe, identify, read_state_dict
 
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
 _ENCODER = "encoder.vision_model."
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class AdapterFile:
         return self.tensors["projection.weight"].dtype
 
     def build(self, dtype: torch.dtype | None = None, **options) -> FaceAdapter:
-        """The adapter with its weights, on the CPU; ``options`` as for :class:`FaceAdapter`.
+        """The adapter with its weights, on the CPU.
 
         Args:
             dtype: floating-point type of the weights; that of the file when None.
+            options: of :class:`FaceAdapter`.
         """
         dtype = dtype or self.dtype
         # Built without storage and then given the file's tensors: no time is spent on random values.
@@ -69,9 +71,35 @@ class AdapterFile:
         adapter.load_state_dict({name: tensor.to(dtype) for name, tensor in self.tensors.items()}, assign=True)
         return adapter.eval().requires_grad_(False)
 
+    def summary(self) -> str:
+        """A few lines for people: host, sites, sizes, encoder, provenance."""
+        config, encoder = self.config, self.config.encoder
+        count, encoder_count = (
+            sum(tensor.numel() for tensor in tensors.values()) / 1e6 for tensors in (self.tensors, self.encoder_tensors)
+        )
+        size, dtype = Path(self.path).stat().st_size / 1e6, str(self.dtype).removeprefix("torch.")
+        widths = ", ".join(str(width) for width in sorted({site.width for site in config.sites}))
+        included = f"included, {encoder_count:.1f} M parameters" if self.encoder_tensors else "not included"
+        lines = {
+            "file": f"{self.path} ({size:.1f} MB, {dtype})",
+            "title": config.title or self.metadata.get("modelspec.title", "-"),
+            "host": f"{config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
+            "sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
+            "branch": f"tap {config.tap}, {config.depth} block(s), {'with' if config.self_attention else 'without'} "
+            f"self-attention, {count:.1f} M parameters",
+            "face tokens": f"{encoder.tokens} of width {encoder.width} for each reference → {config.context_width}",
+            "encoder": f"{encoder.name} ({encoder.fingerprint or 'no fingerprint'}), {included}",
+            "crops": f"{encoder.crop_scale:g} × the box, {encoder.crop_border} at the border, {encoder.image_size} px, "
+            f"mean {encoder.image_mean}, std {encoder.image_std}",
+            "defaults": f"strength {config.strength}, {config.combination}, at most {config.max_references} "
+            f"references, dropped face: {config.null}",
+            **{key: self.metadata.get(f"modelspec.{key}") for key in ("author", "date", "hash_sha256", "license")},
+        }
+        return "\n".join(f"{name:<13} {text}" for name, text in lines.items() if text)
+
 
 def expected_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of an adapter with this config."""
+    """Names and shapes of the tensors of an adapter with this config; nothing is allocated."""
     adapter = FaceAdapter(config, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
 
@@ -95,170 +123,101 @@ def save_adapter(
         dtype: floating-point type to store, unchanged when None.
 
     Raises:
-        ValueError: for another extension, or tensors that do not fit the config.
+        FeedFaceError: for another extension, or tensors that do not fit the config.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: adapters are written as .safetensors")
-    check_tensors(f"{path.name}", expected_shapes(config), tensors)
-    encoder = replace(config.encoder, included=bool(encoder_tensors))
-    if encoder_tensors:
-        encoder = replace(encoder, fingerprint=fingerprint(encoder, encoder_tensors))
-    config = replace(config, encoder=encoder)
-    stored = {name: _stored(tensor, dtype) for name, tensor in tensors.items()}
-    for name, tensor in (encoder_tensors or {}).items():
-        if not name.endswith("position_ids"):
-            stored[_ENCODER + plain_name(name)] = _stored(tensor, dtype)
-    described = {**adapter_metadata(config, stored), **(metadata or {})}
-    return write_safetensors(path, stored, described)
-
-
-def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
+        raise FeedFaceError(f"{path}: adapters are written as .safetensors")
+    check_tensors(path.name, expected_shapes(config), tensors)
+    encoder, weights = config.encoder, plain_weights(encoder_tensors or {})
+    if weights:
+        encoder = replace(encoder, fingerprint=fingerprint(encoder, weights))
+    config = replace(config, encoder=replace(encoder, included=bool(weights)))
+    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in weights.items()}}
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in stored.items()}
+    return write_safetensors(path, stored, {**adapter_metadata(config, stored), **(metadata or {})})
 
 
 def adapter_metadata(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Metadata of an adapter file with these stored tensors: format, config, ModelSpec keys."""
-    architecture = {
-        "sd1": "stable-diffusion-v1",
-        "sd2": "stable-diffusion-v2-512",
-        "sdxl": "stable-diffusion-xl-v1-base",
-    }.get(config.host, config.host)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": config.to_json(),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/feedface",
+        "modelspec.architecture": f"{_ARCHITECTURES.get(config.host, config.host)}/feedface",
         "modelspec.implementation": "feedface",
         "modelspec.title": config.title or "FeedFace adapter",
         "modelspec.resolution": "1024x1024" if config.host == "sdxl" else "512x512",
         "modelspec.prediction_type": config.prediction,
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "modelspec.hash_sha256": "0x" + _tensor_hash(tensors),
+        "modelspec.hash_sha256": "0x" + digest.hexdigest(),
     }
 
 
-def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def load_adapter(path: str | os.PathLike) -> AdapterFile:
-    """Reads an adapter and checks every key and shape against its config. Never runs code from a file.
+    """Reads an adapter and checks every key, shape and value against its config. Never runs code from a file.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        AdapterFileError: the file is truncated, not an adapter, holds code, or does not fit its own config.
+        FeedFaceError: the file is truncated, not an adapter, holds code, or does not fit its own config.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no adapter file at {path}")
-    found = _read_pickle(path) if path.suffix.lower() in _PICKLES else _read_safetensors(path)
+    tensors, metadata = read_state_dict(path)
     try:
-        check_tensors(path.name, expected_shapes(found.config), found.tensors)
-    except ValueError as error:
-        raise AdapterFileError(f"{path}: {error}") from error
-    if found.config.encoder.included != bool(found.encoder_tensors):
-        raise AdapterFileError(
-            f"{path}: the config says the face encoder is "
-            f"{'included' if found.config.encoder.included else 'left out'}, the file differs"
-        )
+        if metadata.get("format") == FORMAT:
+            found = _described(path, tensors, metadata)
+        elif identify(tensors) == "released_adapter":
+            config, weights, encoder = released.read_adapter(tensors, released.settings_for(path, tensors))
+            found = AdapterFile(str(path), config, weights, encoder, {"format": "released FeedFace checkpoint"})
+        else:
+            other = metadata.get("format", "")
+            raise FeedFaceError(
+                f"not a FeedFace adapter: expected format={FORMAT!r} in its metadata or the released adapter's "
+                f"{released.SIGNATURE}, but {f'found {other!r}' if other.startswith('feedface') else describe(tensors)}"
+            )
+        _check(found)
+    except FeedFaceError as error:
+        raise FeedFaceError(f"{path}: {error}") from error
     return found
 
 
-def _read_safetensors(path: Path) -> AdapterFile:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            names = list(file.keys())
-            if metadata.get("format") != FORMAT:
-                raise AdapterFileError(
-                    f"{path} is not a FeedFace adapter: expected format={FORMAT!r} in its metadata, "
-                    f"found {_describe_other(metadata, names)}"
-                )
-            if metadata.get("format_version") != FORMAT_VERSION:
-                raise AdapterFileError(
-                    f"{path}: adapter format version {metadata.get('format_version')!r}; this "
-                    f"version of FeedFace reads {FORMAT_VERSION!r}. Update FeedFace."
-                )
-            try:
-                config = AdapterConfig.from_json(metadata.get("config", ""))
-            except ValueError as error:
-                raise AdapterFileError(f"{path}: {error}") from error
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            f"{path} cannot be read as safetensors ({error}); it is truncated or of another kind "
-            f"({path.stat().st_size} bytes). Download or export it again."
-        ) from error
-    encoder = {name.removeprefix(_ENCODER): tensors.pop(name) for name in names if name.startswith(_ENCODER)}
+def _described(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> AdapterFile:
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise FeedFaceError(
+            f"adapter format version {metadata.get('format_version')!r}; this version of FeedFace reads "
+            f"{FORMAT_VERSION!r}. Update FeedFace."
+        )
+    config = AdapterConfig.from_json(metadata.get("config", ""))
+    encoder = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_ENCODER)}
+    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in encoder.items()}
     return AdapterFile(str(path), config, tensors, encoder, metadata)
 
 
-def _read_pickle(path: Path) -> AdapterFile:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for foreign, truncated and unsafe files
-        raise AdapterFileError(
-            f"{path} cannot be read as weights only ({type(error).__name__}): it is truncated, of an older pickle "
-            "format, or holds code, which is never run. Expected the released feed-4800000.pt or a .safetensors file."
-        ) from error
-    config, tensors, encoder = released.read_adapter(state, path)
-    return AdapterFile(str(path), config, tensors, encoder, {"format": "released FeedFace checkpoint"})
-
-
-def _describe_other(metadata: Mapping[str, str], names: list[str]) -> str:
-    known = (
-        ("model.diffusion_model.", "a full checkpoint (put it in models/checkpoints)"),
-        ("lora_unet_", "a LoRA (models/loras)"),
-        ("image_proj", "an IP-Adapter or InstantID file"),
-        ("vision_model.", "a CLIP vision encoder (models/clip_vision)"),
-        ("face.", "a saved face (models/feedface/faces; use FeedFace Load Face)"),
-    )
-    if metadata.get("format", "").startswith("feedface"):
-        return f"format={metadata['format']!r}"
-    for prefix, text in known:
-        if any(name.startswith(prefix) for name in names):
-            return text
-    return f"{len(names)} tensors such as {', '.join(names[:3])}" if names else "an empty file"
-
-
-def describe(found: AdapterFile) -> str:
-    """A few lines for people: host, sites, sizes, encoder, provenance."""
-    config = found.config
-    count = sum(tensor.numel() for tensor in found.tensors.values())
-    encoder_count = sum(tensor.numel() for tensor in found.encoder_tensors.values())
-    widths = ", ".join(str(width) for width in sorted({site.width for site in config.sites}))
-    lines = [
-        f"file          {found.path} ({Path(found.path).stat().st_size / 1e6:.1f} MB, {_type_name(found.dtype)})",
-        f"title         {config.title or found.metadata.get('modelspec.title', '-')}",
-        f"host          {config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
-        f"sites         {len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
-        f"branch        tap {config.tap}, {config.depth} block(s), "
-        f"{'with' if config.self_attention else 'without'} self-attention, {count / 1e6:.1f} M parameters",
-        f"face tokens   {config.encoder.tokens} of width {config.encoder.width} for each reference → "
-        f"{config.context_width}",
-        f"encoder       {config.encoder.name} ({config.encoder.fingerprint or 'no fingerprint'}), "
-        + (f"included, {encoder_count / 1e6:.1f} M parameters" if found.encoder_tensors else "not included"),
-        f"crops         {config.encoder.crop_scale:g} × the box, {config.encoder.crop_border} at the border, "
-        f"{config.encoder.image_size} px, mean {config.encoder.image_mean}, std {config.encoder.image_std}",
-        f"defaults      strength {config.strength}, {config.combination}, at most {config.max_references} references, "
-        f"dropped face: {config.null}",
-    ]
-    lines += [
-        f"{key[len('modelspec.') :]:<13} {value}"
-        for key, value in sorted(found.metadata.items())
-        if key in ("modelspec.date", "modelspec.hash_sha256", "modelspec.license", "modelspec.author")
-    ]
-    return "\n".join(lines)
-
-
-def _type_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _check(found: AdapterFile) -> None:
+    config, encoder = found.config, found.config.encoder
+    # Counted before anything of the config's size is built.
+    branches = {name.split(".")[1] for name in found.tensors if name.startswith("branches.")}
+    if len(branches) != len(config.sites):
+        raise FeedFaceError(f"the config has {len(config.sites)} sites, the file weights of {len(branches)} branches")
+    check_tensors("adapter", expected_shapes(config), found.tensors)
+    if encoder.included != bool(found.encoder_tensors):
+        included = "included" if encoder.included else "left out"
+        raise FeedFaceError(f"the config says the face encoder is {included}, the file differs")
+    if found.encoder_tensors:
+        check_encoder(encoder, found.encoder_tensors)
+        actual = fingerprint(encoder, found.encoder_tensors)
+        if encoder.fingerprint != actual:
+            raise FeedFaceError(
+                f"the face encoder inside is {actual}, but the adapter was trained with "
+                f"{encoder.fingerprint or 'one it does not name'}; export the adapter again"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -270,10 +229,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = load_adapter(options.file)
-    except (FileNotFoundError, AdapterFileError) as error:
+    except (FileNotFoundError, FeedFaceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(json.loads(found.config.to_json()), indent=2) if options.json else describe(found))
+    print(json.dumps(json.loads(found.config.to_json()), indent=2) if options.json else found.summary())
     return 0
 
 

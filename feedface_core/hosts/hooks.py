@@ -29,7 +29,7 @@ class BranchHooks:
         adapter: made for it.
 
     Raises:
-        ValueError: the adapter was made for another model.
+        FeedFaceError: the adapter was made for another model.
     """
 
     def __init__(self, model: nn.Module, adapter: FaceAdapter):

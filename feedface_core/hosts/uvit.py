@@ -1,267 +1,153 @@
-"""U-ViT, the transformer of UniDiffuser v1, as a host.
+"""UniDiffuser's U-ViT as a host: its sizes, read off its weights, and its sites.
 
-"All are Worth Words: A ViT Backbone for Diffusion Models" (CVPR 2023) and "One Transformer Fits All
-Distributions in Multi-Modal Diffusion at Scale" (ICML 2023). Picture latent, CLIP image token and text are
-one sequence of tokens, with long skips between its halves. Layers carry the names of the released file, so
-its state dict loads as it is.
-
-Sites are the blocks: ``in_blocks.i``, ``mid_block`` and ``out_blocks.i``; a branch works on the picture
-tokens, which are the last h·w of the sequence.
+Sites are the blocks: ``in_blocks.i``, ``mid_block`` and ``out_blocks.i``; a branch works on the picture tokens, which
+are the last h·w of the sequence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..config import SiteConfig
-from ..modules.branch import Attention, scaled_dot_product_attention
-from .site import GRID_KEY, Site
-from .uvit_config import LEADING, UViTConfig
+from ..errors import FeedFaceError
+from ..files.state_dict import describe
+from .site import Site
+
+#: Tokens before the text: time of the picture, time of the text, data type.
+LEADING = 3
+#: Attention heads by width. A state dict does not tell them; these are the published model's.
+_HEADS = {1536: 24}
+#: Keys of every U-ViT; then of UniDiffuser's, of its version 1, and of post-norm blocks, with what their absence means.
+_TRUNK = ("pos_embed", "patch_embed.proj.weight", "in_blocks.0.attn.qkv.weight", "mid_block.attn.qkv.weight",
+          "mid_block.mlp.fc1.weight", "out_blocks.0.skip_linear.weight", "decoder_pred.weight")  # fmt: skip
+_VARIANTS = {
+    ("clip_img_embed.weight", "text_embed.weight"): "this is a U-ViT, but not UniDiffuser's: it has no text_embed and "
+    "clip_img_embed",
+    ("pos_embed_token", "token_embedding.weight"): "this is UniDiffuser v0: it has no data-type token (pos_embed_token "
+    "and token_embedding)",
+    ("in_blocks.0.norm3.weight",): "this U-ViT has pre-norm blocks (no norm3), UniDiffuser v1's are post-norm",
+}
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one linear for q, k and v."""
-
-    def __init__(self, width: int, heads: int, attention: Attention, operations, **factory):
-        super().__init__()
-        self.heads = heads
-        self.attention = attention
-        self.qkv = operations.Linear(width, width * 3, bias=False, **factory)
-        self.proj = operations.Linear(width, width, **factory)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, S, C) each, split into heads inside the attention
-        return self.proj(self.attention(q, k, v, self.heads))
-
-
-class Mlp(nn.Module):
-    """Two linears with an exact GELU between them."""
-
-    def __init__(self, width: int, hidden: int, operations, **factory):
-        super().__init__()
-        self.fc1 = operations.Linear(width, hidden, **factory)
-        self.fc2 = operations.Linear(hidden, width, **factory)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    """Post-norm block: ``x = norm2(x + attn(x)); x = norm3(x + mlp(x))``.
-
-    On the way out, the long skip comes first: ``x = norm1(skip_linear([x, skip]))``.
-    """
-
-    def __init__(self, config: UViTConfig, skip: bool, attention: Attention, operations, **factory):
-        super().__init__()
-        width = config.width
-        if skip:
-            self.skip_linear = operations.Linear(2 * width, width, **factory)
-            self.norm1 = operations.LayerNorm(width, **factory)
-        self.norm2 = operations.LayerNorm(width, **factory)
-        self.attn = SelfAttention(width, config.heads, attention, operations, **factory)
-        self.norm3 = operations.LayerNorm(width, **factory)
-        self.mlp = Mlp(width, config.hidden, operations, **factory)
-
-    def forward(
-        self, x: Tensor, skip: Tensor | None = None, transformer_options: Mapping[str, Any] | None = None
-    ) -> Tensor:
-        """``(B, S, C)`` tokens, those of the long skip, and what wrappers of the block read."""
-        if skip is not None:
-            x = self.norm1(self.skip_linear(torch.cat([x, skip], dim=-1)))  # (B, S, C)
-        x = self.norm2(x + self.attn(x))  # (B, S, C)
-        return self.norm3(x + self.mlp(x))  # (B, S, C)
-
-
-def run_block(block: Block, x: Tensor, skip: Tensor | None, options: dict[str, Any]) -> Tensor:
-    """``(B, S, C)`` through a block, hooks and wrappers included."""
-    return block(x, skip, transformer_options=options)
-
-
-class PatchEmbed(nn.Module):
-    """Picture latent ``(B, 4, H, W)`` → patches ``(B, h·w, C)``."""
-
-    def __init__(self, config: UViTConfig, operations, **factory):
-        super().__init__()
-        self.proj = operations.Conv2d(
-            config.latent_channels, config.width, kernel_size=config.patch, stride=config.patch, **factory
-        )
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return self.proj(latent).flatten(2).transpose(1, 2)
-
-
-def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
-    """``[cos(t·f), sin(t·f)]`` with frequencies f from 1 to 1/10000: ``(B,)`` → ``(B, width)`` in float32."""
-    half = width // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    rates = torch.exp(steps * (-math.log(10000.0) / half))  # (half,)
-    angles = timesteps.float()[:, None] * rates  # (B, half)
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return functional.pad(embedding, (0, width - 2 * half))
-
-
-class UViT(nn.Module):
-    """The joint noise prediction network ε(picture, CLIP image token, text; t_img, t_text) of UniDiffuser v1.
+@dataclass(frozen=True)
+class UViTConfig:
+    """Sizes of a U-ViT.
 
     Args:
-        config: sizes.
-        operations: where layers come from; ``torch.nn``, or ``comfy.ops`` for casting and offloading.
-        attention: ``(q, k, v, heads) -> out`` on ``(B, S, C)``.
+        width: channels C of a token.
+        heads: attention heads.
+        depth: blocks without the middle one, half of them on each side of it.
+        hidden: width of the MLPs.
+        latent_channels, patch: the picture latent and the side of its patches.
+        grid: (h, w) patches of the training size, which the position embeddings were made for.
+        text_width, text_tokens: the text after ``encode_prefix``.
+        clip_width: the CLIP image token.
     """
 
-    def __init__(
-        self,
-        config: UViTConfig,
-        *,
-        operations=nn,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        attention: Attention = scaled_dot_product_attention,
-    ):
-        super().__init__()
-        self.config = config
-        self.dtype = dtype or torch.get_default_dtype()
-        factory = {"dtype": dtype, "device": device}
-        width = config.width
-        positions = LEADING - 1 + config.text_tokens + 1 + config.grid[0] * config.grid[1]
-        self.patch_embed = PatchEmbed(config, operations, **factory)
-        self.text_embed = operations.Linear(config.text_width, width, **factory)
-        self.clip_img_embed = operations.Linear(config.clip_width, width, **factory)
-        self.token_embedding = operations.Embedding(2, width, **factory)
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width, **factory))
-        self.pos_embed_token = nn.Parameter(torch.zeros(1, 1, width, **factory))
+    width: int = 1536
+    heads: int = 24
+    depth: int = 30
+    hidden: int = 6144
+    latent_channels: int = 4
+    patch: int = 2
+    grid: tuple[int, int] = (32, 32)
+    text_width: int = 64
+    text_tokens: int = 77
+    clip_width: int = 512
 
-        def blocks(skip: bool) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(config, skip, attention, operations, **factory) for _ in range(config.depth // 2)
+    def __post_init__(self):
+        if self.heads < 1 or self.width % self.heads:
+            raise FeedFaceError(f"U-ViT width {self.width} cannot be split into {self.heads} attention heads")
+        if self.depth < 2 or self.depth % 2:
+            raise FeedFaceError(
+                f"U-ViT depth {self.depth} must be even and at least 2: half of it comes before the middle block"
             )
 
-        self.in_blocks = blocks(skip=False)
-        self.mid_block = Block(config, False, attention, operations, **factory)
-        self.out_blocks = blocks(skip=True)
-        self.norm = operations.LayerNorm(width, **factory)
-        self.decoder_pred = operations.Linear(width, config.patch**2 * config.latent_channels, **factory)
-        self.clip_img_out = operations.Linear(width, config.clip_width, **factory)
-        # Part of the file; a picture does not need it.
-        self.text_out = operations.Linear(width, config.text_width, **factory)
-        #: Runs a block as ``(block, x, skip, options)``; training puts gradient checkpointing here.
-        self.run_block: Callable[..., Tensor] = run_block
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> UViTConfig:
+        """Sizes read off the weights.
 
-    def positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
-        """Position embeddings ``(1, S, C)`` for (h, w) patches, bilinear between the trained ones."""
-        table, data_type = self.pos_embed.to(like), self.pos_embed_token.to(like)
-        if grid != self.config.grid:
-            first = table.shape[1] - self.config.grid[0] * self.config.grid[1]
-            patches = table[:, first:].unflatten(1, self.config.grid).movedim(-1, 1).float()  # (1, C, h0, w0)
-            patches = functional.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
-            table = torch.cat([table[:, :first], patches.flatten(2).transpose(1, 2).to(like)], dim=1)
-        times = LEADING - 1
-        return torch.cat([table[:, :times], data_type, table[:, times:]], dim=1)
-
-    def forward(
-        self,
-        latent: Tensor,
-        clip_img: Tensor,
-        text: Tensor,
-        t_img: Tensor,
-        t_text: Tensor | None = None,
-        data_type: Tensor | None = None,
-        transformer_options: Mapping[str, Any] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """
         Args:
-            latent: ``(B, 4, H, W)`` noisy picture latent of any size.
-            clip_img: ``(B, 1, clip_width)`` noisy CLIP image token.
-            text: ``(B, text_tokens, text_width)`` text after ``encode_prefix``.
-            t_img: ``(B,)`` timesteps of picture and CLIP token, 1…1000.
-            t_text: ``(B,)``, 0 (the text is given) when left out; 1000 for a text of pure noise.
-            data_type: ``(B,)`` integers, 1 when left out, as the released model samples.
-            transformer_options: handed to every block.
-
-        Returns:
-            Predicted noise of the picture ``(B, 4, H, W)`` and of the CLIP token ``(B, 1, clip_width)``.
+            tensors: the released file's keys.
+            settings: what the weights cannot tell: ``heads`` (unless the width is the published 1536), and
+                ``text_tokens`` and ``grid`` when they are not 77 and a square.
 
         Raises:
-            ValueError: for a text of another length or width.
+            FeedFaceError: the keys are another model's, the number of heads is unknown or the position embeddings do
+                not fit.
         """
-        config = self.config
-        if text.shape[1:] != (config.text_tokens, config.text_width):
-            raise ValueError(
-                f"U-ViT text must be (B, {config.text_tokens}, {config.text_width}), got {tuple(text.shape)}"
+        _check_keys(tensors)
+        settings = settings or {}
+        width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+        heads = settings.get("heads", _HEADS.get(width))
+        if heads is None:
+            raise FeedFaceError(
+                f"a U-ViT of width {width}: the number of attention heads cannot be read off the weights, give it as "
+                '{"heads": N} in a .json file of the same name beside them'
             )
-        batch, _, height, width = latent.shape
-        # An odd side is padded to whole patches, and cut back at the end.
-        padding = (0, -width % config.patch, 0, -height % config.patch)
-        if any(padding):
-            latent = functional.pad(latent, padding, mode="replicate")
-        grid = (latent.shape[2] // config.patch, latent.shape[3] // config.patch)
-        t_text = torch.zeros_like(t_img) if t_text is None else t_text.to(t_img)
-        data_type = torch.ones_like(t_img, dtype=torch.long) if data_type is None else data_type
-        times = timestep_embedding(torch.stack([t_img, t_text], 1).flatten(), config.width)
-        x = torch.cat(
-            [
-                times.view(batch, 2, config.width).to(latent.dtype),  # (B, 2, C)
-                self.token_embedding(data_type.long()).unsqueeze(1).to(latent.dtype),  # (B, 1, C)
-                self.text_embed(text),  # (B, 77, C)
-                self.clip_img_embed(clip_img),  # (B, 1, C)
-                self.patch_embed(latent),  # (B, h·w, C)
-            ],
-            dim=1,
+        text_tokens = settings.get("text_tokens", 77)
+        positions = tensors["pos_embed"].shape[1] - (LEADING - 1) - text_tokens - 1
+        side = math.isqrt(max(positions, 0))
+        grid = tuple(settings.get("grid", (side, side)))
+        if grid[0] * grid[1] != positions or positions < 1:
+            raise FeedFaceError(
+                f"pos_embed holds {tensors['pos_embed'].shape[1]} positions, which leaves {positions} for the picture "
+                f"after {text_tokens} text tokens: not a grid of {grid[0]} x {grid[1]}"
+            )
+        return cls(
+            width=width,
+            heads=heads,
+            depth=2 * _count(tensors, "in_blocks"),
+            hidden=tensors["mid_block.mlp.fc1.weight"].shape[0],
+            latent_channels=channels,
+            patch=patch,
+            grid=grid,
+            text_width=tensors["text_embed.weight"].shape[1],
+            text_tokens=text_tokens,
+            clip_width=tensors["clip_img_embed.weight"].shape[1],
         )
-        x = x + self.positions(grid, x)  # (B, S, C)
-        x = self._trunk(x, {**(transformer_options or {}), GRID_KEY: grid})
-        return self._heads(x, grid, height, width)
 
-    def _trunk(self, x: Tensor, options: dict[str, Any]) -> Tensor:
-        skips = []
-        for block in self.in_blocks:
-            x = self.run_block(block, x, None, options)  # (B, S, C)
-            skips.append(x)
-        x = self.run_block(self.mid_block, x, None, options)
-        for block in self.out_blocks:
-            x = self.run_block(block, x, skips.pop(), options)  # (B, S, C)
-        return self.norm(x)
-
-    def _heads(self, x: Tensor, grid: tuple[int, int], height: int, width: int) -> tuple[Tensor, Tensor]:
-        patches = grid[0] * grid[1]
-        side = self.config.patch
-        clip = self.clip_img_out(x[:, -patches - 1 : -patches])  # (B, 1, clip_width)
-        pixels = self.decoder_pred(x[:, -patches:])  # (B, h·w, p·p·4)
-        pixels = pixels.unflatten(-1, (side, side, -1)).unflatten(1, grid)  # (B, h, w, p, p, 4)
-        picture = pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, 4, H, W)
-        return picture[:, :, :height, :width], clip
+    def settings(self) -> dict[str, Any]:
+        """What :meth:`from_state_dict` cannot read off the weights."""
+        return {"heads": self.heads, "text_tokens": self.text_tokens, "grid": list(self.grid)}
 
 
-def text_prefix(
-    tensors: Mapping[str, Tensor],
-    *,
-    operations=nn,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> nn.Module:
-    """The empty linear ``encode_prefix`` (768 → 64) of the shape found in ``caption_decoder.pth``."""
-    outer, inner = tensors["encode_prefix.weight"].shape
-    return operations.Linear(inner, outer, dtype=dtype, device=device)
+def _count(tensors: Mapping[str, Tensor], side: str) -> int:
+    return len({key.split(".")[1] for key in tensors if key.startswith(f"{side}.")})
+
+
+def _check_keys(tensors: Mapping[str, Tensor]) -> None:
+    """Raises :class:`FeedFaceError`, saying what the keys look like instead."""
+    missing = [key for key in _TRUNK if key not in tensors]
+    if missing:
+        raise FeedFaceError(f"{describe(tensors)}; a U-ViT has {missing[0]}, which is not there")
+    for keys, text in _VARIANTS.items():
+        if any(key not in tensors for key in keys):
+            raise FeedFaceError(f"{text}. FeedFace needs UniDiffuser v1, the file uvit_v1.pth")
+    inner, outer = _count(tensors, "in_blocks"), _count(tensors, "out_blocks")
+    if inner != outer:
+        raise FeedFaceError(
+            f"{inner} blocks before the middle and {outer} after it, but a U-ViT has the same number on both sides: "
+            "the file is incomplete or another variant"
+        )
+    dimensions = {"patch_embed.proj.weight": 4, "pos_embed": 3, "text_embed.weight": 2, "clip_img_embed.weight": 2}
+    for key, expected in dimensions.items():
+        if tensors[key].ndim != expected:
+            raise FeedFaceError(f"{key} has the shape {tuple(tensors[key].shape)}, expected {expected} dimensions")
 
 
 def list_sites(model: nn.Module) -> list[Site]:
     """Sites of a U-ViT from input to output; an empty list for any other module."""
     if not all(hasattr(model, name) for name in ("in_blocks", "mid_block", "out_blocks", "pos_embed_token")):
         return []
-    names = [
-        *(f"in_blocks.{i}" for i in range(len(model.in_blocks))),
-        "mid_block",
-        *(f"out_blocks.{i}" for i in range(len(model.out_blocks))),
-    ]
+    sides = [[f"{side}.{i}" for i in range(len(getattr(model, side)))] for side in ("in_blocks", "out_blocks")]
     width, heads = model.config.width, model.config.heads
-    return [Site(name, name, width, heads, width // heads) for name in names]
+    return [Site(name, name, width, heads, width // heads) for name in (*sides[0], "mid_block", *sides[1])]
 
 
 def family(model: nn.Module) -> str:
@@ -276,10 +162,6 @@ def default_sites(model: nn.Module) -> tuple[SiteConfig, ...]:
     """
     width = model.config.width
     head_dim = 24 if width % 24 == 0 else width // model.config.heads
-    half = len(model.in_blocks)
-    indices = range(0, max(half - 1, 1), 2)
-    return tuple(
-        SiteConfig(f"{side}.{i}", width, width // head_dim, head_dim)
-        for side in ("in_blocks", "out_blocks")
-        for i in indices
-    )
+    indices = range(0, max(len(model.in_blocks) - 1, 1), 2)
+    names = [f"{side}.{i}" for side in ("in_blocks", "out_blocks") for i in indices]
+    return tuple(SiteConfig(name, width, width // head_dim, head_dim) for name in names)

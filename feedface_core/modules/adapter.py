@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..conditioning import Face, FaceControl, combine_references
 from ..config import AdapterConfig
-from .branch import Attention, ControlBranch, scaled_dot_product_attention
+from .attention import Attention, scaled_dot_product_attention
+from .branch import ControlBranch
 
 
 class FaceAdapter(nn.Module):
@@ -28,41 +29,28 @@ class FaceAdapter(nn.Module):
         attention: Attention = scaled_dot_product_attention,
     ):
         super().__init__()
-        self.config = config
+        self.config, encoder, width = config, config.encoder, config.context_width
         factory = {"dtype": dtype, "device": device}
-        self.projection = operations.Linear(config.encoder.width, config.context_width, bias=False, **factory)
+        options = {"operations": operations, "attention": attention, **factory}
+        self.projection = operations.Linear(encoder.width, width, bias=False, **factory)
         self.branches = nn.ModuleList(
-            [
-                ControlBranch(
-                    site.width,
-                    config.context_width,
-                    site.heads,
-                    site.head_dim,
-                    config.depth,
-                    config.self_attention,
-                    operations=operations,
-                    attention=attention,
-                    **factory,
-                )
-                for site in config.sites
-            ]
+            ControlBranch(site.width, width, site.heads, site.head_dim, config.depth, config.self_attention, **options)
+            for site in config.sites
         )
         if config.null == "learned":
-            self.null_tokens = nn.Parameter(torch.zeros(1, config.encoder.tokens, config.context_width, **factory))
+            self.null_tokens = nn.Parameter(torch.zeros(1, encoder.tokens, width, **factory))
         elif config.null == "zero_crop":
-            self.register_buffer("null_hidden", torch.zeros(1, config.encoder.tokens, config.encoder.width, **factory))
+            self.register_buffer("null_hidden", torch.zeros(1, encoder.tokens, encoder.width, **factory))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Encoder hidden states ``(B, L, E)`` → face tokens ``(B, L, context_width)``."""
         return self.projection(hidden)
 
-    def null(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Face tokens ``(1, T, context_width)`` of a dropped face; only for adapters that do not switch it off."""
+    def null(self, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
+        """Face tokens ``(1, T, context_width)`` of a dropped face; None where it switches the branches off."""
         if self.config.null == "learned":
             return self.null_tokens.to(device, dtype)
-        if self.config.null == "zero_crop":
-            return self.project(self.null_hidden.to(device, dtype))
-        raise ValueError("this adapter drops a face by switching its branches off: there are no null tokens")
+        return self.project(self.null_hidden.to(device, dtype)) if self.config.null == "zero_crop" else None
 
     def control(self, tokens: Tensor, bias: Tensor | None = None, **fields) -> FaceControl:
         """A control with keys and values for every site.
@@ -82,8 +70,5 @@ class FaceAdapter(nn.Module):
 
     def null_control(self, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl | None:
         """The control of a dropped face; None for an adapter that switches its branches off instead."""
-        return None if self.config.null == "off" else self.control(self.null(device, dtype), **fields)
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+        tokens = self.null(device, dtype)
+        return None if tokens is None else self.control(tokens, **fields)

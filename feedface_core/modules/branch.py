@@ -1,41 +1,23 @@
 """The control branch: a small trainable transformer beside a frozen block.
 
-FeedFace (ICLR 2024 Tiny Papers): self-attention, cross-attention to the face tokens, MLP, and a
-zero-initialised linear whose output is added to the frozen block's. Layers carry the names of the released
-adapter, which are those of Stable Diffusion's transformer block in diffusers.
+FeedFace (ICLR 2024 Tiny Papers): self-attention, cross-attention to the face tokens, MLP, and a zero-initialised
+linear whose output is added to the frozen block's. Layers carry the names of the released adapter, which are those of
+Stable Diffusion's transformer block in diffusers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FaceKV = tuple[Tensor, Tensor]
-Attention = Callable[..., Tensor]
-
-
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Multi-head attention on ``(B, N, heads * D)`` tensors; the signature is ComfyUI's ``optimized_attention``.
-
-    ``mask`` is added to the logits and broadcasts to ``(B, heads, N, L)``.
-    """
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, D)
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2)
-
-
-def zero_init(layer: nn.Module) -> nn.Module:
-    """Sets every parameter of the layer to zero, so that a fresh branch adds exactly nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+from .attention import Attention, CrossAttention, KeysValues, scaled_dot_product_attention
 
 
 class GEGLU(nn.Module):
-    """``a * gelu(b)`` with ``a, b`` the two halves of one linear (Shazeer 2020)."""
+    """``a * gelu(b)`` with ``a, b`` the two halves of one linear (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, width: int, inner: int, operations, **factory):
         super().__init__()
@@ -51,48 +33,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, operations, **factory):
         super().__init__()
+        geglu = GEGLU(width, width * 4, operations, **factory)
         # The middle entry keeps the released file's key ``net.2``.
-        self.net = nn.ModuleList(
-            [
-                GEGLU(width, width * 4, operations, **factory),
-                nn.Identity(),
-                operations.Linear(width * 4, width, **factory),
-            ]
-        )
+        self.net = nn.Sequential(geglu, nn.Identity(), operations.Linear(width * 4, width, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.net:
-            x = layer(x)
-        return x
-
-
-class AttentionLayer(nn.Module):
-    """Attention whose keys and values may come from elsewhere, and may be computed ahead of time."""
-
-    def __init__(
-        self, width: int, source_width: int, heads: int, head_dim: int, attention: Attention, operations, **factory
-    ):
-        super().__init__()
-        inner = heads * head_dim
-        self.heads = heads
-        self.attention = attention
-        self.to_q = operations.Linear(width, inner, bias=False, **factory)
-        self.to_k = operations.Linear(source_width, inner, bias=False, **factory)
-        self.to_v = operations.Linear(source_width, inner, bias=False, **factory)
-        self.to_out = nn.ModuleList([operations.Linear(inner, width, **factory)])
-
-    def project(self, source: Tensor) -> FaceKV:
-        """``(B, L, source_width)`` → keys and values, each ``(B, L, heads * head_dim)``."""
-        return self.to_k(source), self.to_v(source)
-
-    def forward(self, x: Tensor, kv: FaceKV, bias: Tensor | None = None) -> Tensor:
-        q = self.to_q(x)  # (B, N, heads * head_dim)
-        k, v = (t.expand(q.shape[0], -1, -1) for t in kv)  # one face for all rows is not copied
-        if bias is None:
-            out = self.attention(q, k, v, self.heads)
-        else:  # accelerated attention functions differ in the masks they take; torch's own takes any
-            out = scaled_dot_product_attention(q, k, v, self.heads, bias.to(q.dtype))
-        return self.to_out[0](out)
+        return self.net(x)
 
 
 class BranchBlock(nn.Module):
@@ -113,13 +59,13 @@ class BranchBlock(nn.Module):
         self.self_attention = self_attention
         if self_attention:
             self.norm1 = operations.LayerNorm(width, **factory)
-            self.attn1 = AttentionLayer(width, width, heads, head_dim, attention, operations, **factory)
+            self.attn1 = CrossAttention(width, width, heads, head_dim, attention, operations, **factory)
         self.norm2 = operations.LayerNorm(width, **factory)
-        self.attn2 = AttentionLayer(width, context_width, heads, head_dim, attention, operations, **factory)
+        self.attn2 = CrossAttention(width, context_width, heads, head_dim, attention, operations, **factory)
         self.norm3 = operations.LayerNorm(width, **factory)
         self.ff = FeedForward(width, operations, **factory)
 
-    def forward(self, x: Tensor, face_kv: FaceKV, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, face_kv: KeysValues, bias: Tensor | None = None) -> Tensor:
         if self.self_attention:
             normed = self.norm1(x)
             x = x + self.attn1(normed, self.attn1.project(normed))  # (B, N, W)
@@ -135,11 +81,11 @@ class ControlBranch(nn.Module):
         context_width: width of the projected face tokens.
         heads, head_dim: attention heads of every attention layer in the branch.
         depth: transformer blocks in the branch.
-        self_attention: False leaves the self-attention out, which is close to half of a branch's operations at
-            512 pixels.
+        self_attention: False leaves the self-attention out, which is close to half of a branch's operations at 512
+            pixels.
         operations: where ``Linear`` and ``LayerNorm`` come from; ``torch.nn``, or ``comfy.ops`` for casting and
             offloading.
-        attention: a function ``(q, k, v, heads) -> out`` on ``(B, N, heads * D)``.
+        attention: see :class:`CrossAttention`.
     """
 
     def __init__(
@@ -158,19 +104,16 @@ class ControlBranch(nn.Module):
     ):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
-        self.blocks = nn.ModuleList(
-            [
-                BranchBlock(width, context_width, heads, head_dim, self_attention, attention, operations, **factory)
-                for _ in range(depth)
-            ]
-        )
-        self.zero_linear = zero_init(operations.Linear(width, width, bias=False, **factory))
+        sizes = (width, context_width, heads, head_dim, self_attention, attention, operations)
+        self.blocks = nn.ModuleList(BranchBlock(*sizes, **factory) for _ in range(depth))
+        self.zero_linear = operations.Linear(width, width, bias=False, **factory)
+        nn.init.zeros_(self.zero_linear.weight)  # a fresh branch adds exactly nothing
 
-    def project_face(self, tokens: Tensor) -> list[FaceKV]:
+    def project_face(self, tokens: Tensor) -> list[KeysValues]:
         """Face tokens ``(B, L, context_width)`` → keys and values for each block; they do not change over a run."""
         return [block.attn2.project(tokens) for block in self.blocks]
 
-    def forward(self, x: Tensor, face_kv: Sequence[FaceKV], bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, face_kv: Sequence[KeysValues], bias: Tensor | None = None) -> Tensor:
         """
         Args:
             x: ``(B, N, width)`` tokens of the site.

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...feedface_core.errors import FeedFaceError
+
 #: Key of ``transformer_options`` under which the model finds the token of the evaluation at hand.
 TOKEN_KEY = "unidiffuser_token"
 #: Model evaluations that bring the token to the noise level at which a run from an image starts.
@@ -66,7 +68,7 @@ class TokenOfStep:
         """The token for ``count`` rows: ComfyUI stacks the conditionings' batches one after the other."""
         batch = self.value.shape[0]
         if count % batch:
-            raise ValueError(
+            raise FeedFaceError(
                 f"UniDiffuser was called with {count} rows for a batch of {batch}: another node "
                 "changes the batch inside the model, which cannot be combined with this model"
             )

@@ -15,15 +15,14 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ...feedface_core.errors import FeedFaceError
 from ...feedface_core.files import released
-from ...feedface_core.hosts.uvit import UViT
-from ...feedface_core.hosts.uvit_config import UViTConfig
-from ...feedface_core.modules.branch import scaled_dot_product_attention
-from ...feedface_core.modules.encoder import check_tensors
+from ...feedface_core.hosts.uvit import UViTConfig
+from ...feedface_core.modules.uvit import UViT
+from ..adapter import fast_attention
 from .joint import TOKEN_KEY, JointSampling, pack, unpack
 
 #: Extra key of a conditioning: the seed of a text of pure noise.
@@ -50,10 +49,7 @@ class JointUViT(UViT):
         operations=None,
     ):
         factory = {"dtype": dtype, "device": device}
-        # ComfyUI's default on a CPU is made for little memory; torch's own is several times faster there.
-        on_cpu = comfy.model_management.get_torch_device().type == "cpu"
-        attention = scaled_dot_product_attention if on_cpu else optimized_attention
-        super().__init__(uvit, operations=operations, attention=attention, **factory)
+        super().__init__(uvit, operations=operations, attention=fast_attention(), **factory)
         self.encode_prefix = operations.Linear(state_width, uvit.text_width, **factory)
 
     def forward(
@@ -136,7 +132,7 @@ class UniDiffuser(comfy.model_base.BaseModel):
         **kwargs,
     ) -> Tensor:
         if control is not None:
-            raise ValueError(
+            raise FeedFaceError(
                 "a ControlNet is connected to UniDiffuser, but ControlNets are made for the U-Net of "
                 "Stable Diffusion. Take it out of the conditioning, or load a Stable Diffusion model."
             )
@@ -146,7 +142,7 @@ class UniDiffuser(comfy.model_base.BaseModel):
             return super()._apply_model(x, t, None, c_crossattn, None, options, **kwargs)
         step = options.get(TOKEN_KEY)
         if step is None:
-            raise ValueError(
+            raise FeedFaceError(
                 "UniDiffuser was called outside of a sampling run, without its CLIP image token. A "
                 "node that calls the model directly cannot be combined with it."
             )
@@ -176,9 +172,9 @@ class UniDiffuser(comfy.model_base.BaseModel):
         """CLIP text states ``(B, 77, 768)`` → ``(B, 77, 64)`` in float32."""
         width, tokens = self.diffusion_model.encode_prefix.in_features, self.uvit.text_tokens
         if states is None:
-            raise ValueError("UniDiffuser needs a text: connect CLIP Text Encode with a Stable Diffusion 1.x CLIP")
+            raise FeedFaceError("UniDiffuser needs a text: connect CLIP Text Encode with a Stable Diffusion 1.x CLIP")
         if states.shape[-1] != width or states.shape[1] < tokens:
-            raise ValueError(
+            raise FeedFaceError(
                 f"UniDiffuser reads text states of {tokens} tokens, {width} wide: the CLIP-L of Stable "
                 f"Diffusion 1.x. This conditioning has {states.shape[1]} tokens, {states.shape[-1]} "
                 "wide, so it was made with the CLIP of another model."
@@ -212,9 +208,17 @@ def load_unidiffuser(path: Path, prefix_path: Path | None, dtype: torch.dtype | 
         dtype: of the weights; ComfyUI's choice when None.
 
     Raises:
-        ValueError: names the file and what it is instead.
+        FeedFaceError: names the file and what it is instead.
     """
-    weights, config = read_weights(path, prefix_path)
+    tensors, prefix, config = released.read_uvit(path)
+    if prefix_path is not None:
+        prefix = released.read_prefix(prefix_path)
+    if (made := prefix["encode_prefix.weight"].shape[0]) != config.text_width:
+        raise FeedFaceError(
+            f"{prefix_path or path}: encode_prefix makes text {made} wide, the U-ViT in {path} reads "
+            f"{config.text_width}: the files do not belong together"
+        )
+    weights = {**tensors, **prefix}
     management = comfy.model_management
     device, offload = management.get_torch_device(), management.unet_offload_device()
     model_config = UniDiffuserConfig(config, weights["encode_prefix.weight"].shape[1])
@@ -243,23 +247,3 @@ def carry_token(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patche
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _WRAPPER, joint.calc_cond_batch)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER, joint.outer_sample)
     return patcher
-
-
-def read_weights(path: Path, prefix_path: Path | None) -> tuple[dict[str, Tensor], UViTConfig]:
-    """Weights of :class:`JointUViT`, checked, and the sizes. Raises as :func:`load_unidiffuser`."""
-    tensors, metadata = released.read_tensors(path)
-    try:
-        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, tensors, metadata))
-        prefix = {key: tensors.pop(key) for key in list(tensors) if key.startswith("encode_prefix.")}
-        expected = {name: tuple(tensor.shape) for name, tensor in UViT(config, device="meta").state_dict().items()}
-        check_tensors("UniDiffuser's U-ViT", expected, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if prefix_path is not None:
-        prefix = released.read_prefix(prefix_path)
-    if prefix["encode_prefix.weight"].shape[0] != config.text_width:
-        raise ValueError(
-            f"{prefix_path or path}: encode_prefix makes text {prefix['encode_prefix.weight'].shape[0]} "
-            f"wide, the U-ViT in {path} reads {config.text_width}: the files do not belong together"
-        )
-    return {**tensors, **prefix}, config

@@ -52,7 +52,7 @@ def detect(comfy, image, **options):
         ("short.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "truncated or of another kind"),
         ("notes.safetensors", b"just some text, no weights", "truncated or of another kind"),
         ("code.pt", pickle.dumps(Bomb()), "holds code, which is never run"),
-        ("old.ckpt", b"PK\x03\x04 broken", "truncated, of an older pickle format, or holds code"),
+        ("old.ckpt", b"PK\x03\x04 broken", "truncated, not a PyTorch file, or holds code"),
     ],
 )
 def test_adapter_file_that_is_none(pack, model_folder, name, contents, message):
@@ -64,7 +64,7 @@ def test_adapter_file_that_is_none(pack, model_folder, name, contents, message):
 
 def test_adapter_file_of_another_kind(pack, model_folder):
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, str(model_folder / "style.safetensors"))
-    with pytest.raises(ValueError, match="style.safetensors is not a FeedFace adapter.*found a LoRA"):
+    with pytest.raises(ValueError, match="style.safetensors: not a FeedFace adapter.*this is a LoRA"):
         load(pack, "style.safetensors")
 
 
@@ -186,7 +186,7 @@ def test_grey_and_transparent_photos_are_fine(comfy):
         (torch.rand(0, 64, 64, 3), r"got shape \(0, 64, 64, 3\)"),
         (torch.rand(64, 64, 3), r"got shape \(64, 64, 3\)"),
         (torch.rand(1, 64, 64, 5), "5 channels, expected 3"),
-        (torch.full((1, 64, 64, 3), float("inf")), "NaN or infinite"),
+        (torch.full((1, 64, 64, 3), float("inf")), "crops hold torch.float32 from inf"),
         (torch.rand(1, 5, 5, 3), "5 × 5 pixels, too small"),
     ],
 )
@@ -200,8 +200,8 @@ def test_crops(pack, adapter, crops, message):
     [
         ("1, 2", r"2 weights \('1, 2'\) for 1 crops"),
         ("heavy", "are not numbers separated by commas"),
-        ("-1", "finite and not negative"),
-        ("nan", "finite and not negative"),
+        ("-1", "a weight is -1, expected 0 to"),
+        ("nan", "a weight is nan, expected a number"),
     ],
 )
 def test_weights(pack, adapter, crops, weights, message):
@@ -244,12 +244,12 @@ def test_a_saved_face_is_not_written_over(pack, model_folder, face, other_face):
     assert sorted(path.name for path in (model_folder / "faces").iterdir()) == ["ann.safetensors", "ann_2.safetensors"]
     first, second = (pack.face.LoadFace.execute(f"{name}.safetensors").args[0] for name in ("ann", "ann_2"))
     assert torch.equal(first.hidden, face.hidden) and torch.equal(second.hidden, other_face.hidden)
-    assert pack.folders.adapter_files() == []
+    assert pack.folders.choices("feedface") == ["nothing in models/feedface"]
 
 
 def test_a_file_that_is_no_face(pack, model_folder, adapter):
     (model_folder / "faces" / "bad.safetensors").write_bytes(b"no face")
-    with pytest.raises(ValueError, match="bad.safetensors cannot be read as a saved face"):
+    with pytest.raises(ValueError, match="bad.safetensors cannot be read as safetensors"):
         pack.face.LoadFace.execute("bad.safetensors")
     with pytest.raises(FileNotFoundError, match="no file 'nobody.safetensors'; looked in"):
         pack.face.LoadFace.execute("nobody.safetensors")

@@ -8,7 +8,7 @@ import pkgutil
 
 import pytest
 
-from feedface_core.faces import FaceError
+from feedface_core.errors import FeedFaceError
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def test_errors_are_shown_without_the_path_of_their_module(comfy, error_classes)
     assert [kind for kind in error_classes if kind.__module__.startswith(pack)] == []
     common = comfy.module("feedface_core.errors").FeedFaceError
     ours = {kind.__name__ for kind in error_classes if issubclass(kind, common)}
-    assert {"FeedFaceError", "AdapterFileError", "FaceError", "DetectorUnavailable"} <= ours
+    assert {"FeedFaceError", "NoFaceError", "DetectorUnavailable"} <= ours
     assert all(kind.__module__ == "builtins" for kind in error_classes if issubclass(kind, common))
 
 
 def test_errors_of_the_trainer_keep_their_module() -> None:
     """Its workers send them to one another by module and name; ComfyUI has a copy of its own."""
-    assert FaceError.__module__ == "feedface_core.faces.box"
-    assert isinstance(pickle.loads(pickle.dumps(FaceError("no face"))), FaceError)
+    assert FeedFaceError.__module__ == "feedface_core.errors"
+    assert isinstance(pickle.loads(pickle.dumps(FeedFaceError("no face"))), FeedFaceError)

@@ -35,8 +35,8 @@ def test_folders_of_extra_model_paths_come_in(pack, folder_lists, tmp_path, monk
     folder_lists.pop("feedface_faces")
     pack.folders.register()
     assert folder_lists["feedface"][0] == [str(extra), str(tmp_path / "models" / "feedface")]
-    assert pack.folders.adapter_files() == ["a.safetensors"]
-    assert pack.folders.face_files() == ["ann.safetensors"]
+    assert pack.folders.choices("feedface") == ["a.safetensors"]
+    assert pack.folders.choices("feedface_faces") == ["ann.safetensors"]
     assert pack.folders.find("feedface", "a.safetensors") == str(extra / "a.safetensors")
     assert pack.folders.face_path("people/bob") == (extra / "faces" / "people" / "bob.safetensors").resolve()
     assert not (tmp_path / "models").exists()  # nothing is created at import
@@ -76,7 +76,7 @@ def test_the_adapter_that_comes_with_the_pack_is_listed_last(pack, folder_lists,
         folder_lists.pop(name)
     pack.folders.register()
     assert folder_lists["feedface"][0] == [str(tmp_path / "models" / "feedface"), str(own)]
-    assert set(pack.folders.adapter_files()) == {"feedface_small.safetensors", "mine.safetensors"}
+    assert set(pack.folders.choices("feedface")) == {"feedface_small.safetensors", "mine.safetensors"}
     # faces are saved among the user's models, never inside the pack
     assert folder_lists["feedface_faces"][0] == [str(tmp_path / "models" / "feedface" / "faces")]
 

@@ -46,7 +46,7 @@ def plain(**sampler: object) -> dict:
 
 
 def test_every_node_of_the_pack_is_there(server: ComfyServer) -> None:
-    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").glob("*.py"))
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").rglob("*.py"))
     written = set(re.findall(r'node_id="(\w+)"', source))
     known = {name for name in server.object_info() if name.startswith("FeedFace")}
     if not (ROOT / "models/feedface_small").exists():
@@ -67,7 +67,7 @@ def test_picture_of_core_nodes(server: ComfyServer) -> None:
     assert run.progress[-1] == ("5", 3, 3)
     (picture,) = server.pictures(run)
     assert picture.shape == (64, 64, 3)
-    assert picture.mean() == pytest.approx(86.03, abs=0.5)
+    assert picture.mean() == pytest.approx(75.61, abs=0.5)
     (other,) = server.pictures(server.run(plain(seed=2)))
     assert not np.array_equal(picture, other)
 

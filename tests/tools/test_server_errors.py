@@ -43,15 +43,15 @@ def apply_to_wan() -> dict[str, Any]:
 
 #: A prompt that ends in each error, and how the message begins. The other classes are caught before they reach a node.
 CASES = {
-    "FaceError": (detect(boxes="nonsense"), "FeedFace Detect Faces: boxes: not JSON"),
+    "FeedFaceError": (detect(boxes="nonsense"), "FeedFace Detect Faces: boxes: not JSON"),
     "NoFaceError": (detect(), "FeedFace Detect Faces: image: no face found"),
-    "FaceIndexError": (detect(detector="whole image", indexes="3"), "FeedFace Detect Faces: image: face 3 was asked"),
+    "FeedFaceError": (detect(detector="whole image", indexes="3"), "FeedFace Detect Faces: image: face 3 was asked"),
     "DetectorUnavailable": (detect(detector="insightface"), "FeedFace Detect Faces: no InsightFace model files"),
-    "AdapterFileError": (
+    "FeedFaceError": (
         node("FeedFaceLoadAdapter", adapter_name="errors_other.safetensors"),
         "MODELS/feedface/errors_other.safetensors is not a Feed",
     ),
-    "FaceFileError": (
+    "FeedFaceError": (
         node("FeedFaceLoadFace", face_name="errors_other.safetensors"),
         "MODELS/feedface/faces/errors_other.safetensors is not a saved face",
     ),
@@ -59,9 +59,9 @@ CASES = {
         node("FeedFaceLoadUniDiffuser", uvit="errors_broken.pth", caption_decoder="errors_broken.pth"),
         "MODELS/diffusion_models/errors_broken.pth: not a readable weights file",
     ),
-    "UnsupportedHost": (apply_to_wan(), "WanModel is not a model FeedFace can attach to"),
+    "FeedFaceError": (apply_to_wan(), "WanModel is not a model FeedFace can attach to"),
 }
-CAUGHT = {"FeedFaceError", "NotUniDiffuser"}
+CAUGHT = {"FeedFaceError"}
 
 
 @pytest.fixture(scope="module")

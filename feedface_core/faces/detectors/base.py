@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..box import DetectedFace, FaceError
+from ...errors import FeedFaceError
+from ..box import DetectedFace
 from ..crop import check_image, mask_boxes
 
 LONGEST_SIDE = 1024
-"""Photos are shrunk to this many pixels before detection: faster, and at full size detectors find many false
-faces."""
+"""Photos are shrunk to this many pixels before detection: faster, and at full size detectors find many false faces."""
 INSIGHTFACE, MTCNN, WHOLE_IMAGE = "insightface", "mtcnn", "whole image"
 
 
-class DetectorUnavailable(FaceError):
+class DetectorUnavailable(FeedFaceError):
     """The package or the model files of a detector are missing or do not work."""
 
 
@@ -45,20 +45,24 @@ class Detector(ABC):
         """Find the faces of a photo.
 
         Args:
-            image: ``(H, W, 3)`` floats in 0..1, any size; greyscale and alpha as in ``crops.check_image``.
+            image: ``(H, W, 3)`` floats in 0..1, any size; greyscale and alpha as in ``crop.check_image``.
 
         Returns:
-            The faces in the order of the model, boxes and landmarks in pixels of ``image``; empty if there is
-            none.
+            The faces in the order of the model, boxes and landmarks in pixels of ``image``; empty if there is none.
 
         Raises:
-            FaceError: if the image cannot be used.
+            FeedFaceError: if the image cannot be used.
         """
         image = check_image(image)
-        height, width = image.shape[:2]
         small = shrink(image)
-        scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
-        return [_rescale(face, scale) for face in self.find(small)]
+        sx, sy = image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]
+
+        def rescaled(face: DetectedFace) -> DetectedFace:
+            x0, y0, x1, y1 = face.box
+            landmarks = None if face.landmarks is None else face.landmarks * torch.tensor([sx, sy])
+            return replace(face, box=(x0 * sx, y0 * sy, x1 * sx, y1 * sy), landmarks=landmarks)
+
+        return [rescaled(face) for face in self.find(small)]
 
     @abstractmethod
     def find(self, image: Tensor) -> list[DetectedFace]:
@@ -66,8 +70,8 @@ class Detector(ABC):
 
 
 def shrink(image: Tensor, longest_side: int = LONGEST_SIDE) -> Tensor:
-    """Shrink ``(H, W, C)`` so that its longer side is at most ``longest_side`` pixels, antialiased; smaller
-    photos stay as they are."""
+    """Shrink ``(H, W, C)`` so that its longer side is at most ``longest_side`` pixels, antialiased; smaller photos stay
+    as they are."""
     height, width = image.shape[:2]
     factor = longest_side / max(height, width)
     if factor >= 1:
@@ -77,13 +81,6 @@ def shrink(image: Tensor, longest_side: int = LONGEST_SIDE) -> Tensor:
     return F.interpolate(planes, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
-def _rescale(face: DetectedFace, scale: Tensor) -> DetectedFace:
-    sx, sy = scale.tolist()
-    x0, y0, x1, y1 = face.box
-    landmarks = None if face.landmarks is None else face.landmarks * scale
-    return replace(face, box=(x0 * sx, y0 * sy, x1 * sx, y1 * sy), landmarks=landmarks)
-
-
 def to_bytes(image: Tensor) -> Tensor:
     return (image * 255).round().to(torch.uint8).cpu().contiguous()
 
@@ -91,25 +88,22 @@ def to_bytes(image: Tensor) -> Tensor:
 class WholeImage(Detector):
     """Takes the whole photo as the face: for photos that are cropped to it already."""
 
-    name = WHOLE_IMAGE
-    licence = "no model"
+    name, licence = WHOLE_IMAGE, "no model"
 
     def find(self, image: Tensor) -> list[DetectedFace]:
         return [DetectedFace((0, 0, image.shape[1], image.shape[0]), source=self.name)]
 
 
 class GivenBoxes(Detector):
-    """Returns the faces of one photo that somebody gave."""
+    """Returns the faces of one photo that somebody drew boxes around."""
 
-    name = "boxes"
-    licence = "no model"
+    name, licence = "boxes", "no model"
 
     def __init__(self, faces: Sequence[DetectedFace]) -> None:
         self.faces = list(faces)
 
     def detect(self, image: Tensor) -> list[DetectedFace]:
-        check_image(image)
-        return self.find(image)
+        return self.find(check_image(image))
 
     def find(self, image: Tensor) -> list[DetectedFace]:
         return list(self.faces)
@@ -118,8 +112,7 @@ class GivenBoxes(Detector):
 class GivenMask(Detector):
     """Takes every connected region of a mask ``(H, W)`` as a face. The mask has the size of the photo."""
 
-    name = "mask"
-    licence = "no model"
+    name, licence = "mask", "no model"
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
@@ -127,7 +120,7 @@ class GivenMask(Detector):
     def detect(self, image: Tensor) -> list[DetectedFace]:
         image = check_image(image)
         if self.mask.shape != image.shape[:2]:
-            raise FaceError(
+            raise FeedFaceError(
                 f"mask: {self.mask.shape[-1]} × {self.mask.shape[-2]} pixels, but the photo has"
                 f" {image.shape[1]} × {image.shape[0]} (Load Image gives an empty mask of 64 × 64 pixels"
                 " with a photo that has no transparency)"

@@ -7,12 +7,11 @@ import json
 import pytest
 import torch
 
+from feedface_core.errors import FeedFaceError
 from feedface_core.faces import (
     ORDERS,
     DetectedFace,
     Detector,
-    FaceError,
-    FaceIndexError,
     GivenBoxes,
     GivenMask,
     NoFaceError,
@@ -50,7 +49,7 @@ def test_orders(order, expected):
 
 def test_every_order_is_tested_and_unknown_ones_are_refused():
     assert len(ORDERS) == 7
-    with pytest.raises(FaceError, match="no order 'age'; there are: size, left to right"):
+    with pytest.raises(FeedFaceError, match="no order 'age'; there are: size, left to right"):
         order_faces(FACES, "age", SIZE)
 
 
@@ -70,7 +69,7 @@ def test_indexes(text, expected):
 
 @pytest.mark.parametrize("text", ["", " ", "first", "-1", "0,", "3-1", "1.5", "0;x", "0-99999999"])
 def test_bad_indexes_are_refused(text):
-    with pytest.raises(FaceError, match="indexes: expected numbers"):
+    with pytest.raises(FeedFaceError, match="indexes: expected numbers"):
         parse_indexes(text)
 
 
@@ -96,12 +95,12 @@ def test_errors_say_what_was_found():
     with pytest.raises(NoFaceError, match="largest has 5 pixels and min_size is 32"):
         select_faces([tiny], SIZE, min_size=32)
     with pytest.raises(
-        FaceIndexError, match="face 3 was asked for, but 3 face.s. were found, numbered from 0 to 2 by size"
+        FeedFaceError, match="face 3 was asked for, but 3 face.s. were found, numbered from 0 to 2 by size"
     ):
         select_faces(FACES, SIZE, indexes=(0, 3))
-    with pytest.raises(FaceIndexError, match="1 more under the min_size of 30 pixels"):
+    with pytest.raises(FeedFaceError, match="1 more under the min_size of 30 pixels"):
         select_faces(FACES, SIZE, indexes=(2,), min_size=30)
-    with pytest.raises(FaceError, match="no index given"):
+    with pytest.raises(FeedFaceError, match="no index given"):
         select_faces(FACES, SIZE, indexes=())
 
 
@@ -121,7 +120,7 @@ def test_policies_for_a_photo_without_a_face():
     assert "photo skipped" in skipped.describe()
     whole = select_from_photo(photo, Nothing(), when_none="whole image", min_size=100)
     assert whole.outcome == "whole image" and whole.chosen_faces[0].box == (0, 0, 50, 30)
-    with pytest.raises(FaceError, match="no policy 'ignore'"):
+    with pytest.raises(FeedFaceError, match="no policy 'ignore'"):
         select_from_photo(photo, Nothing(), when_none="ignore")
 
 
@@ -129,7 +128,7 @@ def test_policy_covers_faces_that_are_too_small_but_not_bad_indexes():
     photo = torch.zeros(200, 400, 3)
     skipped = select_from_photo(photo, GivenBoxes([MIDDLE]), min_size=100, when_none="skip")
     assert skipped.outcome == "skipped" and skipped.too_small == (MIDDLE,)
-    with pytest.raises(FaceIndexError):
+    with pytest.raises(FeedFaceError):
         select_from_photo(photo, GivenBoxes([MIDDLE]), indexes=(1,), when_none="skip")
 
 
@@ -138,7 +137,7 @@ def test_given_mask_must_fit_the_photo():
     mask[20:60, 30:80] = 1
     found = select_from_photo(torch.zeros(200, 400, 3), GivenMask(mask)).chosen_faces
     assert [face.box for face in found] == [(30, 20, 80, 60)]
-    with pytest.raises(FaceError, match="photo: mask: 64 × 64 pixels, but the photo has 400 × 200"):
+    with pytest.raises(FeedFaceError, match="photo: mask: 64 × 64 pixels, but the photo has 400 × 200"):
         select_from_photo(torch.zeros(200, 400, 3), GivenMask(torch.zeros(64, 64)))
 
 
@@ -164,20 +163,20 @@ def test_short_forms_for_one_photo(text):
     [
         ("1, 2, 3, 4", 1, "not JSON"),
         ('"face"', 1, "expected a list"),
-        ("[]", 1, "given for 0 photo"),
-        ("[[1, 2, 3, 4]]", 2, "given for 1 photo.s., but there are 2"),
+        ("[]", 1, "there are 0 lists for 1"),
+        ("[[1, 2, 3, 4]]", 2, "there are 1 lists for 2"),
         ("[[[1, 2, 3]]]", 1, "photo 1 of 1: a box is four numbers"),
         ("[[[10, 10, 5, 20]]]", 1, "x0 < x1"),
         ('[[{"x": 1}]]', 1, 'needs the key "box", found the keys'),
         ('[[{"box": [0, 0, 9, 9], "confidence": [1]}]]', 1, "not a face"),
         ('[[{"box": [0, 0, 9, 9], "confidence": "high"}]]', 1, "not a face"),
         ('[[{"box": [0, 0, 9, 9], "landmarks": [[1, 2]]}]]', 1, r"\(5, 2\)"),
-        ("[[1, 2, 3, 4], 7]", 1, "given for 2 photo"),
+        ("[[1, 2, 3, 4], 7]", 1, "there are 2 lists for 1"),
         ("[[[1, 2, 3, 4]], 7]", 2, "photo 2 of 2: expected a list of boxes"),
     ],
 )
 def test_bad_json_is_refused(text, photos, message):
-    with pytest.raises(FaceError, match=message):
+    with pytest.raises(FeedFaceError, match=message):
         faces_from_json(text, photos)
 
 

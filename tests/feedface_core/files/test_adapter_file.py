@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from feedface_core.conditioning import Face
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
+from feedface_core.errors import FeedFaceError
 from feedface_core.faces import CROP_SCALE, FILL
-from feedface_core.files.adapter_file import AdapterFileError, describe, load_adapter, main, save_adapter
+from feedface_core.files.adapter_file import load_adapter, main, save_adapter
 from feedface_core.files.atomic import write_safetensors
-from feedface_core.files.face_file import FaceFileError, load_face, save_face
+from feedface_core.files.face_file import load_face, save_face
 from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.encoder import build_encoder
 
@@ -66,14 +67,14 @@ def test_file_that_does_not_know_of_face_crops_means_the_old_ones(written):
     assert (found.encoder.crop_scale, found.encoder.crop_border, found.encoder.crop_fill) == (CROP_SCALE, "pad", FILL)
     other = replace(CONFIG, encoder=replace(ENCODER, crop_scale=1.4, crop_border="clamp", crop_fill=0.25))
     assert AdapterConfig.from_json(other.to_json()) == other
-    assert "1.1 × the box, pad at the border" in describe(load_adapter(path))
+    assert "1.1 × the box, pad at the border" in load_adapter(path).summary()
 
 
 @pytest.mark.parametrize(
     "changes", [{"crop_scale": 0.0}, {"crop_scale": float("nan")}, {"crop_border": "cut"}, {"crop_fill": 1.5}]
 )
 def test_face_crops_that_cannot_be_are_refused(changes):
-    with pytest.raises(ValueError, match="expected a positive scale, a fill of 0 to 1 and one of"):
+    with pytest.raises(ValueError, match=next(iter(changes))):
         replace(ENCODER, **changes)
 
 
@@ -150,9 +151,9 @@ def bad_files(path, written):
         "checkpoint": (lambda: save_file({"model.diffusion_model.x": torch.zeros(1)}, str(path)), "models/checkpoints"),
         "newer": (lambda: edited(format_version="9"), "version '9'.*Update FeedFace"),
         "no config": (lambda: edited(config="{}"), "config not understood"),
-        "unknown host": (lambda: config(host="flux"), "host is 'flux', expected one of sd1"),
-        "unknown tap": (lambda: config(tap="middle"), "tap is 'middle', expected one of input, output"),
-        "no sites": (lambda: config(sites=[]), "no sites"),
+        "unknown host": (lambda: config(host="flux"), "host: expected 'sd1'.*, found 'flux'"),
+        "unknown tap": (lambda: config(tap="middle"), "tap: expected 'input' or 'output', found 'middle'"),
+        "no sites": (lambda: config(sites=[]), "sites: .*at least 1 item"),
         "missing weight": (lambda: without("projection.weight"), "1 missing: projection.weight"),
         "other width": (lambda: config(context_width=20), "of another shape: .* is .*, expected"),
         "encoder gone": (
@@ -190,17 +191,17 @@ def test_bad_files_are_refused_by_name(case, written, tmp_path):
     assert set(cases) == set(CASES)
     write, message = cases[case]
     write()
-    with pytest.raises(AdapterFileError, match=f"(?s)bad.safetensors.*{message}"):
+    with pytest.raises(FeedFaceError, match=f"(?s)bad.safetensors.*{message}"):
         load_adapter(path)
 
 
 def test_code_in_a_pickle_never_runs(tmp_path):
     path = tmp_path / "bomb.pt"
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(AdapterFileError, match="holds code, which is never run"):
+    with pytest.raises(FeedFaceError, match="holds code, which is never run"):
         load_adapter(path)
     torch.save({"blocks.0.zero_linear.weight": Bomb()}, path)
-    with pytest.raises(AdapterFileError, match="holds code, which is never run"):
+    with pytest.raises(FeedFaceError, match="holds code, which is never run"):
         load_adapter(path)
 
 
@@ -224,7 +225,7 @@ def test_the_command_prints_what_the_file_holds(written, capsys, tmp_path):
     assert main([str(written[0])]) == 0
     out = capsys.readouterr().out
     assert "sd1: Stable Diffusion 1.x" in out and "1 of widths 24" in out and "included" in out
-    assert out.strip() == describe(load_adapter(written[0])).strip()
+    assert out.strip() == load_adapter(written[0]).summary().strip()
     assert main([str(written[0]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["context_width"] == 16
     assert main([str(tmp_path / "nowhere.safetensors")]) == 1
@@ -239,8 +240,8 @@ def test_faces_are_kept_with_weights_and_combination(tmp_path):
 
 
 def test_what_is_no_face_is_refused(written, tmp_path):
-    with pytest.raises(FaceFileError, match="is not a saved face.*'feedface-adapter'"):
+    with pytest.raises(FeedFaceError, match="is not a saved face.*'feedface-adapter'"):
         load_face(written[0])
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
-    with pytest.raises(FaceFileError, match="truncated"):
+    with pytest.raises(FeedFaceError, match="truncated"):
         load_face(tmp_path / "x.safetensors")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from feedface_core.files import convert, released
 from feedface_core.files.adapter_file import load_adapter
-from feedface_core.hosts.uvit_config import UViTConfig
+from feedface_core.files.state_dict import read_state_dict
+from feedface_core.hosts.uvit import UViTConfig
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
 
@@ -44,10 +45,10 @@ def test_all_three_in_half_precision(folder, capsys):
 
 def test_converted_uvit_needs_no_config_beside_it(folder):
     assert convert.main([str(folder / "uvit.pth"), "--caption-decoder", str(folder / "caption_decoder.pth")]) == 0
-    tensors, metadata = released.read_tensors(folder / "uvit.safetensors")
+    tensors, metadata = read_state_dict(folder / "uvit.safetensors")
     assert tensors["encode_prefix.weight"].shape == (64, 768)
     settings = released.settings_for(Path("elsewhere/uvit.safetensors"), {}, metadata)
-    assert settings == {"heads": 2, "text_tokens": 77, "grid": [8, 8]}
+    assert settings == {"heads": 2, "text_tokens": 77, "grid": (8, 8)}
     assert UViTConfig.from_state_dict(tensors, settings).heads == 2
 
 
@@ -79,10 +80,11 @@ def test_progress_counts_writing_and_checking(folder):
 def test_faulty_writing_is_noticed(folder, monkeypatch):
     conversion = convert.plan(folder / "uvit.pth")
 
-    def faulty(tensors, path, metadata):
+    def faulty(path, tensors, metadata):
         save_file({**tensors, "norm.bias": tensors["norm.bias"] + 1}, str(path), metadata=metadata)
+        return path
 
-    monkeypatch.setattr(convert, "save_readable", faulty)
+    monkeypatch.setattr(convert, "write_safetensors", faulty)
     with pytest.raises(ValueError, match=r"norm\.bias reads back differently"):
         convert.write(conversion, folder / "out.safetensors")
     assert not [path for path in folder.iterdir() if "out" in path.name]

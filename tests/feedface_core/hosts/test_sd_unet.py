@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 
 from feedface_core.conditioning import Face
 from feedface_core.config import AdapterConfig, EncoderConfig
-from feedface_core.hosts import UnsupportedHost, family, list_sites, match_sites
+from feedface_core.errors import FeedFaceError
+from feedface_core.hosts import family, list_sites, match_sites
 from feedface_core.hosts.hooks import BranchHooks
 from feedface_core.hosts.sd_unet import default_sites
 from feedface_core.modules.adapter import FaceAdapter
@@ -88,7 +89,7 @@ def test_parameters_of_the_branches_of_stable_diffusion_15():
 
 
 def test_other_models_are_refused_by_what_they_are():
-    with pytest.raises(UnsupportedHost, match="Linear is not a model FeedFace can attach to; it knows Stable"):
+    with pytest.raises(FeedFaceError, match="Linear is not a model FeedFace can attach to; it knows Stable"):
         list_sites(torch.nn.Linear(2, 2))
 
 

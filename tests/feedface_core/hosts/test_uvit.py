@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from feedface_core.conditioning import Face
+from feedface_core.errors import FeedFaceError
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.hosts import list_sites, match_sites
 from feedface_core.hosts.hooks import BranchHooks
-from feedface_core.hosts.uvit import UViT, default_sites, family, text_prefix, timestep_embedding
-from feedface_core.hosts.uvit_config import NotUniDiffuser, UViTConfig
+from feedface_core.hosts.uvit import UViTConfig, default_sites, family
 from feedface_core.modules.encoder import build_encoder, encode, encode_pixels
+from feedface_core.modules.uvit import UViT, timestep_embedding
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
 TOLERANCE = 1e-4  # relative; wrong variants are at least 1.4 % away
@@ -52,7 +53,7 @@ def released():
 @pytest.fixture
 def inputs(golden) -> dict[str, Tensor]:
     decoder = torch.load(GOLDEN / "caption_decoder.pth", weights_only=True)
-    prefix = text_prefix(decoder)
+    prefix = torch.nn.Linear(*reversed(decoder["encode_prefix.weight"].shape))
     prefix.load_state_dict({key: decoder[f"encode_prefix.{key}"] for key in ("weight", "bias")})
     with torch.no_grad():
         text = prefix(golden["in.text_states"])
@@ -211,7 +212,7 @@ def test_text_of_another_length(host, inputs):
 def test_other_models_are_told_apart(weights, change, message):
     changed = dict(weights)
     change(changed)
-    with pytest.raises(NotUniDiffuser, match=message):
+    with pytest.raises(FeedFaceError, match=message):
         UViTConfig.from_state_dict(changed, {"heads": 2})
 
 

@@ -24,7 +24,7 @@ def uni(comfy) -> SimpleNamespace:
         "encoder": "feedface_core.modules.encoder",
         "uvit": "feedface_core.hosts.uvit",
         "hooks": "feedface_core.hosts.hooks",
-        "uvit_config": "feedface_core.hosts.uvit_config",
+        "modules_uvit": "feedface_core.modules.uvit",
     }
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 
