@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .config import COMBINATIONS
 from .errors import FeedFaceError
-from .modules.attention import KeysValues
 
-if TYPE_CHECKING:
-    from .modules.adapter import FaceAdapter
+KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,77 +156,36 @@ class FaceControl:
             and (self.mask is None or bool(self.mask.any()))
         )
 
+    def latent_mask(self, noise: Tensor) -> Tensor | None:
+        """The mask, in any resolution of the picture's shape, as ``(1 or B, h, w)`` for latents ``(B, C, h, w)``.
+
+        Raises:
+            FeedFaceError: the shape or the number of masks does not fit the latents.
+        """
+        if self.mask is None:
+            return None
+        height, width = noise.shape[-2:]
+        count, mask_height, mask_width = self.mask.shape
+        # One latent pixel of rounding on either side is no reason to refuse.
+        if abs(mask_width * height - mask_height * width) > max(mask_width, mask_height, width, height):
+            raise FeedFaceError(
+                f"FeedFace: the face mask is {mask_width} × {mask_height} pixels, but the picture being made has the "
+                f"shape {width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at that size."
+            )
+        if count not in (1, noise.shape[0]):
+            raise FeedFaceError(
+                f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one, or one each."
+            )
+        mask = functional.interpolate(self.mask.unsqueeze(1).float(), size=(height, width), mode="area")
+        return mask.squeeze(1).to(noise.device)
+
+    def cropped(self, area: Sequence[int] | None) -> FaceControl:
+        """The same with its mask cut to a conditioning's area (h, w, y, x) in latent pixels."""
+        if self.mask is None or area is None:
+            return self
+        height, width, top, left = area
+        return replace(self, mask=self.mask[:, top : top + height, left : left + width])
+
 
 Rows = Sequence[tuple[int, "FaceControl | None"]]
 """Consecutive rows of a batch: how many, and what acts on them."""
-
-
-def merge_rows(rows: Rows) -> list[tuple[int, FaceControl | None]]:
-    """Joins neighbours with one control, so that a branch runs once for them."""
-    merged: list[tuple[int, FaceControl | None]] = []
-    for count, control in rows:
-        shared = control is None or ((control.mask is None or len(control.mask) == 1) and len(control.kv[0][0][0]) == 1)
-        if merged and shared and merged[-1][1] is control:
-            merged[-1] = (merged[-1][0] + count, control)
-        else:
-            merged.append((count, control))
-    return merged
-
-
-def add_control(
-    adapter: FaceAdapter,
-    index: int,
-    block_input: Tensor,
-    block_output: Tensor,
-    rows: Rows,
-    grid: tuple[int, int] | None = None,
-) -> Tensor:
-    """``block_output + strength · mask · branch(tap)`` on the rows that carry a face; the others stay as they are.
-
-    Args:
-        adapter: whose branch is added.
-        index: which branch of the adapter.
-        block_input, block_output: ``(B, S, width)`` going into and coming out of the frozen block. The image tokens
-            are the last h·w of the S tokens; the branch sees only those.
-        rows: descriptions of all B rows, in order.
-        grid: (h, w) of the image tokens; None when all S tokens are image tokens and no mask is used.
-
-    Returns:
-        ``(B, S, width)``; the very tensor ``block_output`` when no row carries a face.
-
-    Raises:
-        FeedFaceError: when the rows do not add up to B, or a mask is given without a grid.
-    """
-    if all(control is None or control.strength == 0.0 for _, control in rows):
-        return block_output
-    if sum(count for count, _ in rows) != block_output.shape[0]:
-        raise FeedFaceError(
-            f"the batch has {block_output.shape[0]} rows, but faces were described for "
-            f"{sum(count for count, _ in rows)}"
-        )
-    first = 0 if grid is None else block_output.shape[1] - grid[0] * grid[1]
-    source = block_input if adapter.config.tap == "input" else block_output
-    out = block_output.clone()
-    start = 0
-    for count, control in merge_rows(rows):
-        stop = start + count
-        if control is not None and control.strength != 0.0:
-            x = source[start:stop, first:]  # (count, h·w, width)
-            added = adapter.branches[index](x, control.kv[index], control.bias)
-            if control.mask is not None:
-                added = added * token_mask(control.mask, grid, added)
-            out[start:stop, first:].add_(added, alpha=control.strength)
-        start = stop
-    return out
-
-
-def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tensor:
-    """A mask ``(M, H, W)`` averaged over the cells of a token grid (h, w): ``(M, h·w, 1)``.
-
-    Raises:
-        FeedFaceError: the grid is not known.
-    """
-    if grid is None:
-        raise FeedFaceError("a face mask needs the token grid of the site")
-    mask = functional.interpolate(mask.to(like.device, torch.float32).unsqueeze(1), size=grid, mode="area")
-    return mask.flatten(1).unsqueeze(-1).to(like.dtype)

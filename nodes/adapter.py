@@ -18,9 +18,9 @@ from torch import Tensor
 from ..feedface_core.conditioning import Face
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.files.adapter_file import AdapterFile, load_adapter
-from ..feedface_core.files.state_dict import read_state_dict
 from ..feedface_core.modules.attention import scaled_dot_product_attention
 from ..feedface_core.modules.encoder import build_encoder, check_encoder, encode, fingerprint, plain_weights
+from ..feedface_core.state_dict import read_state_dict
 
 _ENCODER_BATCH = 16
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import node_helpers
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..feedface_core.conditioning import Face, FaceControl
 from ..feedface_core.errors import FeedFaceError
 from .adapter import LoadedAdapter
-from .checks import check_mask, check_number
+from .checks import checked
 from .model_patch import CONTROLS, FacePatch
 from .types import Adapter, FaceSocket, make_schema
 
@@ -38,6 +37,7 @@ class ApplyFeedFace(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -48,17 +48,15 @@ class ApplyFeedFace(io.ComfyNode):
         face: Face | None = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        node = "FeedFace Apply Adapter"
-        for name, value, most in (("strength", strength, 3.0), ("start", start, 1.0), ("end", end, 1.0)):
-            check_number(node, name, value, 0.0, most)
         if start > end:
-            raise FeedFaceError(f"{node}: start {start} lies after end {end}; the face would never act")
+            raise FeedFaceError(f"start {start} lies after end {end}; the face would never act")
         if face is None:
-            logging.warning("[FeedFace] %s: no face is connected, only prompts with FeedFace Set Face get one.", node)
+            logging.warning(
+                "[FeedFace] Apply Adapter: no face is connected, only prompts with FeedFace Set Face get one."
+            )
         else:
             adapter.check_face(face)
-        control = FaceControl(face, strength, check_mask(node, mask), start, end)
-        return io.NodeOutput(FacePatch.apply(adapter, control, model))
+        return io.NodeOutput(FacePatch.apply(adapter, FaceControl(face, strength, mask, start, end), model))
 
 
 class SetFace(io.ComfyNode):
@@ -78,6 +76,7 @@ class SetFace(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         conditioning,
@@ -86,18 +85,13 @@ class SetFace(io.ComfyNode):
         mask: Tensor | None = None,
         adapter: LoadedAdapter | None = None,
     ) -> io.NodeOutput:
-        node = "FeedFace Set Face"
         if adapter is not None and face is not None:
             adapter.check_face(face)
-        control = FaceControl(face, check_number(node, "strength", strength, 0.0, 3.0), check_mask(node, mask))
         key = None if adapter is None else adapter.key
-        # A new dict for each: prompts share what they were made from.
-        own = [{**entry[1].get(CONTROLS, {}), key: control} for entry in conditioning]
+        control = FaceControl(face, strength, mask)
         return io.NodeOutput(
-            [
-                node_helpers.conditioning_set_values([entry], {CONTROLS: controls})[0]
-                for entry, controls in zip(conditioning, own, strict=True)
-            ]
+            # New dicts for each: prompts share what they were made from.
+            [[text, {**values, CONTROLS: {**values.get(CONTROLS, {}), key: control}}] for text, values in conditioning]
         )
 
 

@@ -1,56 +1,94 @@
-"""What enters a node, checked: widgets can be wired to other nodes, and then nobody else looks at their values."""
+"""What enters a node, checked against its schema: inputs can be wired to any node, and then nobody else looks."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..feedface_core.conditioning import Face
 from ..feedface_core.errors import FeedFaceError
+from .adapter import LoadedAdapter
+
+#: What the sockets carry that hold one object.
+_CLASSES = {"MODEL": ModelPatcher, "FEEDFACE_ADAPTER": LoadedAdapter, "FEEDFACE_FACE": Face}
+_SOCKETS = {*_CLASSES, "IMAGE", "MASK"}
 
 
-def check_number(node: str, name: str, value: float, low: float, high: float) -> float:
-    """A finite number in a range. Raises :class:`FeedFaceError` that names node and input."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FeedFaceError(f"{node}: {name} is {value!r}, expected a number from {low:g} to {high:g}")
-    if not low <= value <= high:
-        raise FeedFaceError(f"{node}: {name} is {value:g}, expected {low:g} to {high:g}")
+def checked(execute: Callable) -> Callable:
+    """Decorator of a node's ``execute``: checks the inputs, and puts the node's name before whatever it raises.
+
+    Numbers are finite and in the range of their widget, choices among the options, images ``(B, H, W, 3)`` and masks
+    ``(M, H, W)`` finite floats in 0…1. :class:`FeedFaceError` names the node and the input.
+    """
+
+    names = list(inspect.signature(execute).parameters)[1:]
+
+    @functools.wraps(execute)
+    def run(cls, *positional: Any, **values: Any) -> Any:
+        schema, values = cls.define_schema(), {**dict(zip(names, positional, strict=False)), **values}
+        try:
+            for one in schema.inputs:
+                if one.id in values and not (values[one.id] is None and one.optional and one.get_io_type() in _SOCKETS):
+                    values[one.id] = check_input(one, values[one.id])
+            return execute(cls, **values)
+        except FeedFaceError as error:
+            if str(error).startswith("FeedFace"):
+                raise
+            raise type(error)(f"{schema.display_name}: {error}") from error
+
+    return run
+
+
+def check_input(one: Any, value: Any) -> Any:
+    """The value of one input of a schema, in its plain form. Raises :class:`FeedFaceError`."""
+    kind = one.get_io_type()
+    if kind in _CLASSES:
+        if not isinstance(value, _CLASSES[kind]):
+            raise _unexpected(one, value, f"what an output {kind} gives")
+    elif kind in ("FLOAT", "INT"):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and one.min <= value <= one.max
+        if not number or (kind == "INT" and value != int(value)):  # a NaN is in no range
+            word = "number" if kind == "FLOAT" else "whole number"
+            raise _unexpected(one, value, f"a {word} from {one.min:g} to {one.max:g}")
+        return float(value) if kind == "FLOAT" else int(value)
+    elif kind == "COMBO":
+        if not isinstance(value, str) or value not in one.options:
+            raise _unexpected(one, value, f"one of {', '.join(map(str, one.options[:20]))}")
+    elif kind in ("STRING", "BOOLEAN"):
+        if not isinstance(value, str if kind == "STRING" else bool):
+            raise _unexpected(one, value, "a text" if kind == "STRING" else "true or false")
+    elif kind == "IMAGE":
+        _check_image(one, value)
+    elif kind == "MASK":
+        return _mask(one, value)
     return value
 
 
-def check_choice(node: str, name: str, value: str, options) -> str:
-    """One of the options. Raises :class:`FeedFaceError` that names node and input."""
-    if value not in options:
-        raise FeedFaceError(f"{node}: {name} is {value!r}, expected one of {', '.join(options)}")
-    return value
+def _unexpected(one: Any, value: Any, expected: str) -> FeedFaceError:
+    found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
+    return FeedFaceError(f"{one.id} is {found}, expected {expected}")
 
 
-def check_mask(node: str, mask: Tensor | None) -> Tensor | None:
-    """A mask as ``(M, H, W)`` within 0…1. Raises :class:`FeedFaceError` that names the node."""
-    if mask is None:
-        return None
-    mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
-    if mask.ndim != 3 or 0 in mask.shape:
-        raise FeedFaceError(f"{node}: mask must be (masks, height, width), got {tuple(mask.shape)}")
-    if not torch.isfinite(mask).all():
-        raise FeedFaceError(f"{node}: mask holds NaN or infinite values; check the node that made it")
-    return mask.float().clamp(0.0, 1.0)
+def _check_image(one: Any, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[-1] not in (1, 3, 4) or 0 in value.shape:
+        raise _unexpected(one, value, "images (B, H, W, 3)")
+    if not value.is_floating_point():
+        raise _unexpected(one, value, "floats in 0…1")
+    low, high = (float(limit) for limit in torch.aminmax(value))
+    if not (low >= -0.5 and high <= 1.5):  # a NaN is in no range
+        raise _unexpected(one, value, f"values of 0 to 1, and holds values from {low:g} to {high:g}")
 
 
-def check_crops(node: str, crops: Tensor) -> Tensor:
-    """Crops as ``(N, H, W, 3)``: grey becomes RGB, alpha is dropped. Raises :class:`FeedFaceError` naming the node."""
-    if not isinstance(crops, Tensor) or crops.ndim != 4 or crops.shape[0] == 0:
-        found = f"shape {tuple(crops.shape)}" if isinstance(crops, Tensor) else "nothing"
-        raise FeedFaceError(
-            f"{node}: crops must be an image batch (N, H, W, 3), got {found}; connect FeedFace Detect Faces"
-        )
-    if crops.shape[-1] not in (1, 3, 4):
-        raise FeedFaceError(f"{node}: crops have {crops.shape[-1]} channels, expected 3 (RGB), 1 (grey) or 4 (RGBA)")
-    if not crops.is_floating_point() or not (crops.min() >= -0.5 and crops.max() <= 1.5):  # NaN fails both
-        values = f"{crops.dtype} from {float(crops.min()):g} to {float(crops.max()):g}"
-        raise FeedFaceError(f"{node}: crops hold {values}, expected floats in 0…1; check the node that made them")
-    if min(crops.shape[1:3]) < 16:
-        size = f"{crops.shape[2]} × {crops.shape[1]}"
-        raise FeedFaceError(f"{node}: crops are {size} pixels, too small for a face; use a larger photo")
-    return crops.expand(-1, -1, -1, 3) if crops.shape[-1] == 1 else crops[..., :3]
+def _mask(one: Any, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim not in (2, 3) or 0 in value.shape or value.is_complex():
+        raise _unexpected(one, value, "a mask (masks, height, width)")
+    if not math.isfinite(float(value.sum(dtype=torch.float64))):
+        raise _unexpected(one, value, "finite values, and holds NaN or infinite ones")
+    return value.reshape(-1, *value.shape[-2:]).float().clamp(0.0, 1.0)

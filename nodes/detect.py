@@ -30,11 +30,9 @@ from ..feedface_core.faces import (
     select_from_photo,
 )
 from .adapter import LoadedAdapter
-from .checks import check_number
+from .checks import checked
 from .folders import model_folders
 from .types import Adapter, make_schema
-
-NAME = "FeedFace Detect Faces"
 
 
 class DetectFaces(io.ComfyNode):
@@ -67,6 +65,7 @@ class DetectFaces(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         image: Tensor,
@@ -83,31 +82,27 @@ class DetectFaces(io.ComfyNode):
     ) -> io.NodeOutput:
         encoder = EncoderConfig() if adapter is None else adapter.config.encoder
         # A widget that was not touched follows the adapter.
-        scale = encoder.crop_scale if crop_scale == CROP_SCALE else check_number(NAME, "crop_scale", crop_scale, 0.5, 4)
-        size = encoder.image_size if crop_size == CROP_SIZE else check_number(NAME, "crop_size", crop_size, 8, 4096)
-        check_number(NAME, "min_size", min_size, 0, 1e6)
-        try:
-            detectors, chosen = _detectors(image, detector, boxes, mask), parse_indexes(indexes)
-            names = ["image"] if len(image) == 1 else [f"photo {n + 1} of {len(image)}" for n in range(len(image))]
-            choice = {"order": order, "indexes": chosen, "min_size": min_size, "when_none": when_none}
-            selections, progress = [], comfy.utils.ProgressBar(len(detectors))
-            for photo, finder, name in zip(image, detectors, names, strict=True):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                selections.append(select_from_photo(photo, finder, name=name, **choice))
-                progress.update(1)
-            pairs, size = list(zip(image, selections, strict=True)), int(size)
-            crops = [
-                crop_face(photo, face.box, size, crop_scale_of(face, scale), encoder.crop_fill, encoder.crop_border)
-                for photo, selection in pairs
-                for face in selection.chosen_faces
-            ]
-            if not crops:
-                raise FeedFaceError(
-                    f"no face was found in any of the {len(image)} photo(s), and all of them were skipped: there is "
-                    "nothing left to crop. Use other photos, another detector, or a lower min_size"
-                )
-        except FeedFaceError as error:
-            raise type(error)(f"{NAME}: {error}") from error
+        scale = encoder.crop_scale if crop_scale == CROP_SCALE else crop_scale
+        size = encoder.image_size if crop_size == CROP_SIZE else crop_size
+        detectors, chosen = _detectors(image, detector, boxes, mask), parse_indexes(indexes)
+        names = ["image"] if len(image) == 1 else [f"photo {n + 1} of {len(image)}" for n in range(len(image))]
+        choice = {"order": order, "indexes": chosen, "min_size": min_size, "when_none": when_none}
+        selections, progress = [], comfy.utils.ProgressBar(len(detectors))
+        for photo, finder, name in zip(image, detectors, names, strict=True):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            selections.append(select_from_photo(photo, finder, name=name, **choice))
+            progress.update(1)
+        pairs = list(zip(image, selections, strict=True))
+        crops = [
+            crop_face(photo, face.box, size, crop_scale_of(face, scale), encoder.crop_fill, encoder.crop_border)
+            for photo, selection in pairs
+            for face in selection.chosen_faces
+        ]
+        if not crops:
+            raise FeedFaceError(
+                f"no face was found in any of the {len(image)} photo(s), and all of them were skipped: there is "
+                "nothing left to crop. Use other photos, another detector, or a lower min_size"
+            )
         preview = torch.stack([draw_faces(photo, selection, scale) for photo, selection in pairs])
         lines = [f"detector: {detectors[0].description}"]
         lines += [f"{name}: {selection.describe()}" for name, selection in zip(names, selections, strict=True)]
@@ -125,15 +120,12 @@ class DetectFaces(io.ComfyNode):
 
 def _detectors(image: Tensor, name: str, boxes: str, mask: Tensor | None) -> list[Detector]:
     """One detector a photo; the same one for all unless boxes or masks are given."""
-    if image.ndim != 4 or len(image) == 0:
-        raise FeedFaceError(f"image: expected a batch of photos (B, H, W, 3), found the shape {tuple(image.shape)}")
     count = len(image)
     if boxes.strip() and mask is not None:
         raise FeedFaceError("both boxes and a mask are given; remove one of them")
     if boxes.strip():
         return [GivenBoxes(faces) for faces in faces_from_json(boxes, count)]
     if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
             raise FeedFaceError(f"mask: {len(mask)} masks for {count} photos; expected one, or one for each photo")
         return [GivenMask(one) for one in mask.expand(count, -1, -1)]

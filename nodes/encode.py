@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 
 import torch
@@ -14,13 +15,14 @@ from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.files.face_file import load_face, save_face
 from . import folders
 from .adapter import LoadedAdapter
-from .checks import check_choice, check_crops, check_number
+from .checks import checked
 from .types import Adapter, FaceSocket, make_schema
 
 _DEFAULT = "adapter's default"
+MAX_WEIGHT = 1e6
 
 
-def parse_weights(text: str, count: int, node: str) -> tuple[float, ...]:
+def parse_weights(text: str, count: int) -> tuple[float, ...]:
     """``"1, 0.5"`` → one weight for each reference; an empty text gives all the weight 1.
 
     Raises:
@@ -30,16 +32,16 @@ def parse_weights(text: str, count: int, node: str) -> tuple[float, ...]:
         return (1.0,) * count
     try:
         weights = tuple(float(word) for word in text.replace(";", ",").split(","))
-    except ValueError as error:
-        raise FeedFaceError(f"{node}: weights {text!r} are not numbers separated by commas") from error
+    except ValueError:
+        weights = (math.nan,)
+    if not all(0.0 <= weight <= MAX_WEIGHT for weight in weights):
+        raise FeedFaceError(f"weights {text!r:.80} are not numbers of 0 to {MAX_WEIGHT:g} separated by commas")
     if len(weights) != count:
-        raise FeedFaceError(f"{node}: {len(weights)} weights ({text!r}) for {count} crops; give one for each, or none")
-    return tuple(check_number(node, "a weight", weight, 0.0, 1e6) for weight in weights)
+        raise FeedFaceError(f"{len(weights)} weights ({text!r:.80}) for {count} crops; give one for each, or none")
+    return weights
 
 
 class EncodeFaces(io.ComfyNode):
-    NAME = "FeedFace Encode Faces"
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -57,6 +59,7 @@ class EncodeFaces(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         adapter: LoadedAdapter,
@@ -67,10 +70,12 @@ class EncodeFaces(io.ComfyNode):
         **more: Tensor | None,
     ) -> io.NodeOutput:
         batches = [crops, *(more[key] for key in sorted(more) if more[key] is not None)]
-        single = [crop for batch in batches for crop in check_crops(cls.NAME, batch).split(1)]
-        most = int(check_number(cls.NAME, "max_references", max_references, 1, 64))
-        used, shares = single[:most], parse_weights(weights, len(single), cls.NAME)[:most]
-        check_choice(cls.NAME, "combination", combination, [_DEFAULT, *COMBINATIONS])
+        single = [crop for batch in batches for crop in batch[..., :3].expand(-1, -1, -1, 3).split(1)]  # RGB
+        for crop in single:
+            if min(crop.shape[1:3]) < 16:
+                size = f"{crop.shape[2]} × {crop.shape[1]}"
+                raise FeedFaceError(f"crops are {size} pixels, too small for a face; use a larger photo")
+        used, shares = single[:max_references], parse_weights(weights, len(single))[:max_references]
         combination = adapter.config.combination if combination == _DEFAULT else combination
         # Neighbours of one size are encoded together.
         groups = [torch.cat(list(group)) for _, group in groupby(used, key=lambda crop: crop.shape[1:3])]
@@ -95,13 +100,9 @@ class CombineFaces(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, face_a: Face, face_b: Face, share_b: float, combination: str) -> io.NodeOutput:
-        node = "FeedFace Combine Faces"
-        check_number(node, "share_b", share_b, 0.0, 1.0)
-        try:
-            return io.NodeOutput(mix_faces(face_a, face_b, share_b, combination))
-        except FeedFaceError as error:
-            raise FeedFaceError(f"{node}: {error}") from error
+        return io.NodeOutput(mix_faces(face_a, face_b, share_b, combination))
 
 
 class SaveFace(io.ComfyNode):
@@ -120,6 +121,7 @@ class SaveFace(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, face: Face, name: str, overwrite: bool) -> io.NodeOutput:
         path, number = folders.face_path(name), 2
         while path.exists() and not overwrite:
@@ -128,7 +130,7 @@ class SaveFace(io.ComfyNode):
         try:
             save_face(path, face)
         except OSError as error:
-            raise FeedFaceError(f"FeedFace Save Face: {path} cannot be written ({error.strerror or error})") from error
+            raise FeedFaceError(f"{path} cannot be written ({error.strerror or error})") from error
         return io.NodeOutput(face, ui=ui.PreviewText(f"{len(face.hidden)} references saved as {path.name}"))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..feedface_core import guidance
 from ..feedface_core.errors import FeedFaceError
-from .checks import check_choice, check_number
+from .checks import checked
 from .model_patch import CONTROLS, USE_FACE
 from .types import make_schema
 from .unidiffuser.model import UNCONDITIONAL_KEY
@@ -98,12 +98,8 @@ def make_guider(
     model: ModelPatcher, positive, negative, text_scale: float, face_scale: float, both_scale: float, form: str
 ) -> comfy.samplers.CFGGuider:
     """The guider of one form; the meaning of the scales is that of :mod:`feedface_core.guidance`."""
-    node = "FeedFace Guider"
     if not positive or not negative:
-        raise FeedFaceError(f"{node}: positive and negative both need at least one prompt")
-    check_choice(node, "form", form, FORMS)
-    for name, scale in (("text_scale", text_scale), ("face_scale", face_scale), ("both_scale", both_scale)):
-        check_number(node, name, scale, -1000.0, 1000.0)
+        raise FeedFaceError("positive and negative both need at least one prompt")
     weights = guidance.by_name(FORMS[form], text_scale, face_scale, both_scale)
     if form == "joint":  # ComfyUI's own guidance, with everything that patches it
         guider = comfy.samplers.CFGGuider(model)
@@ -135,6 +131,7 @@ class Guider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

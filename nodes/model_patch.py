@@ -8,33 +8,136 @@
 * An ``APPLY_MODEL`` wrapper looks the rows up before the model runs: a compiled model would be traced anew for every
   conditioning.
 
-Nothing here is changed after it was made: models cloned from one another share these objects.
+Nothing here is changed after it was made but :attr:`Run.used`: models cloned from one another share these objects.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
-from torch.nn import functional
 
-from ..feedface_core.conditioning import FaceControl
+from ..feedface_core.conditioning import FaceControl, Rows
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.hosts import match_sites
+from ..feedface_core.hosts.site import Site
+from ..feedface_core.modules.adapter import FaceAdapter
 from .adapter import LoadedAdapter
-from .block_patch import BlockWithBranch, Evaluation, Run, Shared, follow_model
 
 #: Key of a conditioning's dict: :class:`FaceControl` for each adapter's key, None for any adapter.
 CONTROLS = "feedface"
 #: Key of a conditioning's dict: True gives it the model's face although it is negative, False takes it away.
 USE_FACE = "feedface_use_face"
 _NO_FACE = FaceControl()
+
+
+class Shared:
+    """A deep copy of an immutable object is the object itself: ComfyUI copies a model's options deeply."""
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@dataclass(eq=False)
+class Run(Shared):
+    """One sampling run: the adapter on its device, whether any conditioning carries a face, what one without a face
+    gets (None where the branches are switched off), and whether a branch has run."""
+
+    adapter: FaceAdapter
+    active: bool
+    dropped: FaceControl | None = None
+    used: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Shared):
+    """A run at one noise level: what the blocks find in ``transformer_options``.
+
+    Args:
+        run: it belongs to.
+        controls: by the place of a list of conditionings and the uuid of one in it.
+        batch: rows of each conditioning.
+        rows: what acts on each row of the batch at hand, once it is known.
+    """
+
+    run: Run
+    controls: Mapping[tuple[int, Any], FaceControl]
+    batch: int
+    rows: Rows | None = None
+
+    def of_batch(self, options: Mapping[str, Any], total: int) -> Evaluation:
+        """The same with its rows: the model's ``transformer_options`` say whose rows ComfyUI stacked, and tiled
+        sampling repeats them to ``total``. Raises :class:`FeedFaceError` when that is no multiple."""
+        stacked = zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=True)
+        controls = [self.controls.get(key, self.run.dropped) for key in stacked]
+        rows = [(self.batch, _in_window(control, options.get("context_window"), self.batch)) for control in controls]
+        if not rows or total % (self.batch * len(rows)):
+            raise FeedFaceError(
+                f"FeedFace: the model was called with {total} rows, but ComfyUI stacked "
+                f"{self.batch * len(rows)} for {len(rows)} prompts: another node changes the batch inside "
+                "the model. Lower that node's batch size to 1 or remove it."
+            )
+        return replace(self, rows=rows * (total // (self.batch * len(rows))))
+
+
+def _in_window(control: FaceControl | None, window, batch: int) -> FaceControl | None:
+    """A control whose masks are those of the pictures that a context window holds."""
+    if control is None or control.mask is None or len(control.mask) in (1, batch):
+        return control
+    if window is None:
+        raise FeedFaceError(
+            f"FeedFace: {len(control.mask)} face masks, but the model was called with {batch} pictures: "
+            "another node splits the batch. Give one mask for all pictures, or remove that node."
+        )
+    return replace(control, mask=window.get_tensor(control.mask, control.mask.device, dim=0))
+
+
+class BlockWithBranch(Shared):
+    """``forward`` of a frozen transformer block (the ``previous`` one, its own or another patch) with the branch
+    ``index`` of the adapter beside it."""
+
+    def __init__(self, key: str, index: int, site: Site, previous: Callable[..., Any]):
+        self.key, self.index, self.site, self.previous = key, index, site, previous
+
+    # Patches are bound methods of these objects: a compiler compares what is in them, not the objects themselves, so
+    # the graph of one Apply serves the next.
+    def forward(self, *args, **kwargs) -> Any:
+        returned = self.previous(*args, **kwargs)
+        options = kwargs.get("transformer_options") or {}
+        step = options.get(self.key)
+        if not isinstance(step, Evaluation):
+            return returned
+        if step.rows is None:
+            step = step.of_batch(options, self.site.stream.result(returned).shape[0])
+        step.run.used = True
+        return self.site.add_control(step.run.adapter, self.index, args, kwargs, returned, step.rows)
+
+
+def follow_model(source: ModelPatcher, clone: ModelPatcher) -> None:
+    """Callback of ON_CLONE: a clone onto other weights (``model_override``) runs the blocks of those weights."""
+    if clone.model is source.model:
+        return
+    for path, patch in clone.object_patches.items():
+        if isinstance(getattr(patch, "__self__", None), BlockWithBranch):
+            clone.object_patches[path] = _rebound(patch, comfy.utils.get_attr(clone.model, path.rpartition(".")[0]))
+
+
+def _rebound(forward: Callable[..., Any], block: torch.nn.Module) -> Callable[..., Any]:
+    """A block's forward, patched or its own, for another block of the kind."""
+    owner = getattr(forward, "__self__", None)
+    if isinstance(owner, BlockWithBranch):
+        return BlockWithBranch(owner.key, owner.index, owner.site, _rebound(owner.previous, block)).forward
+    return forward.__func__.__get__(block) if isinstance(owner, torch.nn.Module) else forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +148,14 @@ class FacePatch(Shared):
         loaded: the adapter.
         patcher: its weights in the type of the model.
         control: for every conditioning that is not negative and has none of its own.
-        number: how many applications the model has already.
+        key: of everything this application puts into a model: the same in every run, so that a compiled model is not
+            traced anew.
     """
 
     loaded: LoadedAdapter
     patcher: ModelPatcher
     control: FaceControl
-    number: int = 0
-
-    @property
-    def key(self) -> str:
-        """Of everything this application puts into a model: the same in every run, so that a compiled model is not
-        traced anew."""
-        return f"feedface_{self.number}"
+    key: str
 
     @classmethod
     def apply(cls, loaded: LoadedAdapter, control: FaceControl, model: ModelPatcher) -> ModelPatcher:
@@ -66,22 +164,16 @@ class FacePatch(Shared):
         Raises:
             FeedFaceError: the adapter was made for another model.
         """
-        number = sum(key.startswith("feedface_") for key in model.additional_models)
-        return cls(loaded, loaded.patcher(model_dtype(model)), control, number).apply_to(model)
-
-    def apply_to(self, model: ModelPatcher) -> ModelPatcher:
-        """See :meth:`apply`."""
-        patched = model.clone()
-        sites = match_sites(self.loaded.config, model.get_model_object("diffusion_model"), self.loaded.name)
+        sites = match_sites(loaded.config, model.get_model_object("diffusion_model"), loaded.name)
+        key = f"feedface_{sum(key.startswith('feedface_') for key in model.additional_models)}"
+        patch, patched = cls(loaded, loaded.patcher(model_dtype(model)), control, key), model.clone()
         for index, site in enumerate(sites):
             path = f"diffusion_model.{site.path}.forward"
-            patched.add_object_patch(path, BlockWithBranch(self.key, index, site, model.get_model_object(path)).forward)
-        patched.add_callback_with_key(CallbacksMP.ON_CLONE, self.key, follow_model)
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self.outer_sample)
-        patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.key, self.sampler_sample)
-        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, self.calc_cond_batch)
-        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self.apply_model)
-        patched.set_additional_models(self.key, [self.patcher])
+            patched.add_object_patch(path, BlockWithBranch(key, index, site, model.get_model_object(path)).forward)
+        patched.add_callback_with_key(CallbacksMP.ON_CLONE, key, follow_model)
+        for hook in ("outer_sample", "sampler_sample", "calc_cond_batch", "apply_model"):
+            patched.add_wrapper_with_key(getattr(WrappersMP, hook.upper()), key, getattr(patch, hook))
+        patched.set_additional_models(key, [patch.patcher])
         return patched
 
     def outer_sample(self, executor: Callable, *args, **kwargs) -> Tensor:
@@ -100,7 +192,8 @@ class FacePatch(Shared):
         run = self.start(guider, noise)
         extra_args["model_options"].setdefault("transformer_options", {})[self.key] = run
         result = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-        if run.active and not run.used and self.acts_during(guider.inner_model.model_sampling, sigmas):
+        sampling = guider.inner_model.model_sampling
+        if run.active and not run.used and any(self.acts_at(sampling, sigma) for sigma in sigmas[:-1]):
             logging.warning(
                 "[FeedFace] the face of %s did not reach the picture: another node runs the model without "
                 "its blocks. Remove nodes that cache or replace the model's steps.",
@@ -109,12 +202,8 @@ class FacePatch(Shared):
         return result
 
     def start(self, guider, noise: Tensor) -> Run:
-        """Keys and values of the faces of a guider's conditionings, left in each under the patch's key.
-
-        Args:
-            guider: whose models are loaded.
-            noise: of the latents' shape, on their device.
-        """
+        """Keys and values of the faces of a guider's conditionings, left in each under the patch's key; ``noise`` has
+        the latents' shape and device."""
         adapter = guider.model_patcher.get_additional_models_with_key(self.key)[0].model
         factory = {"device": noise.device, "dtype": adapter.projection.weight.dtype}
         made: dict[FaceControl, FaceControl] = {}  # prompts that share a face share its keys and values
@@ -123,20 +212,15 @@ class FacePatch(Shared):
             own = cond["model_conds"].pop(self.key, _NO_FACE)
             if own.active and own not in made:
                 self.loaded.check_face(own.face)
-                mask = None if own.mask is None else latent_mask(own.mask, noise).to(noise.device)
+                mask = own.latent_mask(noise)
                 made[own] = adapter.control_of(own.face, **factory, strength=own.strength, mask=mask)
             if own.active:
-                cond[self.key] = _cropped(made[own], cond.get("area"))
+                cond[self.key] = made[own].cropped(cond.get("area"))
         dropped = adapter.null_control(**factory, strength=self.control.strength) if made else None
         return Run(adapter, bool(made), dropped)
 
     def control_for(self, kind: str, cond: Mapping[str, Any]) -> FaceControl:
-        """The conditioning's own face, else the model's unless the conditioning is a negative one.
-
-        Args:
-            kind: what the guider calls the conditionings, such as ``positive``.
-            cond: the conditioning's dict.
-        """
+        """The face of a conditioning's dict, else the model's unless ``kind``, the guider's word, is negative."""
         use = cond.get(USE_FACE)
         if use is False:
             return _NO_FACE
@@ -167,16 +251,9 @@ class FacePatch(Shared):
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": seen})
 
     def apply_model(
-        self,
-        executor: Callable,
-        x: Tensor,
-        t: Tensor,
-        c_concat=None,
-        c_crossattn=None,
-        control=None,
-        transformer_options: dict | None = None,
-        **kwargs,
-    ) -> Tensor:
+        self, executor: Callable, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None,
+        transformer_options: dict | None = None, **kwargs,
+    ) -> Tensor:  # fmt: skip
         """Wrapper of APPLY_MODEL: the rows of the batch, found before the model runs."""
         options = transformer_options or {}
         if isinstance(options.get(self.key), Evaluation):
@@ -185,43 +262,11 @@ class FacePatch(Shared):
 
     def acts_at(self, sampling, sigma: Tensor) -> bool:
         """Whether the branches act at a noise level."""
-        if self.control.start <= 0.0 and self.control.end >= 1.0:
+        start, end = self.control.start, self.control.end
+        if start <= 0.0 and end >= 1.0:
             return True  # without reading the sigma back from the device
-        first, last = (float(sampling.percent_to_sigma(at)) for at in (self.control.start, self.control.end))
-        return self.control.start < self.control.end and last <= float(sigma.flatten()[0]) <= first
-
-    def acts_during(self, sampling, sigmas: Tensor) -> bool:
-        return any(self.acts_at(sampling, sigma) for sigma in sigmas[:-1])
-
-
-def _cropped(control: FaceControl, area: Sequence[int] | None) -> FaceControl:
-    """A control whose mask follows the conditioning's area (h, w, y, x) in latent pixels."""
-    if control.mask is None or area is None:
-        return control
-    height, width, top, left = area
-    return replace(control, mask=control.mask[:, top : top + height, left : left + width])
-
-
-def latent_mask(mask: Tensor, noise: Tensor) -> Tensor:
-    """A mask in any resolution of the picture's shape → ``(1 or batch, h, w)`` in latent pixels.
-
-    Raises:
-        FeedFaceError: the shape or the number of masks does not fit the latent.
-    """
-    height, width = noise.shape[-2:]
-    count, mask_height, mask_width = mask.shape
-    # One latent pixel of rounding on either side is no reason to refuse.
-    if abs(mask_width * height - mask_height * width) > max(mask_width, mask_height, width, height):
-        raise FeedFaceError(
-            f"FeedFace: the face mask is {mask_width} × {mask_height} pixels, but the picture being made has the shape "
-            f"{width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at the picture's size."
-        )
-    if count not in (1, noise.shape[0]):
-        raise FeedFaceError(
-            f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one mask, or "
-            "one for each picture."
-        )
-    return functional.interpolate(mask.unsqueeze(1).float(), size=(height, width), mode="area").squeeze(1)
+        first, last = (float(sampling.percent_to_sigma(share)) for share in (start, end))
+        return start < end and last <= float(sigma.flatten()[0]) <= first
 
 
 def model_dtype(model: ModelPatcher) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Who may import whom, and how long a file may be: nodes → feedface_core ← trainer."""
+"""Who may import whom, by rule and by the drawing in docs/architecture.md, and how long a file may be."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from tools.find_comfyui import COMFYUI_OLDEST
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("feedface_core", "nodes", "trainer", "examples", "benchmarks", "tools", "tests")
-LONGEST_FILE = 400
+LONGEST_FILE, LONGEST_TEST = 300, 400
 COMFYUI = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths", "nodes"}
 COMFYUI |= {"node_helpers", "latent_preview", "execution", "server"}
-CORE_AT_IMPORT = {"torch", "safetensors", "numpy"}
+CORE_AT_IMPORT = {"torch", "safetensors", "numpy", "pydantic"}
+#: Packages whose rooms the drawing of docs/architecture.md shows, and those it shows as a whole.
+OPENED, CLOSED = ("nodes", "trainer", "feedface_core"), {"benchmarks", "tools", "examples"}
+ROOM = re.compile(r"\b(?:nodes|trainer|feedface_core|benchmarks|tools|examples)(?:\.[a-z_]+)?\b")
 STANDARD_ONLY = {"run.py", "tools/environment.py", "tools/find_comfyui.py"}
 
 
@@ -63,7 +66,7 @@ def violations(path: str, source: str) -> list[str]:
             if (relative and top != part) or top in COMFYUI | {"diffusers", "accelerate"}:
                 problem = "must know neither ComfyUI nor the trainer's libraries nor other parts"
             elif at_import and not relative and top not in CORE_AT_IMPORT | sys.stdlib_module_names:
-                problem = "imports only torch, safetensors and numpy at import time"
+                problem = "imports only torch, safetensors, numpy and pydantic at import time"
         elif part == "nodes":
             if relative and top not in ("nodes", "feedface_core"):
                 problem = "may use feedface_core only"
@@ -138,9 +141,60 @@ def test_imports_of_every_file() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def drawing() -> dict[str, int]:
+    """The rooms of docs/architecture.md by the line of the drawing they stand on."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    found = [(name, line) for line, row in enumerate(text.splitlines()) for name in ROOM.findall(row)]
+    names = [name for name, _ in found]
+    assert len(names) == len(set(names)), "a room stands in the drawing twice"
+    return dict(found)
+
+
+def rooms() -> set[str]:
+    """Every folder and module of the packages that the drawing opens, and the others as a whole."""
+    inside = {
+        f"{package}.{path.stem}"
+        for package in OPENED
+        for path in (ROOT / package).iterdir()
+        if path.suffix == ".py" or any(path.glob("*.py"))
+    }
+    return {name.removesuffix(".__init__") for name in inside} - {"trainer", "feedface_core"} | CLOSED
+
+
+def room_of(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] in OPENED else 1])
+
+
+def test_drawing_shows_every_room() -> None:
+    assert set(drawing()) == rooms()
+
+
+def test_imports_go_down_the_drawing() -> None:
+    line, wrong = drawing(), []
+    for file in files():
+        path = file.relative_to(ROOT)
+        package = path.parts[:-1]
+        home = room_of(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+        if home not in line:
+            continue
+        for number, name, relative, _ in imports(ast.parse(file.read_text(encoding="utf-8")), package):
+            target = room_of(name)
+            ours = relative or name.split(".")[0] != "nodes"
+            if ours and target in line and target != home and line[target] <= line[home]:
+                wrong.append(f"{path}:{number}: {home} imports {target}, which does not stand below it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_trainer_has_few_rooms() -> None:
+    entries = [path for path in (ROOT / "trainer").iterdir() if path.name not in ("__init__.py", "__pycache__")]
+    assert len(entries) <= 12
+
+
 def test_files_stay_short() -> None:
     lengths = {file.relative_to(ROOT).as_posix(): len(file.read_text("utf-8").splitlines()) for file in files()}
-    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+    limit = {name: LONGEST_TEST if name.startswith("tests/") else LONGEST_FILE for name in lengths}
+    assert {name: length for name, length in lengths.items() if length > limit[name]} == {}
 
 
 def test_tests_are_not_packages() -> None:

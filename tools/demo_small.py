@@ -65,8 +65,8 @@ def draw_people(output: Path, seed: int = 1) -> Path:
             rows.append(row)
             plain, face = (sum(nearer == 0 for _, nearer in row[f"{kind}_scores"]) for kind in ("plain", "face"))
             print(
-                f"person {person.index}: named among {len(examination.gallery)} in {face} of {len(PROMPTS)} pictures with "
-                f"the face, {plain} without; {time.monotonic() - began:.0f} s",
+                f"person {person.index}: named among {len(examination.gallery)} in {face} of {len(PROMPTS)} pictures "
+                f"with the face, {plain} without; {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     output.mkdir(parents=True, exist_ok=True)

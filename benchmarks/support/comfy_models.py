@@ -58,7 +58,7 @@ def stable_diffusion(size: Any = SD15):
 def unidiffuser(size: Any = None):
     """UniDiffuser as a ``ModelPatcher``; ``size`` is a ``UViTConfig``, the published one when None."""
     module = pack("nodes.unidiffuser.model")
-    config = module.UniDiffuserConfig(size or pack("feedface_core.hosts.uvit").UViTConfig(), 768)
+    config = module.UniDiffuserConfig(size or pack("feedface_core.modules.uvit_config").UViTConfig(), 768)
     config.set_inference_dtype(DTYPE, None)
     model = config.get_model({})
     fill(model.diffusion_model, seed=0)

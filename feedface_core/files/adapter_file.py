@@ -26,9 +26,9 @@ from ..config import HOSTS, AdapterConfig
 from ..errors import FeedFaceError
 from ..modules.adapter import FaceAdapter
 from ..modules.encoder import check_encoder, fingerprint, plain_weights
+from ..state_dict import check_tensors, describe, identify, read_state_dict
 from . import released
 from .atomic import write_safetensors
-from .state_dict import check_tensors, describe, identify, read_state_dict
 
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
@@ -120,7 +120,7 @@ def save_adapter(
         tensors: state dict of the adapter.
         encoder_tensors: weights of the encoder by their Hugging Face names, to include it.
         metadata: further metadata, strings only; overrides the ModelSpec keys made here.
-        dtype: floating-point type to store, unchanged when None.
+        dtype: floating-point type to store, unchanged when None; an encoder is stored in float16 for bfloat16.
 
     Raises:
         FeedFaceError: for another extension, or tensors that do not fit the config.
@@ -133,8 +133,10 @@ def save_adapter(
     if weights:
         encoder = replace(encoder, fingerprint=fingerprint(encoder, weights))
     config = replace(config, encoder=replace(encoder, included=bool(weights)))
-    stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in weights.items()}}
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in stored.items()}
+    # The fingerprint is of half precision: bfloat16 would make another encoder of it.
+    half = torch.float16 if dtype == torch.bfloat16 else dtype
+    stored = {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in tensors.items()}
+    stored |= {_ENCODER + name: tensor.detach().to("cpu", half, copy=True) for name, tensor in weights.items()}
     return write_safetensors(path, stored, {**adapter_metadata(config, stored), **(metadata or {})})
 
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ..config import AdapterConfig
 from ..errors import FeedFaceError
+from ..state_dict import describe, identify, read_state_dict
 from . import released
 from .adapter_file import adapter_metadata, load_adapter
 from .atomic import replacing, write_safetensors
-from .state_dict import describe, identify, read_state_dict
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _METADATA = {

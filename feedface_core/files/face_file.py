@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..conditioning import Face
 from ..errors import FeedFaceError
+from ..state_dict import describe, read_state_dict
 from .atomic import write_safetensors
-from .state_dict import describe, read_state_dict
 
 FORMAT = "feedface-face"
 FORMAT_VERSION = "1"

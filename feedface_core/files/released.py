@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..config import AdapterConfig, EncoderConfig, SiteConfig
 from ..errors import FeedFaceError, problems
-from ..hosts.uvit import UViTConfig
 from ..modules.encoder import fingerprint
 from ..modules.uvit import UViT
-from .state_dict import check_tensors, describe, read_state_dict
+from ..modules.uvit_config import UViTConfig
+from ..state_dict import check_tensors, describe, read_state_dict
 
 #: Key of the safetensors metadata that holds the settings as JSON.
 METADATA_KEY = "unidiffuser"

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ..conditioning import Rows, add_control
+from ..conditioning import FaceControl, Rows
 from ..config import SiteConfig
+from ..errors import FeedFaceError
 from ..modules.adapter import FaceAdapter
-
-#: Key of a block's ``transformer_options`` for (h, w) of its image tokens, where the sequence holds others too.
-GRID_KEY = "picture_grid"
+from ..modules.uvit import GRID_KEY
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Site:
             adapter, index: whose branch, and which.
             args, kwargs: of the block's call.
             returned: by the block.
-            rows: see :func:`~feedface_core.conditioning.add_control`.
+            rows: see :func:`add_control`.
         """
         out = self.stream.result(returned)
         added = add_control(adapter, index, self.stream.read(args, kwargs), out, rows, token_grid(kwargs))
@@ -92,3 +93,74 @@ def token_grid(kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
     options = kwargs.get("transformer_options") or {}
     grid = options.get(GRID_KEY) or options.get("activations_shape", ())[-2:]
     return (int(grid[0]), int(grid[1])) if grid else None
+
+
+def merge_rows(rows: Rows) -> list[tuple[int, FaceControl | None]]:
+    """Joins neighbours with one control, so that a branch runs once for them."""
+    merged: list[tuple[int, FaceControl | None]] = []
+    for count, control in rows:
+        shared = control is None or ((control.mask is None or len(control.mask) == 1) and len(control.kv[0][0][0]) == 1)
+        if merged and shared and merged[-1][1] is control:
+            merged[-1] = (merged[-1][0] + count, control)
+        else:
+            merged.append((count, control))
+    return merged
+
+
+def add_control(
+    adapter: FaceAdapter,
+    index: int,
+    block_input: Tensor,
+    block_output: Tensor,
+    rows: Rows,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
+    """``block_output + strength · mask · branch(tap)`` on the rows that carry a face; the others stay as they are.
+
+    Args:
+        adapter: whose branch is added.
+        index: which branch of the adapter.
+        block_input, block_output: ``(B, S, width)`` going into and coming out of the frozen block. The image tokens
+            are the last h·w of the S tokens; the branch sees only those.
+        rows: descriptions of all B rows, in order.
+        grid: (h, w) of the image tokens; None when all S tokens are image tokens and no mask is used.
+
+    Returns:
+        ``(B, S, width)``; the very tensor ``block_output`` when no row carries a face.
+
+    Raises:
+        FeedFaceError: when the rows do not add up to B, or a mask is given without a grid.
+    """
+    if all(control is None or control.strength == 0.0 for _, control in rows):
+        return block_output
+    if sum(count for count, _ in rows) != block_output.shape[0]:
+        raise FeedFaceError(
+            f"the batch has {block_output.shape[0]} rows, but faces were described for "
+            f"{sum(count for count, _ in rows)}"
+        )
+    first = 0 if grid is None else block_output.shape[1] - grid[0] * grid[1]
+    source = block_input if adapter.config.tap == "input" else block_output
+    out = block_output.clone()
+    start = 0
+    for count, control in merge_rows(rows):
+        stop = start + count
+        if control is not None and control.strength != 0.0:
+            x = source[start:stop, first:]  # (count, h·w, width)
+            added = adapter.branches[index](x, control.kv[index], control.bias)
+            if control.mask is not None:
+                added = added * token_mask(control.mask, grid, added)
+            out[start:stop, first:].add_(added, alpha=control.strength)
+        start = stop
+    return out
+
+
+def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tensor:
+    """A mask ``(M, H, W)`` averaged over the cells of a token grid (h, w): ``(M, h·w, 1)``.
+
+    Raises:
+        FeedFaceError: the grid is not known.
+    """
+    if grid is None:
+        raise FeedFaceError("a face mask needs the token grid of the site")
+    mask = functional.interpolate(mask.to(like.device, torch.float32).unsqueeze(1), size=grid, mode="area")
+    return mask.flatten(1).unsqueeze(-1).to(like.dtype)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-KeysValues = tuple[Tensor, Tensor]
+from ..conditioning import KeysValues
+
 Attention = Callable[..., Tensor]
 
 

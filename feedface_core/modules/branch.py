@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import Attention, CrossAttention, KeysValues, scaled_dot_product_attention
+from ..conditioning import KeysValues
+from .attention import Attention, CrossAttention, scaled_dot_product_attention
 
 
 class GEGLU(nn.Module):

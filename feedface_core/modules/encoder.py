@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..config import EncoderConfig
 from ..errors import FeedFaceError
-from ..files.state_dict import check_tensors
+from ..state_dict import check_tensors
 
 _PREFIX = "vision_model."  # in files; newer transformers leave it out of the module's own names
 

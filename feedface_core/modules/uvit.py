@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FeedFaceError
-from ..hosts.site import GRID_KEY
-from ..hosts.uvit import LEADING, UViTConfig
 from .attention import Attention, scaled_dot_product_attention
+from .uvit_config import LEADING, UViTConfig
+
+#: Key of a block's ``transformer_options`` for (h, w) of its image tokens, where the sequence holds others too.
+GRID_KEY = "picture_grid"
 
 
 class SelfAttention(nn.Module):

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ...feedface_core.errors import FeedFaceError
 from ...feedface_core.files import released
-from ...feedface_core.hosts.uvit import UViTConfig
 from ...feedface_core.modules.uvit import UViT
+from ...feedface_core.modules.uvit_config import UViTConfig
 from ..adapter import fast_attention
 from .joint import TOKEN_KEY, JointSampling, pack, unpack
 

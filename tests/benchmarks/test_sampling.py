@@ -34,7 +34,7 @@ def models(comfy, monkeypatch):
 
 def small_uvit(comfy):
     sizes = {"width": 96, "heads": 2, "depth": 6, "hidden": 384, "grid": (4, 4)}
-    return comfy.module("feedface_core.hosts.uvit").UViTConfig(**sizes)
+    return comfy.module("feedface_core.modules.uvit_config").UViTConfig(**sizes)
 
 
 def test_keys_and_counts_of_the_u_net(models):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from feedface_core.conditioning import Face, FaceControl, add_control, combine_references, merge_rows, mix_faces
+from feedface_core.conditioning import Face, FaceControl, combine_references, mix_faces
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
+from feedface_core.hosts.site import add_control, merge_rows
 from feedface_core.modules.adapter import FaceAdapter
 
 ENCODER = EncoderConfig(config={"hidden_size": 12, "patch_size": 112}, image_size=224)  # five tokens

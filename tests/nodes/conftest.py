@@ -103,3 +103,18 @@ def face(pack, adapter, crops):
 @pytest.fixture(scope="session")
 def other_face(pack, adapter, crops):
     return pack.face.EncodeFaces.execute(adapter, crops[1:2]).args[0]
+
+
+@pytest.fixture
+def model_folder(comfy, tmp_path, monkeypatch):
+    """An empty ``models/feedface`` that ComfyUI lists."""
+    import folder_paths
+
+    folder = tmp_path / "models" / "feedface"
+    (folder / "faces").mkdir(parents=True)
+    for name, path in (("feedface", folder), ("feedface_faces", folder / "faces"), ("clip_vision", tmp_path / "clip")):
+        extensions = folder_paths.folder_names_and_paths[name][1]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(path)], extensions))
+    (tmp_path / "clip").mkdir()
+    folder_paths.filename_list_cache.clear()
+    return folder

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -67,6 +68,13 @@ def write_run(config: Config, folder: Path, code: str = "") -> list[str]:
     return [str(script), str(path)]
 
 
+def _runs(process: psutil.Process, which: Callable[[psutil.Process], bool]) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and which(process)
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
+
+
 def _take_interrupts() -> None:
     """A shell starts its background jobs with SIGINT ignored; the tests may be one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -105,13 +113,11 @@ class Run:
         self.below()
         self._process.send_signal(number)
 
-    def below(self) -> list[psutil.Process]:
-        """Those of its processes that still run, even if the launcher does not."""
-        try:
+    def below(self, which: Callable[[psutil.Process], bool] = lambda _: True) -> list[psutil.Process]:
+        """Those of its processes that still run, even if the launcher does not, and are ``which``."""
+        with suppress(psutil.NoSuchProcess):
             self._below.update(psutil.Process(self._process.pid).children(recursive=True))
-        except psutil.NoSuchProcess:
-            pass
-        return [one for one in self._below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        return [one for one in self._below if _runs(one, which)]
 
     def wait_until(self, what: Callable[[], object], seconds: float = 60) -> None:
         """Wait for something to be true; fails with the end of the output."""
@@ -130,7 +136,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         for process in self.below():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.kill()
         self._process.wait()
 

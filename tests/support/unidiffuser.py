@@ -82,7 +82,7 @@ def direct(uni, golden, steps: int, cfg: float, *, size=(16, 16), seed: int = 5,
     """
     tensors = torch.load(GOLDEN / "uvit.pth", weights_only=True)
     settings = json.loads((GOLDEN / "config.json").read_text())
-    host = uni.modules_uvit.UViT(uni.uvit.UViTConfig.from_state_dict(tensors, settings)).eval()
+    host = uni.uvit.UViT(uni.uvit_config.UViTConfig.from_state_dict(tensors, settings)).eval()
     host.load_state_dict(tensors)
     decoder = torch.load(GOLDEN / "caption_decoder.pth", weights_only=True)
     texts = torch.nn.functional.linear(

@@ -132,6 +132,6 @@ def test_mistakes_are_named(server: ComfyServer, portrait: Path, models: Path) -
     aside = decoder.rename(models / "aside.pth")
     try:
         said = refused(changed(server, portrait, n2__weight_dtype="fp32"))
-        assert "caption_decoder.pth was not found" in said and str(models / "text_encoders") in said
+        assert "no file 'caption_decoder.pth'" in said and str(models / "text_encoders") in said
     finally:
         aside.rename(decoder)

@@ -84,8 +84,8 @@ def run_in_comfyui(comfy, patcher, loaded, core, crops, noisy, timesteps, text):
     """The prediction of the model as the node FeedFace Apply Adapter leaves it, with the faces of its batch."""
     patches = comfy.module("nodes.model_patch")
     control = core.FaceControl(core.Face(loaded.encode(crops)), 0.7)
-    patch = patches.FacePatch(loaded, loaded.patcher(torch.float32), control)
-    model = patch.apply_to(patcher)
+    model = patches.FacePatch.apply(loaded, control, patcher)
+    patch = patches.FacePatch(loaded, loaded.patcher(torch.float32), control, "feedface_0")
     model.patch_model(torch.device("cpu"))
     try:
         conditions = {}

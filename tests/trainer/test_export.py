@@ -66,6 +66,8 @@ def test_null_hidden_goes_along(trained, tmp_path):
     found = load_adapter(export.export(tmp_path / "zero", precision="bf16"))
     assert found.tensors["null_hidden"].shape == (1, 5, 32)
     assert found.tensors["null_hidden"].abs().max() > 0
+    assert found.dtype == torch.bfloat16
+    assert found.config.encoder.fingerprint == load_adapter(export.export(trained / "run")).config.encoder.fingerprint
 
 
 def test_errors(trained, tmp_path, capsys):

@@ -15,7 +15,7 @@ from support.small_training import make_photos, moved, weights
 from torch import Tensor
 
 from feedface_core.files.adapter_file import load_adapter
-from feedface_core.hosts import uvit
+from feedface_core.modules.uvit import UViT
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer import export, train
 from trainer.cache import make_cache
@@ -185,13 +185,13 @@ def test_data_type_is_another_one_in_training_than_in_sampling(files, tmp_path, 
     from trainer.training.validation import make_guidance
 
     seen: list[int] = []
-    forward = uvit.UViT.forward
+    forward = UViT.forward
 
     def watched(self, *inputs, data_type=None, **options):
         seen.append(int(data_type.unique()))
         return forward(self, *inputs, data_type=data_type, **options)
 
-    monkeypatch.setattr(uvit.UViT, "forward", watched)
+    monkeypatch.setattr(UViT, "forward", watched)
     case = Case(files, tmp_path)
     case.loss()
     assert set(seen) == {0}

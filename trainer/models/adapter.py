@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from feedface_core.config import AdapterConfig
-from feedface_core.files.adapter_file import AdapterFileError, load_adapter
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.adapter_file import load_adapter
 from feedface_core.modules.adapter import FaceAdapter
 
 from ..config import Config
@@ -80,7 +81,7 @@ def make_adapter(config: Config, described: AdapterConfig, encoder: FaceEncoder)
     if config.adapter.init is not None:
         try:
             start = load_adapter(config.adapter.init)
-        except (FileNotFoundError, AdapterFileError) as error:
+        except (OSError, FeedFaceError) as error:
             raise TrainerError(f"adapter.init: {error}") from error
         if odd := first_difference(start.config, described):
             name, found, wanted = odd

@@ -23,7 +23,8 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError, create
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from feedface_core.files.released import UnreadableFile, read_tensors
+from feedface_core.errors import FeedFaceError
+from feedface_core.state_dict import read_state_dict
 
 from ..config import ModelSettings
 from ..errors import TrainerError
@@ -137,8 +138,8 @@ def load_single_file(settings: ModelSettings, components: Sequence[Component]) -
     """
     quiet()
     try:
-        weights, metadata = read_tensors(Path(settings.base).expanduser())
-    except (UnreadableFile, OSError) as error:
+        weights, metadata = read_state_dict(Path(settings.base).expanduser())
+    except (FeedFaceError, OSError) as error:
         raise TrainerError(f"model.base: {error}") from error
     configs = read_configs(weights, metadata, settings.base)
     if configs["scheduler"]["prediction_type"] is None and settings.prediction == "auto" and settings.config is None:

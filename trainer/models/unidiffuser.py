@@ -20,7 +20,8 @@ from typing_extensions import Self
 from feedface_core.conditioning import Rows
 from feedface_core.config import CLIP_MEAN, CLIP_STD, SiteConfig
 from feedface_core.hosts import uvit
-from feedface_core.hosts.uvit_config import UViTConfig
+from feedface_core.modules.uvit import run_block
+from feedface_core.modules.uvit_config import UViTConfig
 
 from ..config import ModelSettings
 from ..errors import TrainerError
@@ -91,11 +92,11 @@ class UniDiffuser(FrozenModel):
         path = Path(settings.base).expanduser()
         if not path.is_file():
             raise TrainerError(f"model.base: {path} is not a file; for UniDiffuser give uvit_v1.pth or its conversion")
-        tensors, config = read_uvit(path)
+        tensors, prefix, config = read_uvit(path)
         loaders = {
             "host": lambda: load_uvit(tensors, config),
             "autoencoder": lambda: load_image_encoder(settings, config.clip_width),
-            "text": lambda: load_prefix(settings, path, tensors),
+            "text": lambda: load_prefix(settings, path, prefix),
         }
         modules = {name: load() for name, load in loaders.items() if name in components}
         shared = [name for name in components if name != "host"]
@@ -229,4 +230,4 @@ class UniDiffuser(FrozenModel):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks in the backward pass."""
-        self.host.run_block = lambda *inputs: self.recompute(uvit.run_block, *inputs)
+        self.host.run_block = lambda *inputs: self.recompute(run_block, *inputs)

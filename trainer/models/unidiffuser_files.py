@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
+from feedface_core.errors import FeedFaceError
 from feedface_core.files import released
-from feedface_core.hosts import uvit
-from feedface_core.hosts.uvit_config import UViTConfig
-from feedface_core.modules.encoder import check_tensors
+from feedface_core.modules.uvit import UViT
+from feedface_core.modules.uvit_config import UViTConfig
 
 from ..config import ModelSettings
 from ..errors import TrainerError
@@ -21,7 +21,6 @@ from .frozen_model import Component
 from .stable_diffusion import StableDiffusion
 
 _UVIT_KEY = "in_blocks.0.attn.qkv.weight"
-_PREFIX = "encode_prefix."
 
 
 def is_unidiffuser(path: Path) -> bool:
@@ -36,33 +35,28 @@ def is_unidiffuser(path: Path) -> bool:
         return False
 
 
-def read_uvit(path: Path) -> tuple[dict[str, Tensor], UViTConfig]:
-    """Weights and sizes of a U-ViT, checked. Raises ``TrainerError`` that says what the file is instead."""
+def read_uvit(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], UViTConfig]:
+    """As :func:`feedface_core.files.released.read_uvit`. Raises ``TrainerError`` that says what the file is instead."""
     try:
-        tensors, metadata = released.read_tensors(path)
-        config = UViTConfig.from_state_dict(tensors, released.settings_for(path, tensors, metadata))
-        expected = {key: tuple(t.shape) for key, t in uvit.UViT(config, device="meta").state_dict().items()}
-        check_tensors(str(path), expected, _without_prefix(tensors))
-    except (ValueError, OSError) as error:
-        text = str(error)
-        raise TrainerError(f"model.base: {text if str(path) in text else f'{path}: {text}'}") from error
-    return tensors, config
+        return released.read_uvit(path)
+    except FeedFaceError as error:
+        raise TrainerError(f"model.base: {error}") from error
 
 
-def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith(_PREFIX)}
-
-
-def load_uvit(tensors: Mapping[str, Tensor], config: UViTConfig) -> uvit.UViT:
-    """The U-ViT with the weights of :func:`read_uvit`."""
-    host = uvit.UViT(config, device="meta")
-    host.load_state_dict(_without_prefix(tensors), assign=True)
+def load_uvit(tensors: Mapping[str, Tensor], config: UViTConfig) -> UViT:
+    """The U-ViT with these weights."""
+    host = UViT(config, device="meta")
+    host.load_state_dict(tensors, assign=True)
     return host
 
 
-def load_prefix(settings: ModelSettings, path: Path, tensors: Mapping[str, Tensor]) -> nn.Linear:
-    """``encode_prefix``, from the file the settings name, the U-ViT's own, or the caption decoder beside it."""
-    prefix = {key: tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
+def load_prefix(settings: ModelSettings, path: Path, prefix: Mapping[str, Tensor]) -> nn.Linear:
+    """``encode_prefix``, from the file the settings name, the U-ViT's own, or the caption decoder beside it.
+
+    Args:
+        path: of the U-ViT.
+        prefix: its weights in the U-ViT's own file, if it has them.
+    """
     if settings.caption_decoder is not None or not prefix:
         named = [Path(settings.caption_decoder).expanduser()] if settings.caption_decoder else []
         found = named or sorted(path.parent.glob("caption_decoder*"))
@@ -73,10 +67,11 @@ def load_prefix(settings: ModelSettings, path: Path, tensors: Mapping[str, Tenso
             )
         try:
             prefix = released.read_prefix(found[0])
-        except (ValueError, OSError) as error:
+        except (FeedFaceError, OSError) as error:
             raise TrainerError(f"model.caption_decoder: {error}") from error
-    linear = uvit.text_prefix(prefix)
-    linear.load_state_dict({key.removeprefix(_PREFIX): tensor for key, tensor in prefix.items()})
+    weights = {key.removeprefix("encode_prefix."): tensor for key, tensor in prefix.items()}
+    linear = nn.Linear(*reversed(weights["weight"].shape))
+    linear.load_state_dict(weights)
     return linear
 
 

@@ -131,7 +131,7 @@ class Validation:
 def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:
     """The largest face of a photo as a crop ``(S, S, 3)``, cut as in training; the whole photo where no detector finds
     one."""
-    from feedface_core.faces import FaceError, crop_face, load_detector, load_image, select_from_photo
+    from feedface_core.faces import crop_face, load_detector, load_image, select_from_photo
     from feedface_core.faces.select import crop_scale_of
 
     try:
@@ -139,7 +139,7 @@ def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:
         chosen = select_from_photo(photo, load_detector(), when_none="whole image", name=path).chosen_faces[0]
         scale = crop_scale_of(chosen, encoder.crop_scale)
         return crop_face(photo, chosen.box, encoder.image_size, scale, encoder.crop_fill, encoder.crop_border)
-    except (FaceError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise TrainerError(f"validation.references: {path}: {error}") from error
 
 

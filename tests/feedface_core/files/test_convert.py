@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from feedface_core.files import convert, released
 from feedface_core.files.adapter_file import load_adapter
-from feedface_core.files.state_dict import read_state_dict
-from feedface_core.hosts.uvit import UViTConfig
+from feedface_core.modules.uvit_config import UViTConfig
+from feedface_core.state_dict import read_state_dict
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
 

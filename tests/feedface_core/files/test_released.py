@@ -12,8 +12,8 @@ import torch
 from feedface_core.errors import FeedFaceError
 from feedface_core.files import convert, released
 from feedface_core.files.adapter_file import load_adapter
-from feedface_core.files.state_dict import read_state_dict
 from feedface_core.modules.encoder import build_encoder
+from feedface_core.state_dict import read_state_dict
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
 

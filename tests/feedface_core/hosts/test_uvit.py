@@ -15,9 +15,10 @@ from feedface_core.errors import FeedFaceError
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.hosts import list_sites, match_sites
 from feedface_core.hosts.hooks import BranchHooks
-from feedface_core.hosts.uvit import UViTConfig, default_sites, family
+from feedface_core.hosts.uvit import default_sites, family
 from feedface_core.modules.encoder import build_encoder, encode, encode_pixels
 from feedface_core.modules.uvit import UViT, timestep_embedding
+from feedface_core.modules.uvit_config import UViTConfig
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
 TOLERANCE = 1e-4  # relative; wrong variants are at least 1.4 % away

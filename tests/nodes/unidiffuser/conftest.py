@@ -22,9 +22,9 @@ def uni(comfy) -> SimpleNamespace:
         "face": "nodes.encode",
         "conditioning": "feedface_core.conditioning",
         "encoder": "feedface_core.modules.encoder",
-        "uvit": "feedface_core.hosts.uvit",
+        "uvit": "feedface_core.modules.uvit",
         "hooks": "feedface_core.hosts.hooks",
-        "modules_uvit": "feedface_core.modules.uvit",
+        "uvit_config": "feedface_core.modules.uvit_config",
     }
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 

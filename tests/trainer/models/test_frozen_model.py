@@ -130,7 +130,7 @@ def test_wrong_files_are_named(folders, tmp_path):
         load(tmp_path)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(TrainerError, match=r"broken\.safetensors: not a readable safetensors file"):
+    with pytest.raises(TrainerError, match=r"broken\.safetensors cannot be read as safetensors"):
         load(broken)
     other = tmp_path / "other.safetensors"
     from safetensors.torch import save_file
@@ -148,7 +148,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
             return (tmp_path.joinpath("ran").touch, ())
 
     torch.save({"state_dict": {"x": Harm()}}, tmp_path / "model.ckpt")
-    with pytest.raises(TrainerError, match="objects other than tensors"):
+    with pytest.raises(TrainerError, match="holds code, which is never run"):
         load(tmp_path / "model.ckpt")
     assert not (tmp_path / "ran").exists()
 

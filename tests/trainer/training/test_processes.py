@@ -98,13 +98,11 @@ loop.Trainer.run = told
 """
 
 
-@pytest.mark.parametrize("steps_of_the_main_process, steps_of_the_other", [(4, None), (None, 2)])
-def test_every_process_goes_on_from_the_main_ones_checkpoint(
-    files, tmp_path, steps_of_the_main_process, steps_of_the_other
-):
+@pytest.mark.parametrize("main, other", [(4, None), pytest.param(None, 2, marks=pytest.mark.slow)])
+def test_every_process_goes_on_from_the_main_ones_checkpoint(files, tmp_path, main, other):
     """With a disk of its own for each process, only the main one has checkpoints, or the other has older ones."""
     folders = {0: tmp_path / "run", 1: tmp_path / "run-of-the-other"}
-    for rank, steps in enumerate((steps_of_the_main_process, steps_of_the_other)):
+    for rank, steps in enumerate((main, other)):
         if steps is not None:
             config = make_config(*files, folders[rank], train__steps=steps, train__seed=rank)
             code, told = launch(config, tmp_path / f"before-{rank}")
@@ -114,7 +112,7 @@ def test_every_process_goes_on_from_the_main_ones_checkpoint(
     assert code == 0, told
     ends = [json.loads(line) for line in told.splitlines() if line.startswith('{"rank"')]
     assert sorted(end["rank"] for end in ends) == [0, 1]
-    assert [end["first"] for end in ends] == [steps_of_the_main_process or 0] * 2
+    assert [end["first"] for end in ends] == [main or 0] * 2
     assert ends[0]["states"] == ends[1]["states"]
     assert not (folders[1] / "checkpoint-00000006").exists()
 
@@ -168,8 +166,8 @@ def test_pictures_never_end_a_run_and_an_exception_saves_first(files, tmp_path):
 
 def test_processes_wait_as_long_as_the_settings_say(files, tmp_path):
     """Pictures that take longer than the limit: the limit is in force, and it is the one of the settings."""
-    slow = "validation.Validation.__call__ = lambda self, step: time.sleep(15)"
-    changes = {**PICTURES, "train__timeout_minutes": 0.1}
+    slow = "validation.Validation.__call__ = lambda self, step: time.sleep(9)"
+    changes = {**PICTURES, "train__timeout_minutes": 0.05}
     code, told = launch(make_config(*files, tmp_path / "run", **changes), tmp_path, 2, slow)
     assert code != 0 and "imed out" in told
     assert make_config(*files, tmp_path).train.timeout_minutes >= 60

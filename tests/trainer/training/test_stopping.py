@@ -77,7 +77,7 @@ def test_a_signal_to_one_process_stops_all(files, tmp_path):
     run = write_run(make_config(*files, tmp_path / "run", **ENDLESS), tmp_path, SLOWLY.format(seconds=0.2))
     with Run([*command("torchrun", 2), *run], tmp_path / "output.txt") as started:
         started.wait_until((tmp_path / "run/log.jsonl").exists)
-        other = [one for one in started.below() if one.environ().get("RANK") == "1"]
+        other = started.below(lambda one: one.environ().get("RANK") == "1")
         assert len(other) >= 2, "a training process and its loader worker"
         for process in other:
             process.send_signal(signal.SIGUSR1)
@@ -89,7 +89,7 @@ def test_a_launcher_that_dies_early_takes_the_run_with_it(files, tmp_path):
     """While the process still imports its libraries, it has nothing to save and simply ends."""
     run = write_run(make_config(*files, tmp_path / "run", **ENDLESS), tmp_path)
     with Run([*command("accelerate", 1), *run], tmp_path / "output.txt") as started:
-        started.wait_until(lambda: any(str(tmp_path) in " ".join(one.cmdline()) for one in started.below()))
+        started.wait_until(lambda: started.below(lambda one: run[0] in one.cmdline()))
         time.sleep(0.5)
         started.send(signal.SIGTERM)
         started.wait(30)

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import FeedFaceError
+from .errors import FeedFaceError
 
 #: What a file is, by a key that it has or that starts one of its keys: a short name, and what to tell people.
 SIGNATURES = (
