@@ -27,7 +27,7 @@ from ..config import ModelSettings
 from ..errors import TrainerError
 from .frozen_model import COMPONENTS, DTYPES, Component, FrozenModel, Text, full_precision
 from .stable_diffusion import StableDiffusion, sample_posterior
-from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, load_uvit, read_uvit
+from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, load_uvit
 
 #: The data-type token that the released model samples with.
 SAMPLED_DATA_TYPE = 1
@@ -92,17 +92,17 @@ class UniDiffuser(FrozenModel):
         path = Path(settings.base).expanduser()
         if not path.is_file():
             raise TrainerError(f"model.base: {path} is not a file; for UniDiffuser give uvit_v1.pth or its conversion")
-        tensors, prefix, config = read_uvit(path)
+        host, prefix = load_uvit(path)
         loaders = {
-            "host": lambda: load_uvit(tensors, config),
-            "autoencoder": lambda: load_image_encoder(settings, config.clip_width),
+            "host": lambda: host,
+            "autoencoder": lambda: load_image_encoder(settings, host.config.clip_width),
             "text": lambda: load_prefix(settings, path, prefix),
         }
         modules = {name: load() for name, load in loaders.items() if name in components}
         shared = [name for name in components if name != "host"]
         stable_diffusion = load_stable_diffusion(settings, shared) if shared else None
         dtype = DTYPES[settings.precision]
-        return cls(modules, stable_diffusion, config, settings.base, dtype, settings.data_type).to(device)
+        return cls(modules, stable_diffusion, host.config, settings.base, dtype, settings.data_type).to(device)
 
     # --- components --------------------------------------------------------------------------------------
 

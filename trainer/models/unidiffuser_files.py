@@ -12,7 +12,6 @@ from transformers import CLIPVisionModelWithProjection
 from feedface_core.errors import FeedFaceError
 from feedface_core.files import released
 from feedface_core.modules.uvit import UViT
-from feedface_core.modules.uvit_config import UViTConfig
 
 from ..config import ModelSettings
 from ..errors import TrainerError
@@ -35,19 +34,16 @@ def is_unidiffuser(path: Path) -> bool:
         return False
 
 
-def read_uvit(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], UViTConfig]:
-    """As :func:`feedface_core.files.released.read_uvit`. Raises ``TrainerError`` that says what the file is instead."""
+def load_uvit(path: Path) -> tuple[UViT, dict[str, Tensor]]:
+    """The U-ViT, and the weights of ``encode_prefix`` where its file carries them. Raises ``TrainerError`` that says
+    what the file is instead."""
     try:
-        return released.read_uvit(path)
-    except FeedFaceError as error:
+        tensors, prefix, config = released.read_uvit(path)
+    except (FeedFaceError, OSError) as error:
         raise TrainerError(f"model.base: {error}") from error
-
-
-def load_uvit(tensors: Mapping[str, Tensor], config: UViTConfig) -> UViT:
-    """The U-ViT with these weights."""
     host = UViT(config, device="meta")
     host.load_state_dict(tensors, assign=True)
-    return host
+    return host, prefix
 
 
 def load_prefix(settings: ModelSettings, path: Path, prefix: Mapping[str, Tensor]) -> nn.Linear:

@@ -31,7 +31,8 @@ class TrainingState:
     Args:
         model: its parameters that require a gradient are trained.
         optimisers: over those, each in one of them.
-        ema: decay of the moving average of the weights, ``min(ema, (1 + step) / (10 + step))``; None keeps none.
+        ema: decay of the moving average of the weights, less in the first steps (diffusers' ``EMAModel``);
+            None keeps none.
         accelerator: of the process; only the main one has a moving average.
     """
 
