@@ -182,6 +182,7 @@ def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         assert tokenizer.pad_token_id != 0
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        shutil.rmtree(folder / "tokenizer")  # its special_tokens_map.json would win
         tokenizer.save_pretrained(folder / "tokenizer")
     for path in (folder / "tokenizer").glob("*.json"):
         values = json.loads(path.read_text())
