@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from .config import Config
-from .data.features import FeatureCache
 from .data.manifest import read_manifest
 from .errors import TrainerError, exit_code, first_of
 from .models.face_encoder import FaceEncoder, load_face_encoder
+from .models.features import FeatureCache
 from .models.frozen_model import FrozenModel, load_frozen_model
 
 logger = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ def make_batches(
     """
     cache = None
     if config.data.cache is not None:
-        from .data.features import open_cache
+        from .models.features import open_cache
 
         cache = open_cache(config, records, models.frozen, models.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)

@@ -19,12 +19,12 @@ from trainer.cache import fill_cache
 from trainer.data import feature_store as store
 from trainer.data import pictures
 from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
-from trainer.data.features import FeatureCache, open_cache
 from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
 from trainer.data.references import Reference
 from trainer.errors import TrainerError
 from trainer.models.face_encoder import load_face_encoder
+from trainer.models.features import FeatureCache, open_cache
 from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 

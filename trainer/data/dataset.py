@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +27,7 @@ from torch import Tensor
 from feedface_core.errors import FeedFaceError
 
 from ..errors import TrainerError
-from ..training.stopping import leave_signals_to_parent
+from ..signals import leave_signals_to_parent
 from . import pictures, randomness
 from .augmentation import Augmentation, augmented_crop
 from .batch import collate
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ..config import Config
-    from .features import FeatureCache
+    from .feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +105,15 @@ class FaceDataset(torch.utils.data.Dataset):
         records: the photos.
         config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
         shapes: of the frozen model.
-        cache: precomputed features of exactly these records, or None to read the photos.
+        cache: features of exactly these records (:func:`trainer.models.features.open_cache`); None reads the photos.
     """
 
     def __init__(
-        self, records: Sequence[Record], config: Config, shapes: TensorShapes, cache: FeatureCache | None = None
+        self,
+        records: Sequence[Record],
+        config: Config,
+        shapes: TensorShapes,
+        cache: Mapping[str, FeatureStore] | None = None,
     ) -> None:
         self.records, self.shapes, self.cache = list(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed

@@ -34,11 +34,10 @@ from typing import Any
 import psutil
 from typing_extensions import Self
 
+from ..signals import SIGNALS
+
 logger = logging.getLogger(__name__)
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)  # Windows has the first two
 #: Seconds between two looks at the launcher.
 POLL = 0.5
 #: Seconds that the loop has to come to its next pass before the checkpoint is written from beside it.
@@ -64,12 +63,6 @@ def find_launcher(process: int) -> int | None:
 
 #: Asked for as early as can be: after the launcher's death the system tells of another parent.
 LAUNCHER = find_launcher(os.getppid())
-
-
-def leave_signals_to_parent() -> None:
-    """For loader workers: signals sent to the whole group are not theirs; they end with the training process."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 class Interrupted(Exception):

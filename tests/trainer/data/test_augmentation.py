@@ -17,11 +17,11 @@ from trainer.config import DataSettings
 from trainer.data import augmentation, pictures
 from trainer.data.augmentation import Augmentation, augmented_crop
 from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, read_crop
-from trainer.data.features import FeatureCache, open_cache
 from trainer.data.manifest import Record, read_manifest
 from trainer.data.order import GlobalBatches
 from trainer.data.references import Reference, References
 from trainer.models.face_encoder import load_face_encoder
+from trainer.models.features import FeatureCache, open_cache
 from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 

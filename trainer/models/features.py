@@ -19,19 +19,19 @@ from feedface_core.errors import FeedFaceError
 from feedface_core.faces import crop as crops
 
 from ..config import Config
+from ..data import augmentation, pictures
+from ..data.dataset import read_picture, read_reference
+from ..data.feature_store import FeatureStore, FileHashes, key_of
+from ..data.manifest import Record
+from ..data.references import Reference, References
 from ..errors import TrainerError, first_of
-from ..models.frozen_model import weights_fingerprint
-from . import augmentation, pictures
-from .dataset import read_picture, read_reference
-from .feature_store import FeatureStore, FileHashes, key_of
-from .manifest import Record
-from .references import Reference, References
+from .frozen_model import weights_fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..models.face_encoder import FaceEncoder
-    from ..models.frozen_model import FrozenModel
+    from .face_encoder import FaceEncoder
+    from .frozen_model import FrozenModel
 
 HashOf = Callable[[Path | None], str | None]
 PROBES = ("", "A photo of Zoë, 2 years old – smiling! 写真")
