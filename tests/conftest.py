@@ -102,8 +102,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ``checkpoints/tiny_sd1.safetensors`` is Stable Diffusion 1.x, ``feedface/tiny_sd1.safetensors`` an adapter for it.
     """
-    from tools.tiny_adapter import write_adapter
-    from tools.tiny_checkpoint import write_checkpoint
+    from tools.tiny_checkpoint import write_adapter, write_checkpoint
 
     folder = tmp_path_factory.mktemp("models")
     write_checkpoint(folder / "checkpoints/tiny_sd1.safetensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,10 +81,9 @@ def test_every_input_and_output_has_a_tooltip(nodes: dict[str, dict[str, Any]]) 
 
 
 def test_server_hands_out_pages_and_script(server: ComfyServer, nodes: dict[str, dict[str, Any]]) -> None:
-    address = f"{server.address}/extensions/{PACK_FOLDER}"
     for key in nodes:
-        with urllib.request.urlopen(f"{address}/docs/{key}/en.md", timeout=60) as answer:
-            assert answer.read() == (DOCS / key / "en.md").read_bytes()
+        page = server.request("GET", f"/extensions/{PACK_FOLDER}/docs/{key}/en.md")
+        assert page.content == (DOCS / key / "en.md").read_bytes()
     assert f"/extensions/{PACK_FOLDER}/feedface.js" in server.get("/extensions")
 
 

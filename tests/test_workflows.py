@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.server import PACK_FOLDER, ComfyServer, Run
+from tools.comfy_client import Run
+from tools.server import PACK_FOLDER, ComfyServer
 from tools.workflow_format import FILES, NOTES, WorkflowError, api_path, problems, to_api
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
@@ -326,7 +327,7 @@ def test_photographs_of_people(server: ComfyServer, shared_faces: Path) -> None:
 def test_missing_adapter_or_face_is_refused_with_the_folders(server: ComfyServer, photos: list[str]) -> None:
     def refused(prompt: dict[str, Any], kind: str) -> str:
         """The one thing that the server says about a node; it still runs the outputs that do not need it."""
-        answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client})
+        answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client_id})
         (error,) = answer["node_errors"][node_of(prompt, kind)]["errors"]
         return error["details"]
 

@@ -16,87 +16,24 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from feedface_core.errors import FeedFaceError
 from tools.comfyui import device_arguments, installed_comfyui
-from tools.demo_small import run as draw_people
+from tools.demo_graph import REPORT, comparison_graph, node
+from tools.demo_small import draw_people
 from tools.find_comfyui import version_of
-from tools.server import ComfyServer, Run, ServerError
+from tools.server import ComfyServer, ServerError
 
-PLAIN, FACE, REPORT = "plain", "face", "report"  # ids of the output nodes
+PLAIN, FACE = "plain0", "face0"  # ids of the output nodes
+DETECTION = {"detector": "auto", "order": "size", "min_size": 32, "crop_scale": 1.1, "crop_size": 224}
 
 
 def portrait(
     checkpoint: str, adapter: str, photo: str, prompt: str, size: int, steps: int, seed: int = 1, strength: float = 1.0
 ) -> dict[str, Any]:
-    """The workflow, in API format: the same prompt and seed without and with the face."""
-
-    def node(kind: str, **inputs: Any) -> dict[str, Any]:
-        return {"class_type": kind, "inputs": inputs}
-
-    def sampler(model: list) -> dict[str, Any]:
-        return node(
-            "KSampler",
-            model=model,
-            positive=["positive", 0],
-            negative=["negative", 0],
-            latent_image=["latent", 0],
-            seed=seed,
-            steps=steps,
-            cfg=6.0,
-            sampler_name="dpmpp_2m",
-            scheduler="karras",
-            denoise=1.0,
-        )
-
-    return {
-        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
-        "positive": node("CLIPTextEncode", clip=["checkpoint", 1], text=prompt),
-        "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
-        "latent": node("EmptyLatentImage", width=size, height=size, batch_size=1),
-        "photo": node("LoadImage", image=photo),
-        "adapter": node("FeedFaceLoadAdapter", adapter_name=adapter),
-        "crops": node("FeedFaceDetectFaces", image=["photo", 0], **DETECTION),
-        "encoded": node("FeedFaceEncodeFaces", adapter=["adapter", 0], crops=["crops", 0]),
-        "apply": node(
-            "FeedFaceApply",
-            model=["checkpoint", 0],
-            adapter=["adapter", 0],
-            face=["encoded", 0],
-            strength=strength,
-            start=0.0,
-            end=1.0,
-        ),
-        "sample_plain": sampler(["checkpoint", 0]),
-        "sample_face": sampler(["apply", 0]),
-        "decode_plain": node("VAEDecode", samples=["sample_plain", 0], vae=["checkpoint", 2]),
-        "decode_face": node("VAEDecode", samples=["sample_face", 0], vae=["checkpoint", 2]),
-        REPORT: node("PreviewAny", source=["crops", 3]),
-        PLAIN: node("SaveImage", images=["decode_plain", 0], filename_prefix="plain"),
-        FACE: node("SaveImage", images=["decode_face", 0], filename_prefix="face"),
-    }
-
-
-DETECTION = {
-    "detector": "auto",
-    "order": "size",
-    "indexes": "0",
-    "min_size": 32,
-    "when_none": "error",
-    "crop_scale": 1.1,
-    "crop_size": 224,
-}
-
-
-class Steps:
-    """Prints a numbered line for each step, with the time since the one before."""
-
-    def __init__(self) -> None:
-        self.number, self.last = 0, time.monotonic()
-
-    def done(self, text: str) -> None:
-        self.number += 1
-        now = time.monotonic()
-        print(f"{self.number}. {text}  ({now - self.last:.1f} s)", flush=True)
-        self.last = now
+    """The graph, in API format: the same prompt and seed without and with the face."""
+    loader = node("CheckpointLoaderSimple", ckpt_name=checkpoint)
+    sampler = {"steps": steps, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    return comparison_graph(loader, adapter, [photo], [prompt], DETECTION, sampler, size, seed, strength)
 
 
 def difference(plain: numpy.ndarray, face: numpy.ndarray) -> numpy.ndarray:
@@ -105,7 +42,7 @@ def difference(plain: numpy.ndarray, face: numpy.ndarray) -> numpy.ndarray:
     return (apart * (255 / max(float(apart.max()), 1))).astype(numpy.uint8)
 
 
-def place(file: Path, folder: Path) -> str:
+def link_file(file: Path, folder: Path) -> str:
     """Make a model file available in a model folder, without a copy where the system allows; its name there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -123,45 +60,43 @@ def default_photo(folder: Path) -> Path:
     return path
 
 
-def run_portrait(options: argparse.Namespace) -> None:
+def draw_portrait(options: argparse.Namespace) -> None:
     """One photograph, a checkpoint and an adapter of the user's: the same prompt and seed without and with the face.
 
     Raises:
-        ServerError: a file is missing, there is no ComfyUI, or the graph failed.
+        ServerError: a file is missing, there is no ComfyUI, the graph failed, or the face changed nothing.
     """
     if options.checkpoint is None or options.adapter is None:
         raise ServerError("a photograph needs a model: give --checkpoint and --adapter, or nothing for the small model")
     for file in filter(None, (options.photo, options.checkpoint, options.adapter)):
         if not file.is_file():
             raise ServerError(f"there is no file {file}")
-    comfyui = installed_comfyui("demo")
-    options.output.mkdir(parents=True, exist_ok=True)
-    steps = Steps()
-    photo = options.photo or default_photo(options.output)
+    comfyui, began = installed_comfyui("demo"), time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
+
+    output = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    photo = options.photo or default_photo(output)
     server = ComfyServer(comfyui, arguments=device_arguments())
-    checkpoint = place(options.checkpoint, server.base / "models/checkpoints")
-    adapter = place(options.adapter, server.base / "models/feedface")
-    steps.done(f"photograph {photo}, checkpoint {checkpoint}, adapter {adapter}")
+    checkpoint = link_file(options.checkpoint, server.base / "models/checkpoints")
+    adapter = link_file(options.adapter, server.base / "models/feedface")
+    say(f"photograph {photo}, checkpoint {checkpoint}, adapter {adapter}")
     with server:
-        steps.done(f"ComfyUI {version_of(comfyui)} with FeedFace runs at {server.address}")
+        say(f"ComfyUI {version_of(comfyui)} with FeedFace runs at {server.address}")
         name = server.upload(photo)
-        workflow = portrait(checkpoint, adapter, name, options.prompt, options.size, options.steps, options.seed)
-        result = server.run(workflow, timeout=3600)
-        report = "; ".join("".join(result.outputs[REPORT]["text"]).split("\n"))
-        steps.done(f"one workflow, two pictures. {report}")
-        save(server, result, options.output)
-    steps.done(f"pictures in {options.output}: plain.png, face.png, difference.png")
-
-
-def save(server: ComfyServer, result: Run, output: Path) -> None:
-    plain, face = (server.pictures(result, node)[0] for node in (PLAIN, FACE))
-    apart = numpy.abs(plain.astype(int) - face.astype(int)).mean()
-    if not apart:
+        graph = portrait(checkpoint, adapter, name, options.prompt, options.size, options.steps, options.seed)
+        run = server.run(graph, timeout=3600)
+        say("one workflow, two pictures. " + "; ".join("".join(run.outputs[REPORT]["text"]).split("\n")))
+        plain, face = (server.pictures(run, output_node)[0] for output_node in (PLAIN, FACE))
+    changed = numpy.abs(plain.astype(int) - face.astype(int)).mean()
+    if not changed:
         raise ServerError("the picture with the face is the same as without it")
-    pictures = {"plain": plain, "face": face, "difference": difference(plain, face)}
-    for name, picture in pictures.items():
+    for name, picture in (("plain", plain), ("face", face), ("difference", difference(plain, face))):
         Image.fromarray(picture).save(output / f"{name}.png")
-    print(f"   the face changes a pixel by {apart:.1f} of 255 on average", flush=True)
+    say(f"the face changes a pixel by {changed:.1f} of 255 on average")
+    say(f"pictures in {output}: plain.png, face.png, difference.png")
 
 
 def main() -> None:
@@ -180,10 +115,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.checkpoint or options.adapter or options.photo:
-            run_portrait(options)
+            draw_portrait(options)
         else:
             print(f"the sheet: {draw_people(options.output, options.seed)}")
-    except (ServerError, FileNotFoundError) as problem:
+    except (ServerError, FeedFaceError) as problem:
         sys.exit(f"FeedFace: {problem}")
 
 

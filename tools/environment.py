@@ -11,6 +11,7 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from tools.find_comfyui import ROOT, WINDOWS, Stop, environment_python, find_oldest, say, version_of
 
@@ -40,52 +41,47 @@ print(json.dumps(project["dependencies"] + [line for name in sys.argv[2:] for li
 """
 
 
-def digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
 class Environment:
     """A virtual environment, with a stamp for each group of requirements that was installed into it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.python = environment_python(folder)
+        self.folder, self.python = folder, environment_python(folder)
         self.stamps_file = folder / "feedface-stamps.json"
 
+    def runs(self) -> bool:
+        try:
+            return subprocess.run([str(self.python), "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
+        except OSError:
+            return False
+
     def create(self) -> None:
-        if runs(self.python):
+        """Make it where it is missing or broken. Raises ``Stop``."""
+        if self.runs():
             return
         say(f"making the virtual environment {self.folder}")
         # --clear also mends an environment whose interpreter was removed.
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
-        if made.returncode or not runs(self.python):
+        if made.returncode or not self.runs():
             raise Stop(
                 f"cannot make a virtual environment in {self.folder}: `{sys.executable} -m venv` failed.\n"
                 "On Debian and Ubuntu: sudo apt install python3-venv.\n"
                 "Or set FEEDFACE_VENV to an environment you have."
             )
 
-    def ask(self, script: str, *arguments: str):
+    def ask(self, script: str, *arguments: str) -> Any:
         """What a short script prints as JSON, run by this environment's interpreter."""
-        answer = subprocess.run(
-            [str(self.python), "-c", script, *arguments], stdout=subprocess.PIPE, text=True, check=True
-        )
-        return json.loads(answer.stdout)
+        return json.loads(subprocess.check_output([str(self.python), "-c", script, *arguments], text=True))
 
     def pip(
-        self,
-        what: str,
-        arguments: list[str],
-        keep: dict[str, str | None] | None = None,
-        into: Environment | None = None,
+        self, what: str, arguments: list[str], keep: dict[str, str | None] | None = None, into: Path | None = None
     ) -> None:
-        """pip install into this environment, or into one without a pip of its own.
+        """pip install into this environment, or into another without a pip of its own.
 
         Args:
             what: named in the error.
             arguments: of ``pip install``.
             keep: packages that stay at the version they have.
-            into: the other environment.
+            into: interpreter of the other environment.
 
         Raises:
             Stop: pip failed.
@@ -94,11 +90,11 @@ class Environment:
             constraints = Path(folder) / "constraints.txt"
             pins = [f"{name}=={version}\n" for name, version in (keep or {}).items() if version]
             constraints.write_text("".join(pins), encoding="utf-8")
-            command = [str(self.python), "-m", "pip", *(["--python", str(into.python)] if into else [])]
-            command += ["install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), *arguments]
+            command = [str(self.python), "-m", "pip", *(["--python", str(into)] if into else []), "install"]
+            command += ["--quiet", "--disable-pip-version-check", "-c", str(constraints), *arguments]
             if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
                 raise Stop(
-                    f"pip could not install {what} into {(into or self).folder}; its message is above.\n"
+                    f"pip could not install {what} for {into or self.python}; its message is above.\n"
                     "Without a network, set FEEDFACE_VENV to an environment that has it, or retry online."
                 )
 
@@ -108,15 +104,15 @@ class Environment:
         except (OSError, ValueError):
             return {}
 
-    def stamp(self, group: str, value: str) -> None:
-        self.stamps_file.write_text(json.dumps(self.stamps() | {group: value}, indent=2), encoding="utf-8")
+    def stamped(self, group: str, *content: str) -> bool:
+        return self.stamps().get(group) == digest(*content)
+
+    def stamp(self, group: str, *content: str) -> None:
+        self.stamps_file.write_text(json.dumps(self.stamps() | {group: digest(*content)}, indent=2), encoding="utf-8")
 
 
-def runs(python: Path) -> bool:
-    try:
-        return subprocess.run([str(python), "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
-    except OSError:
-        return False
+def digest(*content: str) -> str:
+    return hashlib.sha256("\0".join(content).encode()).hexdigest()
 
 
 def environment_folder() -> Path:
@@ -147,9 +143,8 @@ def torch_arguments(installed: dict[str, str | None]) -> list[str]:
 
     What is added to a torch is of the same build, which the part of its version after ``+`` names.
     """
-    given = os.environ.get("FEEDFACE_TORCH")
-    if given:
-        return given.split()
+    if chosen := os.environ.get("FEEDFACE_TORCH"):
+        return chosen.split()
     torch = installed["torch"]
     wanted = [name for name, version in installed.items() if not version] if torch else TORCH.split()
     build = torch.partition("+")[2] if torch else torch_build()
@@ -175,20 +170,21 @@ def prepare(comfyui: Path | None) -> tuple[Environment, dict]:
         environment.pip("torch", chosen, keep=facts["torch"])
         facts = environment.ask(PROBE)
 
-    project = digest((ROOT / "pyproject.toml").read_text(encoding="utf-8"), *EXTRAS)
-    if environment.stamps().get("feedface") != project:
+    project = ROOT / "pyproject.toml"
+    content = (project.read_text(encoding="utf-8"), *EXTRAS)
+    if not environment.stamped("feedface", *content):
         say("installing what the project needs")
-        lines = environment.ask(REQUIREMENTS, str(ROOT / "pyproject.toml"), *EXTRAS)
+        lines = environment.ask(REQUIREMENTS, str(project), *EXTRAS)
         environment.pip("the requirements of pyproject.toml", lines, keep=facts["torch"])
-        environment.stamp("feedface", project)
+        environment.stamp("feedface", *content)
 
     if comfyui:
         requirements = comfyui / "requirements.txt"
-        wanted = digest(requirements.read_text(encoding="utf-8"))
-        if environment.stamps().get("comfyui") != wanted:
+        content = requirements.read_text(encoding="utf-8")
+        if not environment.stamped("comfyui", content):
             say(f"installing what ComfyUI {version_of(comfyui)} needs")
             environment.pip("ComfyUI's requirements", ["-r", str(requirements)], keep=facts["torch"])
-            environment.stamp("comfyui", wanted)
+            environment.stamp("comfyui", content)
     return environment, facts
 
 
@@ -203,14 +199,12 @@ def prepare_oldest(comfyui: Path, environment: Environment, facts: dict) -> tupl
         return found
     folder, _ = found
     pins = [line for line in (folder / "requirements.txt").read_text("utf-8").splitlines() if "==" in line]
-    layered = Environment(folder / ".venv")
-    wanted = digest(*pins, facts["site"], facts["python"])
-    if layered.stamps().get("layer") == wanted and runs(layered.python):
-        return found
-    say(f"making the small environment of ComfyUI {version_of(folder)}")
-    subprocess.run([str(environment.python), "-m", "venv", "--clear", "--without-pip", str(layered.folder)], check=True)
-    environment.pip(f"the pins of ComfyUI {version_of(folder)}", ["--no-deps", *pins], into=layered)
-    site = Path(layered.ask(PROBE)["site"])
-    (site / "feedface-main-environment.pth").write_text(facts["site"] + "\n", encoding="utf-8")
-    layered.stamp("layer", wanted)
+    layered, content = Environment(folder / ".venv"), (*pins, facts["site"], facts["python"])
+    if not (layered.stamped("layer", *content) and layered.runs()):
+        say(f"making the small environment of ComfyUI {version_of(folder)}")
+        subprocess.run([environment.python, "-m", "venv", "--clear", "--without-pip", layered.folder], check=True)
+        environment.pip(f"the pins of ComfyUI {version_of(folder)}", ["--no-deps", *pins], into=layered.python)
+        pth = Path(layered.ask(PROBE)["site"]) / "feedface-main-environment.pth"
+        pth.write_text(facts["site"] + "\n", encoding="utf-8")
+        layered.stamp("layer", *content)
     return found

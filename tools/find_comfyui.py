@@ -39,7 +39,7 @@ def version_of(comfyui: Path) -> str:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(number) for number in version.split(".") if number.isdigit())
 
 
 def is_comfyui(folder: Path) -> bool:
@@ -56,47 +56,50 @@ def cache_folder() -> Path:
 
 def comfy_cli_workspaces() -> list[Path]:
     """The workspaces in comfy-cli's settings, then the folder it installs to when told nothing."""
-    home = Path.home()
+    home, default = Path.home(), "Documents/comfy/ComfyUI"
     if WINDOWS:
-        settings, default = home / "AppData/Local/comfy-cli", home / "Documents/comfy/ComfyUI"
+        settings = home / "AppData/Local/comfy-cli"
     elif sys.platform == "darwin":
-        settings, default = home / "Library/Application Support/comfy-cli", home / "Documents/comfy/ComfyUI"
+        settings = home / "Library/Application Support/comfy-cli"
     else:
-        settings, default = home / ".config/comfy-cli", home / "comfy/ComfyUI"
+        settings, default = home / ".config/comfy-cli", "comfy/ComfyUI"
     config = configparser.ConfigParser(interpolation=None)
     try:
         config.read(settings / "config.ini", encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError):
         pass  # somebody else's file: a broken one is as good as none
     named = (config.defaults().get(key) for key in ("default_workspace", "recent_workspace"))
-    return [Path(folder) for folder in named if folder] + [default]
+    return [*(Path(folder) for folder in named if folder), home / default]
+
+
+def named_folder(variable: str) -> Path | None:
+    """The ComfyUI that an environment variable names; None where it is not set. Raises ``Stop`` if none is there."""
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    folder = Path(value).expanduser().absolute()
+    if not is_comfyui(folder):
+        raise Stop(f"{variable} is {value}, but no ComfyUI is there (a folder with main.py and comfy/).")
+    return folder
 
 
 def find_comfyui() -> Path | None:
     """The ComfyUI on this machine, or None.
 
     Raises:
-        Stop: ``COMFYUI_PATH`` is set and holds no ComfyUI, or one older than we support.
+        Stop: ``COMFYUI_PATH`` is set and holds no ComfyUI, or the one that is found is older than we support.
     """
-    given = os.environ.get("COMFYUI_PATH")
-    if given:
-        places = [Path(given).expanduser().absolute()]
-        if not is_comfyui(places[0]):
-            raise Stop(f"COMFYUI_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/).")
-    else:
-        installed_in = ROOT.parent.parent  # ComfyUI/custom_nodes/<this pack>
-        places = [installed_in] if ROOT.parent.name == "custom_nodes" else []
-        places += [*comfy_cli_workspaces(), cache_folder() / f"ComfyUI-{COMFYUI_RELEASE}"]
-    for place in places:
-        if is_comfyui(place):
-            version = version_of(place)
-            if numbers(version) < numbers(COMFYUI_OLDEST):
-                raise Stop(
-                    f"ComfyUI {version} in {place} is too old: FeedFace needs {COMFYUI_OLDEST} or newer.\n"
-                    "Update it, or point COMFYUI_PATH at a newer one."
-                )
-            return place
-    return None
+    named = named_folder("COMFYUI_PATH")
+    # ComfyUI/custom_nodes/<this pack>
+    folders = [named] if named else [ROOT.parent.parent] if ROOT.parent.name == "custom_nodes" else []
+    folders += [] if named else [*comfy_cli_workspaces(), cache_folder() / f"ComfyUI-{COMFYUI_RELEASE}"]
+    found = next(filter(is_comfyui, folders), None)
+    if found and numbers(version_of(found)) < numbers(COMFYUI_OLDEST):
+        raise Stop(
+            f"ComfyUI {version_of(found)} in {found} is too old: FeedFace needs {COMFYUI_OLDEST} or newer.\n"
+            "Update it, or point COMFYUI_PATH at a newer one."
+        )
+    return found
 
 
 def fetch_comfyui() -> Path:
@@ -105,29 +108,23 @@ def fetch_comfyui() -> Path:
     Raises:
         Stop: it cannot be reached.
     """
-    target = cache_folder() / f"ComfyUI-{COMFYUI_RELEASE}"
+    target, tag = cache_folder() / f"ComfyUI-{COMFYUI_RELEASE}", f"v{COMFYUI_RELEASE}"
     say(f"no ComfyUI found: fetching {COMFYUI_RELEASE} into {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        fetched = Path(folder) / "ComfyUI"
+        fetched = Path(folder) / target.name  # as the archive calls it
         try:
             if shutil.which("git"):
-                command = ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{COMFYUI_RELEASE}"]
+                command = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", "--depth", "1"]
+                command += ["--branch", tag, COMFYUI_REPOSITORY, str(fetched)]
                 quiet = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
-                subprocess.run(
-                    [*command, "-c", "advice.detachedHead=false", COMFYUI_REPOSITORY, str(fetched)],
-                    check=True,
-                    env=quiet,
-                    stdin=subprocess.DEVNULL,
-                    timeout=900,
-                )
+                subprocess.run(command, check=True, env=quiet, stdin=subprocess.DEVNULL, timeout=900)
             else:
                 archive = Path(folder) / "release.zip"
-                address = f"{COMFYUI_REPOSITORY}/archive/refs/tags/v{COMFYUI_RELEASE}.zip"
+                address = f"{COMFYUI_REPOSITORY}/archive/refs/tags/{tag}.zip"
                 with urllib.request.urlopen(address, timeout=60) as answer, archive.open("wb") as file:
                     shutil.copyfileobj(answer, file)
                 zipfile.ZipFile(archive).extractall(folder)
-                (Path(folder) / f"ComfyUI-{COMFYUI_RELEASE}").rename(fetched)
         except (OSError, subprocess.SubprocessError, zipfile.BadZipFile) as problem:
             raise Stop(
                 f"no ComfyUI on this machine, and it could not be fetched ({type(problem).__name__}).\n"
@@ -144,14 +141,9 @@ def find_oldest(comfyui: Path | None) -> tuple[Path, Path] | None:
     Raises:
         Stop: ``COMFYUI_OLDEST_PATH`` is set and holds no ComfyUI.
     """
-    given = os.environ.get("COMFYUI_OLDEST_PATH")
-    if given:
-        folder = Path(given).expanduser().absolute()
-        if not is_comfyui(folder):
-            raise Stop(f"COMFYUI_OLDEST_PATH is {given}, but no ComfyUI is there (a folder with main.py and comfy/).")
-    elif comfyui and is_comfyui(comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}"):
-        folder = comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}"
-    else:
+    beside = comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}" if comfyui else None
+    folder = named_folder("COMFYUI_OLDEST_PATH") or (beside if beside and is_comfyui(beside) else None)
+    if folder is None:
         return None
     python = os.environ.get("COMFYUI_OLDEST_PYTHON")
     return folder, Path(python).expanduser() if python else environment_python(folder / ".venv")

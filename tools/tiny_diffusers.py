@@ -4,7 +4,7 @@ benchmarks.
 They have the layout of the real ones (levels, attention, one or two text encoders, tokenizer, scheduler) at a
 fraction of the width, and take no download::
 
-    python tools/tiny_diffusers.py models/tiny --family sd1
+    python -m tools.tiny_diffusers models/tiny --family sd1
 
 writes ``models/tiny/base`` and, with a small CLIP vision encoder, ``models/tiny/clip_vision``.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-START, END = "<|startoftext|>", "<|endoftext|>"
-MERGES = ["i n", "t h", "a n", "r e", "e r</w>", "p h", "o t", "o</w> a</w>"]
+from examples.small_model.text import END, write_clip_tokenizer
+
+MERGES = [tuple(merge.split()) for merge in ("i n", "t h", "a n", "r e", "e r</w>", "p h", "o t")]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,32 @@ class TinySize:
     depths: Sequence[int] | None = None
 
 
+def unet_config(size: TinySize = TinySize(), family: str = "sd1") -> dict:
+    """Arguments of ``UNet2DConditionModel``."""
+    levels = len(size.channels)
+    attention = [family != "sdxl" or level > 0 for level in range(levels)]
+    if family != "sdxl":
+        attention[-1] = levels <= 2  # SD 1.x and 2.x have none in the lowest of their four levels
+    config = {
+        "sample_size": size.image_size // 8,
+        "block_out_channels": tuple(size.channels),
+        "layers_per_block": size.blocks,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attention)),
+        "cross_attention_dim": size.context,
+        "attention_head_dim": size.heads if family == "sd1" else [max(width // 64, 1) for width in size.channels],
+        "use_linear_projection": family != "sd1",
+    }
+    if family == "sdxl":
+        config |= {
+            "transformer_layers_per_block": size.depths or [*[1] * (levels - 1), 2],
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": size.context * 3 // 4 + 6 * 256,
+        }
+    return config
+
+
 def make_base(
     folder: Path, family: str = "sd1", size: TinySize = TinySize(), seed: int = 0, prediction: str | None = None
 ) -> Path:
@@ -64,32 +90,7 @@ def make_base(
 
     torch.manual_seed(seed)
     folder = Path(folder)
-    depth = (size.depths or [*[1] * (len(size.channels) - 1), 2]) if family == "sdxl" else 1
-    attention = [family != "sdxl" or level > 0 for level in range(len(size.channels))]
-    if family != "sdxl":
-        attention[-1] = len(size.channels) == 2  # SD 1.x and 2.x have none in the lowest level
-    extra = {}
-    pooled = size.context * 3 // 4
-    if family == "sdxl":
-        extra = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": pooled + 6 * 256,
-        }
-    heads = size.heads if family == "sd1" else [max(width // 64, 1) for width in size.channels]
-    unet = UNet2DConditionModel(
-        sample_size=size.image_size // 8,
-        block_out_channels=tuple(size.channels),
-        layers_per_block=size.blocks,
-        down_block_types=tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attention)),
-        cross_attention_dim=size.context,
-        attention_head_dim=heads,
-        transformer_layers_per_block=depth,
-        use_linear_projection=family != "sd1",
-        **extra,
-    )
-    unet.save_pretrained(folder / "unet")
+    UNet2DConditionModel(**unet_config(size, family)).save_pretrained(folder / "unet")
     AutoencoderKL(
         block_out_channels=tuple(size.autoencoder),
         layers_per_block=size.autoencoder_blocks,
@@ -118,7 +119,7 @@ def make_base(
 def _text_encoders(folder: Path, family: str, size: TinySize) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    vocabulary = make_tokenizer(folder / "tokenizer", pad="!" if family == "sd2" else None)
+    vocabulary = len(write_clip_tokenizer(folder / "tokenizer", MERGES, 77, "!" if family == "sd2" else END))
     # Stable Diffusion XL has two encoders, the second one wider.
     widths = [size.context // 4, size.context * 3 // 4] if family == "sdxl" else [size.context]
     configs = [
@@ -131,32 +132,14 @@ def _text_encoders(folder: Path, family: str, size: TinySize) -> None:
             projection_dim=width,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
-            hidden_act="gelu" if family == "sd2" or place else "quick_gelu",
+            hidden_act="gelu" if family == "sd2" or number else "quick_gelu",
         )
-        for place, width in enumerate(widths)
+        for number, width in enumerate(widths)
     ]
     CLIPTextModel(configs[0]).save_pretrained(folder / "text_encoder")
     if family == "sdxl":
-        make_tokenizer(folder / "tokenizer_2", pad="!")
+        write_clip_tokenizer(folder / "tokenizer_2", MERGES, 77, "!")
         CLIPTextModelWithProjection(configs[1]).save_pretrained(folder / "text_encoder_2")
-
-
-def make_tokenizer(folder: Path, pad: str | None = None) -> int:
-    """Write a byte-level CLIP tokenizer of a few merges, and return the size of its vocabulary."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(value) for value in BYTES] + [chr(256 + index) for index in range(256 - len(BYTES))]
-    merges = [merge for merge in MERGES if "</w> " not in merge]
-    tokens = letters + [letter + "</w>" for letter in letters] + [merge.replace(" ", "") for merge in merges]
-    vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad or END, model_max_length=77
-    )
-    tokenizer.save_pretrained(folder)
-    return len(vocabulary)
 
 
 def make_encoder(

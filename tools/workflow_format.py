@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tools.comfy_client import ComfyClient
 
 Workflow = dict[str, Any]
 Prompt = dict[str, Any]
@@ -167,8 +168,7 @@ def main() -> None:
     parser.add_argument("server", help="address of a running ComfyUI with this pack")
     parser.add_argument("workflows", type=Path, nargs="+")
     options = parser.parse_args()
-    with urllib.request.urlopen(f"{options.server}/object_info", timeout=60) as answer:
-        object_info = json.load(answer)
+    object_info = ComfyClient(options.server).object_info()
     bad = 0
     for path in options.workflows:
         prompt = to_api(json.loads(path.read_text("utf-8")), object_info)

@@ -14,16 +14,10 @@ from feedface_core.config import AdapterConfig
 from feedface_core.files.adapter_file import save_adapter
 
 from .config import Config
-from .models.face_encoder import EncoderError, load_face_encoder
+from .errors import TrainerError, exit_code
+from .models.face_encoder import load_face_encoder
 from .models.frozen_model import DTYPES
-from .settings import ConfigError
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
-
-Weights = Literal["auto", "ema", "raw"]
-
-
-class ExportError(ValueError):
-    """An adapter that cannot be written as asked."""
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -32,34 +26,16 @@ def find_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: when there is none, or the one that was named is broken.
     """
-    if (path / MANIFEST).is_file():
-        return load_checkpoint(path)
-    found = load_latest(path)
+    found = load_checkpoint(path) if (path / MANIFEST).is_file() else load_latest(path)
     if found is None:
         raise CheckpointError(f"{path} holds no checkpoint; give a train.output folder, or a checkpoint in it")
     return found
 
 
-def choose_weights(checkpoint: Checkpoint, weights: Weights) -> dict:
-    """The tensors to export: the moving average where there is one, unless raw weights are asked for.
-
-    Raises:
-        ExportError: when the moving average is asked for and was not kept.
-    """
-    average = checkpoint.tensors.get("ema")
-    if weights == "ema" and average is None:
-        raise ExportError(
-            f"{checkpoint.path} has no moving average: train with train.ema=0.9999, or export --weights raw"
-        )
-    if weights == "raw" or average is None:
-        return checkpoint.tensors["trainables"]
-    return {**checkpoint.tensors["trainables"], **average}
-
-
 def export(
     source: Path,
     target: Path | None = None,
-    weights: Weights = "auto",
+    weights: Literal["auto", "ema", "raw"] = "auto",
     precision: str = "fp16",
     title: str | None = None,
     encoder_path: str | None = None,
@@ -77,32 +53,29 @@ def export(
         more_metadata: goes into the file's metadata, before anything of the same key.
 
     Raises:
-        CheckpointError, EncoderError, ExportError: for parts that are missing or do not belong together.
+        TrainerError: for a checkpoint or an encoder that is missing, or that do not belong together.
     """
     checkpoint = find_checkpoint(source)
     config = Config.from_json(checkpoint.state["config"])
-    described = AdapterConfig.from_json(checkpoint.state["adapter"])
+    adapter = AdapterConfig.from_json(checkpoint.state["adapter"])
     if title is not None:
-        described = dataclasses.replace(described, title=title)
+        adapter = dataclasses.replace(adapter, title=title)
     run = checkpoint.path.parent
-    target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
     encoder_tensors = None
-    if described.encoder.included:
+    if adapter.encoder.included:
         settings = config.adapter.encoder
         if encoder_path is not None:
             settings = settings.model_copy(update={"path": encoder_path})
         encoder = load_face_encoder(settings, allow_hub=config.model.allow_hub)
-        if encoder.config.fingerprint != described.encoder.fingerprint:
-            raise ExportError(
-                f"{settings.path} is not the encoder of this run: fingerprint {encoder.config.fingerprint}, "
-                f"expected {described.encoder.fingerprint}"
+        if encoder.config.fingerprint != adapter.encoder.fingerprint:
+            raise TrainerError(
+                f"{settings.path} is not the encoder of this run: fingerprint {encoder.config.fingerprint}, expected "
+                f"{adapter.encoder.fingerprint}"
             )
         encoder_tensors = encoder.tensors()
-    tensors = choose_weights(checkpoint, weights)
-    averaged = tensors is not checkpoint.tensors["trainables"]
-    side = config.data.resolution
+    averaged = weights != "raw" and "ema" in checkpoint.tensors
     metadata = {
-        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.resolution": f"{config.data.resolution}x{config.data.resolution}",
         "modelspec.description": f"Face adapter, {checkpoint.step} steps of {config.train.batch_size} samples"
         f" ({'moving average' if averaged else 'raw weights'})",
         "training.config": checkpoint.state["config"],
@@ -112,7 +85,9 @@ def export(
         "training.weights": "ema" if averaged else "raw",
         **(more_metadata or {}),
     }
-    return save_adapter(target, described, tensors, encoder_tensors, metadata, DTYPES[precision])
+    target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
+    tensors = checkpoint.weights(weights)
+    return save_adapter(target, adapter, tensors, encoder_tensors, metadata, DTYPES[precision])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,15 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title")
     parser.add_argument("--encoder", help="the face encoder's folder, if it has moved since training")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         path = export(
             options.source, options.output, options.weights, options.precision, options.title, options.encoder
         )
-    except (CheckpointError, ConfigError, EncoderError, ExportError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
-    return 0
+        print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

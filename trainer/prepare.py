@@ -14,32 +14,31 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from feedface_core.faces import FaceError
+from feedface_core.errors import FeedFaceError
 from feedface_core.faces import crop as crops
-from trainer.preparation import masks as parsing
+from feedface_core.files.atomic import replacing
 
+from .config import PrepareSettings
 from .data import pictures
 from .data.manifest import write_rows
-from .preparation.captions import Caption
-from .preparation.faces import Crop, Detect, Filter, Mask, Read, Write
-from .preparation.identities import People, compares_faces, compile_pattern, identify
-from .preparation.inputs import InputError, find_photos
+from .errors import TrainerError
+from .preparation import masks
+from .preparation.identities import compares_faces, compile_pattern, identify
+from .preparation.inputs import find_photos
 from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
 from .preparation.recognisers import Recognise, Recogniser, load_recogniser
 from .preparation.report import contact_sheet, summarise, table
-from .preparation.settings import PrepareSettings
-from .settings import ConfigError, describe, load
+from .preparation.stages import Caption, FindFace, Mask, Write
 
 logger = logging.getLogger(__name__)
 
@@ -54,27 +53,22 @@ class Pipeline:
         settings: of the stages.
         root: folder that the table's paths are relative to.
         detect: False if every photo came with its box.
-        recogniser: for photos whose faces are compared; None compares none.
+        recognise: whether there are photos whose faces are compared.
 
     Raises:
-        ConfigError, FaceError: a detector, parser or model that is missing: before any photo is read.
+        FeedFaceError: a detector, parser or model that is missing: before any photo is read.
     """
 
-    def __init__(
-        self, settings: PrepareSettings, root: Path, detect: bool = True, recogniser: Recogniser | None = None
-    ) -> None:
+    def __init__(self, settings: PrepareSettings, root: Path, detect: bool, recognise: bool) -> None:
         self.stages: list[Callable[[Batch], Batch]] = [
-            Read(),
-            Detect(settings.detect if detect else None),
-            Filter(settings.filter),
-            Crop(settings.crop),
+            FindFace(settings.detect if detect else None, settings.filter, settings.crop),
             Mask(settings.mask, root),
             Caption(settings.caption),
+            Write(Path(settings.output)),
         ]
-        if recogniser is not None:
-            wanted = partial(compares_faces, settings=settings.identity)
-            self.stages.append(Recognise(recogniser, wanted, required=settings.identity.source == "cluster"))
-        self.stages.append(Write(Path(settings.output)))
+        if recognise:
+            recogniser = load_recogniser(settings.identity, settings.detect)
+            self.stages.insert(-1, Recognise(recogniser, settings.identity))
 
     def __call__(self, batch: Batch) -> Batch:
         for stage in self.stages:
@@ -86,62 +80,62 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
     """Prepare the photos and return the summary.
 
     Raises:
-        InputError: no photos, a table that cannot be used, or an output folder that another run writes to.
-        ConfigError, FaceError: settings that cannot be used, or a model that is missing.
+        FeedFaceError: no photos, a table or settings that cannot be used, a model that is missing, or an output folder
+            that another run writes to.
     """
+    from filelock import FileLock, Timeout
+
     if settings.identity.source == "pattern" or settings.identity.pattern is not None:
         compile_pattern(settings.identity.pattern)
     output = Path(settings.output).expanduser()
     settings = settings.model_copy(update={"output": str(output)})
     photos, root = find_photos(settings.photos, output)
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
-        return _prepare(settings, photos, root, output, progress)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder; the system lets go of the lock however this one ends."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(output / "prepare.lock")
-    try:
-        lock.acquire(timeout=0)
+    try:  # the system lets go of the lock however this process ends
+        with FileLock(output / "prepare.lock", timeout=0):
+            return _prepare(settings, photos, root, output, progress)
     except Timeout as error:
-        raise InputError(f"{output}: another trainer.prepare is writing to this folder") from error
-    try:
-        yield
-    finally:
-        lock.release()
+        raise TrainerError(f"{output}: another trainer.prepare is writing to this folder") from error
 
 
 def _prepare(
     settings: PrepareSettings, photos: list[Photo], root: Path, output: Path, progress: bool
 ) -> dict[str, Any]:
     recogniser, why_not = _recogniser(settings, photos)
-    journal = Journal(output, _stage_settings(settings), None if recogniser is None else recogniser.name)
-    journal.load()
-    wants_caption = settings.caption.model is not None
+    # What the outcome of the stages depends on.
+    depends = settings.model_dump(include={"detect", "filter", "crop", "mask"})
+    depends["versions"] = [crops.VERSION, masks.VERSION, pictures.VERSION]
+    depends["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
+    journal = Journal(output, json.dumps(depends, sort_keys=True), recogniser and recogniser.name)
     wanted = "found" if settings.identity.source == "cluster" else "looked for"
 
     def done_before(photo: Photo) -> bool:
         compared = recogniser is not None and compares_faces(photo, settings.identity)
-        return journal.restore(photo, wants_caption, wanted if compared else "no")
+        return journal.restore(photo, settings.caption.model is not None, wanted if compared else "no")
 
     todo = [photo for photo in photos if not done_before(photo)]
     if len(todo) < len(photos):
         logger.info("%d of %d photos were done before", len(photos) - len(todo), len(photos))
-    done = {photo.id: photo for photo in _work(settings, root, todo, journal, recogniser, progress)}
+    done = {}
+    for photo in _work(settings, root, todo, recogniser is not None, progress):
+        journal.add(photo)
+        done[photo.id] = photo
     photos = [done.get(photo.id, photo) for photo in photos]
-    _finish_captions(photos, settings)
+    for photo in photos:
+        _finish_caption(photo, required=settings.caption.missing == "drop")
     kept = [photo for photo in photos if photo.kept]
-    limit = None if recogniser is None else settings.identity.distance or recogniser.distance
-    people = identify(kept, settings.identity, limit, why_not)
-    _finish_rows(kept, people, output)
-    write_rows(output / f"manifest.{settings.manifest}", [photo.row for photo in photos if photo.kept])
-    _write_json_lines(output / "dropped.jsonl", photos)
+    people = identify(
+        kept, settings.identity, recogniser and (settings.identity.distance or recogniser.distance), why_not
+    )
+    for photo in kept:
+        row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people.names[photo.id]}
+        photo.row = {name: row[name] for name in (*_COLUMNS, *(name for name in row if name not in _COLUMNS))}
+    dropped = [{"id": own.id, "reason": own.reason, "detail": own.detail} for own in photos if not own.kept]
     summary = summarise(photos, people, DUPLICATE_DISTANCE)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_rows(output / f"manifest.{settings.manifest}", [photo.row for photo in kept])
+    write_rows(output / "dropped.jsonl", dropped)
+    with replacing(output / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if settings.sheet:
         contact_sheet(photos, output, settings.sheet)
     return summary
@@ -151,102 +145,59 @@ def _recogniser(settings: PrepareSettings, photos: Sequence[Photo]) -> tuple[Rec
     """The recogniser if faces have to be compared, or None and why not.
 
     Raises:
-        ConfigError: if faces have to be compared and there is no recogniser, or not the one that was asked for.
+        TrainerError: if faces have to be compared and there is no recogniser, or not the one that was asked for.
     """
     if not any(compares_faces(photo, settings.identity) for photo in photos):
         return None, ""
     try:
         return load_recogniser(settings.identity, settings.detect), ""
-    except ConfigError as error:
+    except TrainerError as error:
         if settings.identity.source == "cluster" or settings.identity.recogniser != "auto":
             raise
         return None, str(error)
 
 
-def _stage_settings(settings: PrepareSettings) -> str:
-    """What the outcome of the stages depends on."""
-    parts = settings.model_dump(include={"detect", "filter", "crop", "mask"})
-    parts["versions"] = [crops.VERSION, parsing.VERSION, pictures.VERSION]
-    parts["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
-    return json.dumps(parts, sort_keys=True)
-
-
 def _work(
-    settings: PrepareSettings,
-    root: Path,
-    todo: Sequence[Photo],
-    journal: Journal,
-    recogniser: Recogniser | None,
-    progress: bool,
+    settings: PrepareSettings, root: Path, todo: Sequence[Photo], recognise: bool, progress: bool
 ) -> Iterator[Photo]:
+    """The photos through the pipeline, here or in other processes, in their order."""
     from tqdm import tqdm
 
     if not todo:
         return
-    detect = any("bbox" not in photo.given for photo in todo)
     size = settings.batch_size
-    batches = [list(todo[place : place + size]) for place in range(0, len(todo), size)]
-    try:
-        with tqdm(total=len(todo), unit="photo", disable=None if progress else True) as bar:
-            for batch in _run(settings, root, detect, recogniser, batches):
-                for photo in batch:
-                    journal.add(photo)
-                    yield photo
-                bar.update(len(batch))
-    finally:
-        journal.close()
+    batches = [list(todo[start : start + size]) for start in range(0, len(todo), size)]
+    arguments = settings, root, any("bbox" not in photo.given for photo in todo), recognise
+    pipeline = Pipeline(*arguments)  # in any case: an error elsewhere would have no message
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(todo), unit="photo", disable=None if progress else True))
+        results = map(pipeline, batches)
+        if settings.workers:
+            # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
+            pool = ProcessPoolExecutor(settings.workers, get_context("spawn"), _start_worker, arguments)
+            results = stack.enter_context(pool).map(_work_on, batches)
+        for batch in results:
+            yield from batch
+            bar.update(len(batch))
 
 
-def _run(
-    settings: PrepareSettings, root: Path, detect: bool, recogniser: Recogniser | None, batches: Iterable[Batch]
-) -> Iterator[Batch]:
-    """The batches through the pipeline, here or in other processes, in their order."""
-    pipeline = Pipeline(settings, root, detect, recogniser)  # in any case: an error elsewhere would have no message
-    if settings.workers == 0:
-        yield from map(pipeline, batches)
-        return
-    # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
-    context = get_context("spawn")
-    arguments = (settings, root, detect, recogniser is not None)
-    with ProcessPoolExecutor(settings.workers, context, _start_worker, arguments) as pool:
-        yield from pool.map(_work_on, batches)
-
-
-_pipeline: Pipeline | None = None
-
-
-def _start_worker(settings: PrepareSettings, root: Path, detect: bool, recognise: bool) -> None:
+def _start_worker(*arguments: Any) -> None:
     global _pipeline
     torch.set_num_threads(1)
-    recogniser = load_recogniser(settings.identity, settings.detect) if recognise else None
-    _pipeline = Pipeline(settings, root, detect, recogniser)
+    _pipeline = Pipeline(*arguments)
 
 
 def _work_on(batch: Batch) -> Batch:
-    assert _pipeline is not None
     return _pipeline(batch)
 
 
-def _finish_captions(photos: Sequence[Photo], settings: PrepareSettings) -> None:
+def _finish_caption(photo: Photo, required: bool) -> None:
     """Captions may change from run to run without working on the photos again."""
-    for photo in photos:
-        if not photo.kept:
-            continue
-        caption = photo.given.get("caption")
-        if caption:
-            photo.row["caption"] = caption
-            photo.row.pop("captioned_by", None)
-        elif not photo.row.get("caption"):
-            photo.row["caption"] = ""
-            if settings.caption.missing == "drop":
-                photo.reason = "no caption"
-
-
-def _finish_rows(kept: Sequence[Photo], people: People, output: Path) -> None:
-    """The manifest's rows, with their columns in order."""
-    for photo in kept:
-        row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people.names[photo.id]}
-        photo.row = {name: row[name] for name in (*_COLUMNS, *(name for name in row if name not in _COLUMNS))}
+    if caption := photo.given.get("caption"):
+        photo.row["caption"] = caption
+        photo.row.pop("captioned_by", None)
+    elif photo.kept and not photo.row.get("caption"):
+        photo.row["caption"], photo.reason = "", "no caption" if required else ""
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -257,21 +208,12 @@ def _relative(path: Path, folder: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _write_json_lines(path: Path, photos: Sequence[Photo]) -> None:
-    lines = [
-        json.dumps({"id": photo.id, "reason": photo.reason, "detail": photo.detail}, ensure_ascii=False) + "\n"
-        for photo in photos
-        if not photo.kept
-    ]
-    path.write_text("".join(lines), encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0 if photos were kept, 1 if none was or something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.prepare",
         description="Photos → manifest, face crops and masks.",
-        epilog="Settings (setting=value):\n" + describe(PrepareSettings),
+        epilog="Settings (setting=value):\n" + PrepareSettings.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("photos", help="a folder, a glob, or a CSV, JSONL or Parquet table")
@@ -280,15 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="a YAML file with settings")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = {"photos": options.photos, "output": options.output}
+    output = Path(options.output)
     try:
-        settings = load(PrepareSettings, options.config, options.settings, given)
+        settings = PrepareSettings.load(options.config, options.settings, photos=options.photos, output=options.output)
         summary = prepare(settings)
-    except (ConfigError, InputError, FaceError, OSError) as error:
+    except (FeedFaceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(summary))
-    output = Path(settings.output)
     if not summary["kept"]:
         print(f"error: no photo was kept; {output / 'dropped.jsonl'} says why", file=sys.stderr)
         return 1

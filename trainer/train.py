@@ -1,7 +1,7 @@
 """``python -m trainer.train CONFIG [name=value …]``: train an adapter.
 
-One process or several under ``accelerate launch`` or ``torchrun``; started again on the same output folder it
-goes on where it stopped. A signal writes a checkpoint and stops: see :mod:`trainer.training.stopping`.
+One process or several under ``accelerate launch`` or ``torchrun``; started again on the same output folder it goes on
+where it stopped. A signal writes a checkpoint and stops: see :mod:`trainer.training.stopping`.
 """
 
 from __future__ import annotations
@@ -11,57 +11,38 @@ from .training.stopping import StopRequest  # before what takes seconds to impor
 # isort: split
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import Config
 from .data.batch import Batch
-from .data.dataset import DataError, FaceDataset, TensorShapes, make_loader
-from .data.manifest import ManifestError, Record, common_rule, read_manifest
+from .data.dataset import FaceDataset, TensorShapes, make_loader
+from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
-from .settings import ConfigError, describe, load
-from .training.build import Parts, SetupError, build_parts
-from .training.checkpoint import CheckpointError, RunLock, RunLocked
-from .training.metrics import TrainingDiverged
-from .training.processes import MainProcessFailed, make_accelerator, on_main
-from .training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from .training.validation import Validation
+from .errors import exit_code
+from .models.adapter import Models, load_models
+from .training.adapter import adapter_trainer
+from .training.checkpoint import run_lock
+from .training.processes import be_deterministic, make_accelerator, on_main
 
 logger = logging.getLogger("trainer")
-
-#: What goes wrong with the input; anything else is a defect and shows its traceback.
-EXPECTED = (
-    ConfigError,
-    SetupError,
-    ManifestError,
-    DataError,
-    CheckpointError,
-    RunLocked,
-    TrainingDiverged,
-    MainProcessFailed,
-)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration that a command line names.
 
     Raises:
-        ConfigError: see :func:`trainer.settings.load`.
+        TrainerError: see :meth:`Config.load`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
         description="Train a face adapter.",
-        epilog="settings:\n" + describe(Config),
+        epilog="settings:\n" + Config.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", dest="option", help="the YAML file, if it does not come first")
@@ -73,24 +54,14 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         path = values.pop(0)
     if path is None:
         parser.error("give a configuration, such as trainer/configs/sd15.yaml")
-    return load(Config, path, values)
-
-
-def be_deterministic(config: Config) -> None:
-    """Deterministic kernels, so that a resumed run is bit-identical."""
-    if not config.train.deterministic:
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    return Config.load(path, values)
 
 
 def read_records(config: Config) -> list[Record]:
     """The photos of the run.
 
     Raises:
-        ManifestError: photos that cannot be used.
+        TrainerError: photos that cannot be used.
     """
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     for line in dropped[:5]:
@@ -100,19 +71,19 @@ def read_records(config: Config) -> list[Record]:
 
 
 def make_batches(
-    config: Config, accelerator: Accelerator, parts: Parts, records: Sequence[Record]
-) -> tuple[FaceDataset, Callable]:
+    config: Config, accelerator: Accelerator, models: Models, records: Sequence[Record]
+) -> tuple[FaceDataset, Callable[[int], Iterator[Batch]]]:
     """The samples, and a function from the first step to the batches of this process.
 
     Raises:
-        CacheError: cached features that cannot be used.
+        TrainerError: cached features that cannot be used.
     """
     cache = None
     if config.data.cache is not None:
-        from .cache import open_cache
+        from .models.features import open_cache
 
-        cache = open_cache(config, records, parts.base, parts.encoder)
-    dataset = FaceDataset(records, config, TensorShapes.of(parts.base, config.data.resolution), cache)
+        cache = open_cache(config, records, models.frozen, models.encoder)
+    dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)
 
     def batches(start: int) -> Iterator[Batch]:
         order = GlobalBatches(
@@ -131,77 +102,58 @@ def make_batches(
     return dataset, batches
 
 
-def make_validation(
-    config: Config, accelerator: Accelerator, parts: Parts, dataset: FaceDataset, stop: StopRequest
-) -> Validation | None:
-    """What makes validation pictures on the main process; None on the others, or when there are to be none."""
-    if config.train.validate_every is None:
-        return None
-    from .training.validation import Validation
-
-    return on_main(accelerator, lambda: Validation(config, parts, dataset, accelerator, lambda: stop.requested))
-
-
-def release_encoders(config: Config, parts: Parts) -> None:
+def release_encoders(config: Config, models: Models) -> None:
     """Free what a cached run does not need: text encoders, and without validation the autoencoder as well."""
-    if config.data.cache is None:
-        return
-    parts.base.release("text")
-    parts.encoder.release()
-    if config.train.validate_every is None:
-        parts.base.release("autoencoder")
+    if config.data.cache is not None:
+        models.frozen.release("text", *(["autoencoder"] if config.train.validate_every is None else []))
+        models.encoder.release()
 
 
 def train(config: Config) -> bool:
     """Train as configured; whether all steps are done."""
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.train, config.model.precision, config.optimiser.accumulation)
     logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    be_deterministic(config)
+    if config.train.deterministic:
+        be_deterministic()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        on_main(accelerator, lambda: stack.enter_context(RunLock(Path(config.train.output))))
+        on_main(accelerator, lambda: stack.enter_context(run_lock(Path(config.train.output))))
         if config.model.attention == "plain":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         records = read_records(config)
-        parts = build_parts(config, accelerator.device, common_rule(records))
-        dataset, batches = make_batches(config, accelerator, parts, records)
-        validation = make_validation(config, accelerator, parts, dataset, stop)
-        release_encoders(config, parts)
+        models = load_models(config, accelerator.device, common_rule(records))
+        dataset, batches = make_batches(config, accelerator, models, records)
+        validation = None
+        if config.train.validate_every is not None:
+            from .training.validation import Validation
+
+            make = lambda: Validation(config, models, dataset, accelerator, lambda: stop.requested)  # noqa: E731
+            validation = on_main(accelerator, make)
+        release_encoders(config, models)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = Trainer(config, accelerator, parts, batches, validation, dataset.described(), lambda: stop.requested)
-        stop.listen(trainer.save_beside)
-        count = sum(value.numel() for value in trainer.parameters.values())
+        trainer = adapter_trainer(config, accelerator, models, batches, validation, dataset.described(), stop)
         logger.info(
             "%s: %d branches, %.1f M trained parameters; step %d of %d; %d process(es)",
-            parts.base.family,
-            len(parts.adapter.branches),
-            count / 1e6,
-            trainer.done,
+            models.frozen.family,
+            len(models.adapter.branches),
+            sum(value.numel() for value in models.adapter.parameters()) / 1e6,
+            trainer.state.done,
             config.train.steps,
             accelerator.num_processes,
         )
         finished = trainer.run()
         accelerator.end_training()
-    told = "done" if finished else "stopped"
-    logger.info(
-        "%s at step %d. Write the adapter with: python -m trainer.export %s", told, trainer.done, config.train.output
-    )
+    how = "done" if finished else "stopped"
+    advice = f"Write the adapter with: python -m trainer.export {config.train.output}"
+    logger.info("%s at step %d. %s", how, trainer.state.done, advice)
     return finished
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when trained or stopped on request, 1 for an error of the input."""
-    from .models.face_encoder import EncoderError
-    from .models.frozen_model import BaseError
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train(parse(arguments))
-    except (*EXPECTED, BaseError, EncoderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: train(parse(arguments)))
 
 
 if __name__ == "__main__":

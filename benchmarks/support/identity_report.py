@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+MEASURES = ("top1", "similarity", "prompt", "background")
 TITLES = {
     "main": "Without a face",
     "references": "References",
@@ -14,41 +17,37 @@ TITLES = {
     "training": "Along the training",
     "scales": "Text and face scales",
 }
+TEXT = """# Identity benchmark
+
+`python run.py bench identity` wrote this page from one run of {seconds} s: the \
+[small model](../models/feedface_small/README.md) draws {identities} people that no part of it was trained on, \
+{prompts} prompts each, {steps} sampling steps, and a recogniser that never conditions anything judges the pictures.
+
+- **top-1**: share told to be the right one of the {identities} people; chance is {chance:.3f}. Of other pictures of \
+them, as they were drawn, the recogniser names {ceiling[drawn]:.3f}, and {ceiling[decoded]:.3f} once they went through \
+the autoencoder: no model can be better.
+- **similarity**: mean-centred cosine to the pictures of the person that the recogniser knows.
+- **prompt**: share of the caption's attributes read back from the picture.
+- **background**: mean absolute difference (0…1) from the frozen model's picture, outside both heads.
+- Brackets are 95 % bootstrap intervals over people. Unless the row says otherwise: four references, concatenated, \
+joint guidance with scale 2 (cfg 3). Every row draws from the same noise.
+
+## What was to come out
+"""
 
 
 def write_report(result: dict, folder: Path) -> Path:
     """Writes ``identity.md`` and its plots into ``folder``; returns the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
-    chance, rows = result["chance"], result["rows"]
-    lines = [
-        "# Identity benchmark",
-        "",
-        f"`python run.py bench identity` wrote this page from one run of {result['seconds']} s: the "
-        f"[small model](../models/feedface_small/README.md) draws {result['identities']} people that no part of it was "
-        f"trained on, {result['prompts']} prompts each, {result['steps']} sampling steps, and a recogniser that never "
-        "conditions anything judges the pictures.",
-        "",
-        f"- **top-1**: share told to be the right one of the {result['identities']} people; chance is {chance:.3f}. Of "
-        f"other pictures of them, as they were drawn, the recogniser names {result['ceiling']['drawn']:.3f}, and "
-        f"{result['ceiling']['decoded']:.3f} once they went through the autoencoder: no model can be better.",
-        "- **similarity**: mean-centred cosine to the pictures of the person that the recogniser knows.",
-        "- **prompt**: share of the caption's attributes read back from the picture.",
-        "- **background**: mean absolute difference (0…1) from the frozen model's picture, outside both heads.",
-        "- Brackets are 95 % bootstrap intervals over people. Unless the row says otherwise: four references, "
-        "concatenated, joint guidance with scale 2 (cfg 3). Every row draws from the same noise.",
-        "",
-        "## What was to come out",
-        "",
-        *verdicts(result),
-    ]
+    rows, lines = result["rows"], [TEXT.format(**result), *verdicts(result), *findings(result)]
     for group in dict.fromkeys(row["group"] for row in rows):
-        part = [row for row in rows if row["group"] == group]
+        members = [row for row in rows if row["group"] == group]
         lines += ["", f"## {TITLES.get(group, group)}", ""]
         if group == "scales":
-            lines += [f"![Top-1 and prompt accuracy over text and face scale]({plot_scales(part, folder)})", ""]
-        elif group in ("references", "training") and all(row["point"] for row in part):
-            lines += [f"![Top-1 and similarity]({plot_line(part, group, folder)})", ""]
-        lines += markdown_table(part)
+            lines += [f"![Top-1 and prompt accuracy over text and face scale]({plot_scales(members, folder)})", ""]
+        elif group in ("references", "training"):
+            lines += [f"![Top-1 and similarity]({plot_line(members, group, folder)})", ""]
+        lines += markdown_table(members)
     if result["differences"]:
         lines += ["", "## Differences, picture by picture", "", *markdown_table(result["differences"], "{:+.3f}")]
     if result["absent"]:
@@ -58,16 +57,19 @@ def write_report(result: dict, folder: Path) -> Path:
     return path
 
 
-def markdown_table(rows: list[dict], number: str = "{:.3f}") -> list[str]:
+def interval(row: dict, measure: str, number: str = "{:.3f}", limit: str = "") -> str:
+    """A mean with its interval, such as ``0.708 [0.647, 0.765]``."""
+    low, high = ((limit or number).format(value) for value in row[f"{measure}_ci"])
+    return f"{number.format(row[measure])} [{low}, {high}]"
+
+
+def markdown_table(rows: Sequence[dict], number: str = "{:.3f}") -> list[str]:
     """A table of rows, figures in the format ``number``; with the cost where it differs."""
     costs = len({row.get("gflop") for row in rows}) > 1 and all("gflop" in row for row in rows)
     head = ["", "top-1", "similarity", "prompt", "background", *(["parameters", "GFLOP a step"] if costs else [])]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for row in rows:
-        cells = [row["name"]]
-        for measure in ("top1", "similarity", "prompt", "background"):
-            mean, low, high = (number.format(value) for value in (row[measure], *row[f"{measure}_ci"]))
-            cells.append(f"{mean} [{low}, {high}]")
+        cells = [row["name"], *(interval(row, measure, number) for measure in MEASURES)]
         cells += [f"{row['parameters'] / 1e6:.2f} M", f"{row['gflop']:.3f}"] if costs else []
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -76,122 +78,97 @@ def markdown_table(rows: list[dict], number: str = "{:.3f}") -> list[str]:
 def verdicts(result: dict) -> list[str]:
     """What the method should show, each with yes or no and the numbers; only what this run measured."""
     rows = {row["name"]: row for row in result["rows"]}
-    said = []
-
-    def say(holds: bool, text: str) -> None:
-        said.append(f"- {'yes' if holds else '**no**'}: {text}")
-
+    said: list[tuple[bool, str]] = []
     best, plain, one = rows.get("4 references"), rows.get("no face"), rows.get("1 reference")
     if best and plain:
-        chance = result["chance"]
-        say(best["top1"] >= 20 * chance, f"20 × chance: {best['top1']:.3f}, which is {best['top1'] / chance:.0f} ×")
-        times = f", so {best['top1'] / plain['top1']:.0f} ×" if plain["top1"] else ""
-        say(best["top1"] >= 5 * plain["top1"], f"5 × the model without a face, which has {plain['top1']:.3f}{times}")
-        lost = plain["prompt"] - best["prompt"]
-        say(lost <= 0.10, f"prompt accuracy within 10 points: {plain['prompt']:.3f} → {best['prompt']:.3f}")
+        times = best["top1"] / result["chance"]
+        said.append((times >= 20, f"20 × chance: {best['top1']:.3f}, which is {times:.0f} ×"))
+        of_plain = f", so {best['top1'] / plain['top1']:.0f} ×" if plain["top1"] else ""
+        text = f"5 × the model without a face, which has {plain['top1']:.3f}{of_plain}"
+        said.append((best["top1"] >= 5 * plain["top1"], text))
+        text = f"prompt accuracy within 10 points: {plain['prompt']:.3f} → {best['prompt']:.3f}"
+        said.append((plain["prompt"] - best["prompt"] <= 0.10, text))
     if best and one:
-        better = best["top1"] > one["top1"]
         near = f"similarity {best['similarity']:.3f} against {one['similarity']:.3f}"
-        say(better, f"4 references better than 1: {best['top1']:.3f} against {one['top1']:.3f}, {near}")
-    losses = {name: rows.get(f"{name} loss") for name in ("regularised", "standard", "mask")}
-    if all(losses.values()):
-        drift = {name: row["background"] for name, row in losses.items()}
-        least = min(drift, key=drift.get) == "regularised"
-        named = ", ".join(f"{name} {value:.4f}" for name, value in drift.items())
-        told = ", ".join(f"{name} {row['top1']:.3f}" for name, row in losses.items())
-        say(least, f"the regularised loss keeps the background best: drift {named}; top-1 {told}")
-    return said + findings(result)
+        text = f"4 references better than 1: {best['top1']:.3f} against {one['top1']:.3f}, {near}"
+        said.append((best["top1"] > one["top1"], text))
+    losses = {name: rows[f"{name} loss"] for name in ("regularised", "standard", "mask") if f"{name} loss" in rows}
+    if len(losses) == 3:
+        least = min(losses, key=lambda name: losses[name]["background"])
+        drift = ", ".join(f"{name} {row['background']:.4f}" for name, row in losses.items())
+        top1 = ", ".join(f"{name} {row['top1']:.3f}" for name, row in losses.items())
+        text = f"the regularised loss keeps the background best: drift {drift}; top-1 {top1}"
+        said.append((least == "regularised", text))
+    return [f"- {'yes' if holds else '**no**'}: {text}" for holds, text in said]
 
 
 def findings(result: dict) -> list[str]:
     """What the comparisons found that have no expected outcome; only what this run measured."""
-    found, named = [], {row["name"]: row for row in result["rows"]}
+    found, rows = [], {row["name"]: row for row in result["rows"]}
     apart = {row["name"]: row for row in result["differences"]}
-    own = apart.get("retrieval − no retrieval")
-    if own:
-        low, high = own["top1_ci"]
+    if own := apart.get("retrieval − no retrieval"):
         found.append(
             "- retrieval (the reference is another photo of the person) instead of the target's own face: top-1 "
-            f"{own['top1']:+.3f} [{low:+.3f}, {high:+.3f}], prompt {own['prompt']:+.3f}, background "
-            f"{own['background']:+.4f}"
+            f"{interval(own, 'top1', '{:+.3f}')}, prompt {own['prompt']:+.3f}, background {own['background']:+.4f}"
         )
-    full = named.get("full branches")
-    cheaper = [row for row in result["rows"] if f"{row['name']} − full branches" in apart]
-    if full and cheaper:
+    cheaper = [row for name, row in rows.items() if f"{name} − full branches" in apart]
+    if (full := rows.get("full branches")) and cheaper:
         # as good: the interval of the paired difference does not lie below zero
         equal = [row for row in cheaper if apart[f"{row['name']} − full branches"]["top1_ci"][1] >= 0]
         cheapest = min([full, *equal], key=lambda row: row["gflop"])
-        share = cheapest["gflop"] / full["gflop"]
-        what = (
-            "none is cheaper than full branches"
-            if cheapest is full
-            else (
-                f"{cheapest['name']}, {share:.0%} of the operations and "
-                f"{cheapest['parameters'] / full['parameters']:.0%} of the parameters, top-1 {cheapest['top1']:.3f} "
-                f"against {full['top1']:.3f}"
-            )
-        )
+        what = "none is cheaper than full branches"
+        if cheapest is not full:
+            share, parameters = (cheapest[cost] / full[cost] for cost in ("gflop", "parameters"))
+            what = f"{cheapest['name']}, {share:.0%} of the operations and {parameters:.0%} of the parameters, "
+            what += f"top-1 {cheapest['top1']:.3f} against {full['top1']:.3f}"
         found.append(f"- the cheapest branch that is not worse than full branches, picture by picture: {what}")
     return found
 
 
-def plot_line(rows: list[dict], group: str, folder: Path) -> str:
-    """Top-1 and similarity over the rows' point, with intervals; a line for each combination."""
+def _figure(height: float) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    kinds = {
-        "concatenated": [r for r in rows if "averaged" not in r["name"]],
-        "averaged": [r for r in rows if "averaged" in r["name"]],
-    }
-    for axis, measure in zip(axes, ("top1", "similarity"), strict=True):
-        for label, part in kinds.items():
-            if part:
-                x = [row["point"][0] for row in part]
-                y = [row[measure] for row in part]
-                spread = [
-                    [v - row[f"{measure}_ci"][0] for v, row in zip(y, part, strict=True)],
-                    [row[f"{measure}_ci"][1] - v for v, row in zip(y, part, strict=True)],
-                ]
+    return pyplot.subplots(1, 2, figsize=(8, height), layout="constrained")
+
+
+def plot_line(rows: Sequence[dict], group: str, folder: Path) -> str:
+    """Top-1 and similarity over the rows' point, with intervals; a line for each combination. Returns the file's
+    name."""
+    figure, axes = _figure(3)
+    averaged = [row for row in rows if "averaged" in row["name"]]
+    lines = {"concatenated": [row for row in rows if row not in averaged], "averaged": averaged}
+    for axis, measure, title in zip(axes, ("top1", "similarity"), ("top-1", "similarity"), strict=True):
+        for label, line in lines.items():
+            if line:
+                x, y = [row["point"][0] for row in line], [row[measure] for row in line]
+                spread = [[abs(row[measure] - row[f"{measure}_ci"][end]) for row in line] for end in (0, 1)]
                 axis.errorbar(x, y, spread, marker="o", capsize=3, label=label)
-        axis.set_title({"top1": "top-1", "similarity": "similarity"}[measure])
-        axis.set_xlabel({"references": "references", "training": "per cent of the training"}[group])
+        axis.set(title=title, xlabel="references" if group == "references" else "per cent of the training")
         axis.set_xticks(sorted({row["point"][0] for row in rows}))
         axis.set_ylim(bottom=0)
-        if kinds["averaged"]:
+        if averaged:
             axis.legend()
-    name = f"identity_{group}.png"
-    figure.savefig(folder / name, dpi=110)
-    pyplot.close(figure)
-    return name
+    figure.savefig(folder / f"identity_{group}.png", dpi=110)
+    return f"identity_{group}.png"
 
 
-def plot_scales(rows: list[dict], folder: Path) -> str:
-    """Two maps over text scale and face scale: top-1 and prompt accuracy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    texts = sorted({row["point"][0] for row in rows})
-    faces = sorted({row["point"][1] for row in rows})
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    for axis, measure in zip(axes, ("top1", "prompt"), strict=True):
+def plot_scales(rows: Sequence[dict], folder: Path) -> str:
+    """Two maps over text scale and face scale: top-1 and prompt accuracy. Returns the file's name."""
+    texts, faces = (sorted({row["point"][i] for row in rows}) for i in (0, 1))
+    figure, axes = _figure(3.4)
+    for axis, measure, title in zip(axes, ("top1", "prompt"), ("top-1", "prompt accuracy"), strict=True):
         found = {tuple(row["point"]): row[measure] for row in rows}
-        grid = [[found[(text, face)] for face in faces] for text in texts]
-        image = axis.imshow(grid, origin="lower", vmin=0, vmax=1, cmap="viridis")
-        for i, line in enumerate(grid):
-            for j, value in enumerate(line):
+        image = axis.imshow([[found[t, f] for f in faces] for t in texts], origin="lower", vmin=0, vmax=1)
+        for i, text in enumerate(texts):
+            for j, face in enumerate(faces):
+                value = found[text, face]
                 axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
-        axis.set_xticks(range(len(faces)), [f"{v:g}" for v in faces])
-        axis.set_yticks(range(len(texts)), [f"{v:g}" for v in texts])
-        axis.set_xlabel("face scale")
-        axis.set_ylabel("text scale")
-        axis.set_title({"top1": "top-1", "prompt": "prompt accuracy"}[measure])
+        axis.set_xticks(range(len(faces)), [f"{scale:g}" for scale in faces])
+        axis.set_yticks(range(len(texts)), [f"{scale:g}" for scale in texts])
+        axis.set(xlabel="face scale", ylabel="text scale", title=title)
         figure.colorbar(image, ax=axis)
     figure.savefig(folder / "identity_scales.png", dpi=110)
-    pyplot.close(figure)
     return "identity_scales.png"

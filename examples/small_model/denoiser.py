@@ -1,7 +1,7 @@
-"""The small text-to-image U-Net: Stable Diffusion's layout on the 16 × 8 × 8 latent, trained on captions alone.
+"""The small text-to-image U-Net: Stable Diffusion's layout on the autoencoder's latent, trained on captions alone.
 
-It predicts the velocity (Salimans & Ho 2022, appendix D), v = α_t·ε − σ_t·x, on Stable Diffusion's noise schedule,
-together with the text encoder. Captions say nothing about who is shown, so neither does the model.
+It predicts the velocity (Salimans & Ho 2022, appendix D) on Stable Diffusion's noise schedule, together with the text
+encoder. Captions say nothing about who is shown, so neither does the model.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from . import text
 from .autoencoder import CHANNELS
 from .drawing import People
-from .loop import LoopConfig, train
-from .people import SIZE
+from .settings import Stage
+from .training import train
 
-LOOP = LoopConfig(steps=4000, batch=32, rate=1.5e-3, warmup=100, weight_decay=0.02, average=0.995, seed=7)
 EMPTY = 0.1  # share of empty captions, for guidance
 
 
-def create() -> UNet2DConditionModel:
-    """An untrained U-Net with transformers at 8 × 8, at 4 × 4 and in the middle."""
+def create(size: int = 64) -> UNet2DConditionModel:
+    """An untrained U-Net for pictures with ``size`` pixels a side; transformers on both levels and in the middle."""
     torch.manual_seed(4)
     return UNet2DConditionModel(
-        sample_size=SIZE // 8,
+        sample_size=size // 8,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
         block_out_channels=(128, 128),
@@ -59,56 +58,30 @@ def scheduler() -> DDIMScheduler:
 class TextToImage(nn.Module):
     """Text encoder and U-Net, trained together."""
 
-    def __init__(self, tokenizer: CLIPTokenizer):
+    def __init__(self, tokenizer: CLIPTokenizer, size: int = 64):
         super().__init__()
         self.text_encoder: CLIPTextModel = text.create(tokenizer)
-        self.unet = create()
+        self.unet = create(size)
 
 
 def train_denoiser(
-    people: People, latents: np.ndarray, tokenizer: CLIPTokenizer, folder: Path, loop: LoopConfig = LOOP, log=print
+    people: People, latents: Tensor, tokenizer: CLIPTokenizer, folder: Path, stage: Stage
 ) -> TextToImage:
-    """Trains on ``latents`` ``(N, 32, 8, 8)``, means then standard deviations, with captions drawn anew at each
-    step."""
-    model = TextToImage(tokenizer)
-    alphas = scheduler().alphas_cumprod
+    """Trains on ``latents`` ``(N, 32, h, w)``, means then standard deviations, with captions drawn anew each time."""
+    model, schedule, batch = TextToImage(tokenizer, people.size), scheduler(), stage.batch_size
 
-    def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        index = np.sort(rng.integers(len(latents), size=loop.batch))
+    def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(people), size=batch)
         captions = [people.words(i, rng) if rng.random() >= EMPTY else "" for i in index]
-        mean, std = torch.from_numpy(latents[index].astype(np.float32)).chunk(2, 1)
+        mean, std = latents[index].float().chunk(2, 1)
         x = mean + std * torch.randn_like(mean)
         noise = torch.randn_like(x)
         # stratified: each step of the optimiser sees all of the schedule
-        t = torch.from_numpy((np.arange(loop.batch) + rng.random(loop.batch)) / loop.batch * 1000).long()
-        t = t[torch.from_numpy(rng.permutation(loop.batch))]
-        alpha, sigma = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
+        t = torch.from_numpy(rng.permutation((np.arange(batch) + rng.random(batch)) / batch * 1000)).long()
         # plain matrix products: on a CPU the backward pass of the fused attention takes longer than all the rest
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+        with sdpa_kernel(SDPBackend.MATH):
             states = model.text_encoder(text.tokenize(tokenizer, captions)).last_hidden_state
-            v = model.unet(alpha * x + sigma * noise, t, states).sample
-        return {"loss": F.mse_loss(v.float(), alpha * noise - sigma * x)}
+            v = model.unet(schedule.add_noise(x, noise, t), t, states).sample
+        return {"loss": F.mse_loss(v.float(), schedule.get_velocity(x, noise, t))}
 
-    return train("denoiser", folder, model, loop, loss_of, log)
-
-
-@torch.no_grad()
-def sample(
-    model: TextToImage,
-    tokenizer: CLIPTokenizer,
-    captions: list[str],
-    seed: int = 0,
-    steps: int = 25,
-    scale: float = 3.0,
-) -> Tensor:
-    """Latents ``(N, 16, 8, 8)`` of unit variance for captions, with classifier-free guidance: ε_∅ + scale·(ε_t −
-    ε_∅)."""
-    schedule = scheduler()
-    schedule.set_timesteps(steps)
-    states = model.text_encoder(text.tokenize(tokenizer, captions + [""] * len(captions))).last_hidden_state
-    x = torch.randn(len(captions), CHANNELS, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(seed))
-    for t in schedule.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
-            told, untold = model.unet(torch.cat([x, x]), t, states).sample.float().chunk(2)
-        x = schedule.step(untold + scale * (told - untold), t, x).prev_sample
-    return x
+    return train(folder, model, stage, losses)

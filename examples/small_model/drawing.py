@@ -1,144 +1,176 @@
-"""Drawing the synthetic people with Node.js, and reading them back."""
+"""Drawing the synthetic people with Node.js, as a data set of the trainer, and reading them back."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-from .people import ATTRIBUTES, CANVAS, SIZE, SPLITS, PeopleConfig, Scene, specs_of
+from trainer.data.manifest import read_rows, write_rows
+from trainer.errors import TrainerError
+
+from .people import ATTRIBUTES, caption, detector_box, specs_of
+from .settings import PeopleSettings
+
+SHARD = 100  # people drawn at once
 
 
 def install_renderer(folder: Path) -> Path:
     """Puts the renderer and its pinned packages into ``folder`` with npm, once.
 
     Raises:
-        RuntimeError: node or npm is missing, or the installation failed.
+        TrainerError: node or npm is missing, or the installation failed.
     """
-    source = Path(__file__).parent / "render"
     for tool in ("node", "npm"):
         if shutil.which(tool) is None:
-            raise RuntimeError(
+            raise TrainerError(
                 f"{tool} is not on PATH; drawing the synthetic people needs Node.js 18 or newer with npm"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("render.mjs", "package.json", "package-lock.json"):
-        shutil.copyfile(source / name, folder / name)
+    shutil.copytree(Path(__file__).parent / "render", folder, dirs_exist_ok=True)
     if not (folder / "node_modules" / "facesjs").is_dir():
         done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"npm ci failed in {folder}:\n{done.stderr[-2000:]}")
+            raise TrainerError(f"npm ci failed in {folder}:\n{done.stderr[-2000:]}")
     return folder
 
 
 def parts_of(renderer: Path) -> dict:
     """What facesjs can draw: ``{"ids": {part: [names]}, "genders": {part: [genders]}}``."""
-    return json.loads(
-        subprocess.run(["node", "render.mjs", "--parts"], cwd=renderer, capture_output=True, check=True).stdout
-    )
+    command = ["node", "render.mjs", "--parts"]
+    return json.loads(subprocess.run(command, cwd=renderer, capture_output=True, check=True).stdout)
 
 
-def render(renderer: Path, specs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Draws scenes.
+def render(renderer: Path, specs: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Draws scenes of one size.
 
     Returns:
-        Pictures ``(N, SIZE, SIZE, 3)`` and masks ``(N, SIZE, SIZE)``, unsigned bytes; head and hair are 255.
+        Pictures ``(N, S, S, 3)``, each pixel the mean of 2 × 2 drawn ones, and masks ``(N, S, S)``, unsigned bytes;
+        head and hair are 255.
     """
-    lines = "\n".join(json.dumps(s) for s in specs).encode()
+    lines = "\n".join(json.dumps(spec) for spec in specs).encode()
     done = subprocess.run(["node", "render.mjs"], cwd=renderer, input=lines, capture_output=True)
-    each = CANVAS * CANVAS * 3 + SIZE * SIZE
+    drawn, side = specs[0]["size"], specs[0]["mask_size"]
+    each = drawn * drawn * 3 + side * side
     if done.returncode or len(done.stdout) != each * len(specs):
-        raise RuntimeError(
+        raise TrainerError(
             f"the renderer gave {len(done.stdout)} bytes for {len(specs)} pictures, expected {each * len(specs)}: "
             f"{done.stderr.decode()[-2000:]}"
         )
     raw = np.frombuffer(done.stdout, np.uint8).reshape(len(specs), each)
-    drawn = raw[:, : CANVAS * CANVAS * 3].reshape(-1, SIZE, CANVAS // SIZE, SIZE, CANVAS // SIZE, 3)
-    pictures = (drawn.astype(np.float32).mean((2, 4)) + 0.5).astype(np.uint8)
-    return pictures, raw[:, CANVAS * CANVAS * 3 :].reshape(-1, SIZE, SIZE)
+    fine = raw[:, : -side * side].reshape(-1, side, drawn // side, side, drawn // side, 3)
+    pictures = (fine.astype(np.float32).mean((2, 4)) + 0.5).astype(np.uint8)
+    return pictures, raw[:, -side * side :].reshape(-1, side, side)
 
 
-def build(root: Path, config: PeopleConfig, shard: int = 100, log=print, splits: Iterable[str] = tuple(SPLITS)) -> None:
-    """Draws the splits into ``root/<split>/{pictures,masks}.npy`` and ``records.jsonl``, in shards of ``shard``
-    identities.
+def draw(root: Path, settings: PeopleSettings, splits: Iterable[str] = (), log=print) -> None:
+    """Draws splits (all of them by default) into ``root/<split>``: a manifest of the trainer, pictures and masks.
 
-    A shard that is already there is left alone, so an interrupted build goes on where it stopped.
+    :data:`SHARD` people have a folder, which appears when it is complete: an interrupted drawing goes on behind it.
+
+    Raises:
+        TrainerError: the folder holds people of other settings, or the renderer fails.
     """
     renderer = install_renderer(root / "renderer")
     parts = parts_of(renderer)
-    for split in splits:
-        identities, pictures = config.count(split)
-        folder = root / split
+    for split in splits or settings.splits:
+        folder, identities = root / split, settings.splits[split].identities
         folder.mkdir(parents=True, exist_ok=True)
-        state = folder / "config.json"
-        wanted = json.dumps(asdict(config))
+        wanted = settings.model_dump_json(exclude={"splits"}) + settings.splits[split].model_dump_json()
+        state = folder / "settings.json"
         if state.is_file() and state.read_text() != wanted:
-            raise RuntimeError(
+            raise TrainerError(
                 f"{folder} was drawn with {state.read_text()}, now asked for {wanted}; remove it to draw it anew"
             )
         state.write_text(wanted)
-        shape = (identities * pictures, SIZE, SIZE, 3)
-        arrays = [_open(folder / "pictures.npy", shape), _open(folder / "masks.npy", shape[:3])]
-        progress = folder / "shards.txt"
-        done = len(progress.read_text().split()) if progress.is_file() else 0
-        for start in range(done * shard, identities, shard):
-            pairs = [p for i in range(start, min(start + shard, identities)) for p in specs_of(parts, config, split, i)]
-            at = slice(start * pictures, start * pictures + len(pairs))
-            for array, drawn in zip(arrays, render(renderer, [spec for spec, _ in pairs]), strict=True):
-                array[at] = drawn
-                array.flush()
-            with progress.open("a") as file:
-                file.write(f"{start}\n")
-            log(f"people {split}: {start + shard} of {identities} identities")
-        records = (r for i in range(identities) for _, r in specs_of(parts, config, split, i))
-        if not (folder / "records.jsonl").is_file():
-            text = "".join(json.dumps(r) + "\n" for r in records)
-            (folder / "records.tmp").write_text(text)
-            (folder / "records.tmp").replace(folder / "records.jsonl")
+        rows: list[dict] = []
+        for first in range(0, identities, SHARD):
+            people = range(first, min(first + SHARD, identities))
+            specs, records = zip(*(pair for i in people for pair in specs_of(parts, settings, split, i)), strict=True)
+            shard = folder / f"{first:05d}"
+            if not shard.is_dir():
+                _write_shard(shard, records, render(renderer, specs))
+                log(f"people {split}: {people.stop} of {identities}")
+            rows += [_row(record, shard.name, len(rows) + i, settings.size) for i, record in enumerate(records)]
+        write_rows(folder / "manifest.jsonl", rows)
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="r+" if path.is_file() else "w+", dtype=np.uint8, shape=shape)
+def _write_shard(shard: Path, records: Sequence[dict], drawn: tuple[np.ndarray, np.ndarray]) -> None:
+    with tempfile.TemporaryDirectory(dir=shard.parent) as folder:
+        unfinished = Path(folder) / shard.name
+        unfinished.mkdir()
+        for record, picture, mask in zip(records, *drawn, strict=True):
+            Image.fromarray(picture).save(unfinished / f"{record['id']}.png", compress_level=1)
+            Image.fromarray(mask).save(unfinished / f"{record['id']}-mask.png", compress_level=1)
+        unfinished.rename(shard)
+
+
+def _row(record: dict, shard: str, index: int, size: int) -> dict:
+    path = f"{shard}/{record['id']}"
+    # every second box is like a detector's, so that the adapter learns both kinds of crops
+    box = [round(v, 2) for v in detector_box(record["box"])] if index % 2 else record["box"]
+    return {
+        "path": f"{path}.png",
+        "mask_path": f"{path}-mask.png",
+        "width": size,
+        "height": size,
+        "bbox": box,
+        **record,
+    }
 
 
 @dataclass(frozen=True)
 class People:
-    """A drawn split, read from disk: pictures ``(N, 64, 64, 3)``, masks ``(N, 64, 64)`` and one record a picture."""
+    """A drawn split: one row of the manifest for each picture, with the columns of :func:`~.people.specs_of`."""
 
-    pictures: np.ndarray
-    masks: np.ndarray
+    folder: Path
     records: list[dict]
 
     @classmethod
     def load(cls, root: Path, split: str) -> People:
-        """Opens ``root/<split>``.
+        """Opens ``root/<split>``. Raises ``TrainerError`` where the split has not been drawn."""
+        manifest = root / split / "manifest.jsonl"
+        if not manifest.is_file():
+            raise TrainerError(f"no drawn people in {manifest.parent}: `python -m examples.small_model.build people`")
+        return cls(manifest.parent, read_rows(manifest))
 
-        Raises:
-            FileNotFoundError: the split has not been drawn.
-        """
-        folder = root / split
-        if not (folder / "records.jsonl").is_file():
-            raise FileNotFoundError(
-                f"no drawn people in {folder}; first run `python -m examples.small_model.build people`"
-            )
-        records = [json.loads(line) for line in (folder / "records.jsonl").open()]
-        return cls(
-            np.load(folder / "pictures.npy", mmap_mode="r"), np.load(folder / "masks.npy", mmap_mode="r"), records
-        )
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.records[0]["width"]
 
     def first(self, count: int) -> People:
         """The first ``count`` pictures."""
-        return People(self.pictures[:count], self.masks[:count], self.records[:count])
+        return People(self.folder, self.records[:count])
+
+    def pixels(self, index: Iterable[int]) -> Tensor:
+        """Pictures as ``(N, 3, S, S)`` floats in −1…1."""
+        return to_pixels(np.stack([np.asarray(Image.open(self.folder / self.records[i]["path"])) for i in index]))
+
+    def masks(self, index: Iterable[int]) -> Tensor:
+        """Head and hair as ``(N, 1, S, S)`` floats in 0…1."""
+        arrays = [np.asarray(Image.open(self.folder / self.records[i]["mask_path"])) for i in index]
+        return torch.from_numpy(np.stack(arrays))[:, None].float() / 255
 
     def identities(self) -> np.ndarray:
         """Which person each picture shows, as ``(N,)`` numbers from 0."""
-        names = {name: i for i, name in enumerate(sorted({r["identity"] for r in self.records}))}
-        return np.array([names[r["identity"]] for r in self.records])
+        return np.unique([record["identity"] for record in self.records], return_inverse=True)[1]
+
+    def pictures_of(self, identities: int) -> np.ndarray:
+        """Indices of the pictures of the first people, ``(identities, pictures of each)``."""
+        each = len(self) // len(set(self.identities()))
+        return np.arange(identities * each).reshape(identities, each)
 
     def labels(self) -> dict[str, np.ndarray]:
         """For each attribute of :data:`ATTRIBUTES` the number of its value in each picture, ``(N,)``."""
@@ -146,4 +178,9 @@ class People:
 
     def words(self, index: int, rng: np.random.Generator, keep: float = 0.85) -> str:
         """A caption of picture ``index``, anew each time, with parts left out at random."""
-        return Scene(**{a: self.records[index][a] for a in ATTRIBUTES}).caption(rng, keep)
+        return caption(self.records[index], rng, keep)
+
+
+def to_pixels(pictures: np.ndarray) -> Tensor:
+    """Bytes ``(N, H, W, 3)`` as floats ``(N, 3, H, W)`` in −1…1."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

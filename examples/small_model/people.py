@@ -6,20 +6,19 @@ changes from picture to picture: expression, glasses, hat or headband, clothes, 
 Captions name only the scene, never the identity, so a model that knows the caption still has to be told who it is.
 
 All choices are made here, from seeds; ``render/render.mjs`` (facesjs, resvg) only draws. Identity ``i`` of a split
-and its picture ``j`` depend on ``(seed, split, i, j)`` alone.
+and its picture ``j`` depend on the settings and ``(seed, split, i, j)`` alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-SIZE = 64  # pixels of a picture's and of a mask's side
-CANVAS = 128  # pixels it is drawn with; the picture averages 2 × 2 of them
-SPLITS = {"train": 0, "heldout": 1}
+from .settings import PeopleSettings
+
+CANVAS = 128  # units of the drawing's side, whatever its size in pixels
 
 COLORS = {
     "red": "#d03a34",
@@ -45,57 +44,6 @@ FRAMINGS = {"portrait": (0.195, 0.225), "close-up": (0.25, 0.285)}  # pixels of 
 
 HEAD_SIZE = (300.0, 400.0)  # units of the drawing; every head of facesjs fills this box, narrowed by `fatness`
 BODY_BOTTOM = 300.0  # units from the middle of the head to the lower edge of the drawing
-SKIN = {
-    "white": ("#f2d6cb", "#ddb7a0"),
-    "asian": ("#fedac7", "#f0c5a3", "#eab687"),
-    "brown": ("#bb876f", "#aa816f", "#a67358"),
-    "black": ("#ad6453", "#74453d", "#5c3937"),
-}
-HAIR = {
-    "white": ("#272421", "#3d2314", "#5a3825", "#cc9966", "#2c1608", "#b55239", "#e9c67b", "#d7bf91"),
-    "asian": ("#272421", "#0f0902"),
-    "brown": ("#272421", "#1c1008"),
-    "black": ("#272421", "#3b2a20"),
-}
-
-
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What changes from one picture of a person to the next; the fields named in :data:`ATTRIBUTES` are what captions
-    say."""
-
-    expression: str
-    glasses: str
-    headwear: str
-    clothes: str
-    clothes_color: str
-    background: str
-    background_color: str
-    framing: str
-
-    def caption(self, rng: np.random.Generator | None = None, keep: float = 1.0) -> str:
-        """The scene in words; with ``rng`` each part is named with probability ``keep``."""
-
-        def named() -> bool:
-            return rng is None or rng.random() < keep
-
-        who = f"{_article(self.expression)} person" if named() else "a person"
-        words = f"a {self.framing} of {who}" if named() else who
-        worn = [
-            "glasses" if self.glasses == "glasses" and named() else "",
-            _article(self.headwear) if self.headwear != "none" and named() else "",
-            _article(f"{self.clothes_color} {self.clothes}") if named() else "",
-        ]
-        worn = [w for w in worn if w]
-        if worn:
-            words += " wearing " + " and ".join(worn)
-        return words + (f", {self.background} {self.background_color} background" if named() else "")
-
-
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "expression": tuple(EXPRESSIONS),
     "glasses": ("none", "glasses"),
@@ -106,26 +54,30 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background_color": tuple(COLORS),
     "framing": tuple(FRAMINGS),
 }
+Scene = Mapping[str, str]
+"""What changes from one picture of a person to the next and captions say: a value for each of ATTRIBUTES."""
 
 
-@dataclass(frozen=True)
-class PeopleConfig:
-    """How many people and pictures; identities of the two splits never overlap."""
-
-    train_identities: int = 5000
-    heldout_identities: int = 200
-    pictures: int = 6
-    heldout_pictures: int = 10
-    seed: int = 0
-
-    def count(self, split: str) -> tuple[int, int]:
-        """Identities and pictures of each, for a split."""
-        if split == "train":
-            return self.train_identities, self.pictures
-        return self.heldout_identities, self.heldout_pictures
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-# --------------------------------------------------------------------------- choices
+def caption(scene: Scene, rng: np.random.Generator | None = None, keep: float = 1.0) -> str:
+    """A scene in words; with ``rng`` each part is named with probability ``keep``."""
+
+    def named() -> bool:
+        return rng is None or rng.random() < keep
+
+    who = f"{_article(scene['expression'])} person" if named() else "a person"
+    words = f"a {scene['framing']} of {who}" if named() else who
+    worn = [
+        "glasses" if scene["glasses"] == "glasses" and named() else "",
+        _article(scene["headwear"]) if scene["headwear"] != "none" and named() else "",
+        _article(f"{scene['clothes_color']} {scene['clothes']}") if named() else "",
+    ]
+    if any(worn):
+        words += " wearing " + " and ".join(filter(None, worn))
+    return words + (f", {scene['background']} {scene['background_color']} background" if named() else "")
 
 
 def _jitter(color: str, rng: np.random.Generator, amount: float) -> str:
@@ -134,13 +86,13 @@ def _jitter(color: str, rng: np.random.Generator, amount: float) -> str:
     return "#" + "".join(f"{int(v):02x}" for v in rgb.clip(0, 255))
 
 
-def identity(parts: dict, seed: int, split: str, index: int) -> dict:
+def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> dict:
     """The lasting features of a person, as a facesjs configuration without clothes, expression and accessories.
 
     Args:
-        parts: what the renderer can draw (:func:`parts_of`).
+        parts: what the renderer can draw (:func:`examples.small_model.drawing.parts_of`).
     """
-    rng = np.random.default_rng([seed, SPLITS[split], index])
+    rng = np.random.default_rng([settings.seed, settings.splits[split].number, index])
     gender = ("female", "male")[rng.integers(2)]
     male = gender == "male"
 
@@ -156,9 +108,9 @@ def identity(parts: dict, seed: int, split: str, index: int) -> dict:
         name = pick(part)
         return name if rng.random() < probability else "none"
 
-    complexion = tuple(SKIN)[rng.integers(len(SKIN))]
-    skin = _jitter(str(rng.choice(SKIN[complexion])), rng, 8)
-    hair = _jitter(str(rng.choice(HAIR[complexion])), rng, 10)
+    complexion = tuple(settings.complexions.values())[rng.integers(len(settings.complexions))]
+    skin = _jitter(str(rng.choice(complexion.skin)), rng, settings.skin_jitter)
+    hair = _jitter(str(rng.choice(complexion.hair)), rng, settings.hair_jitter)
     shave = uniform(0, 0.2) if male and rng.random() < 0.25 else 0
     return {
         "fatness": uniform(0, 1) if male else uniform(0, 0.6),
@@ -189,30 +141,30 @@ def scene_of(rng: np.random.Generator) -> Scene:
         return str(rng.choice(list(names), p=p))
 
     clothes_color = choose(COLORS)
-    return Scene(
-        expression=choose(EXPRESSIONS, [0.4, 0.3, 0.15, 0.15]),
-        glasses=choose(("none", "glasses"), [0.7, 0.3]),
-        headwear=choose(HEADWEAR, [0.64, 0.14, 0.12, 0.10]),
-        clothes=choose(CLOTHES),
-        clothes_color=clothes_color,
-        background=choose(PATTERNS, [0.5, 0.25, 0.25]),
-        background_color=choose(c for c in COLORS if c != clothes_color),
-        framing=choose(FRAMINGS),
-    )
+    return {
+        "expression": choose(EXPRESSIONS, [0.4, 0.3, 0.15, 0.15]),
+        "glasses": choose(("none", "glasses"), [0.7, 0.3]),
+        "headwear": choose(HEADWEAR, [0.64, 0.14, 0.12, 0.10]),
+        "clothes": choose(CLOTHES),
+        "clothes_color": clothes_color,
+        "background": choose(PATTERNS, [0.5, 0.25, 0.25]),
+        "background_color": choose(c for c in COLORS if c != clothes_color),
+        "framing": choose(FRAMINGS),
+    }
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> str:
     """The background as SVG: a field of the named colour, with a pattern in a neighbouring shade."""
-    base = _jitter(COLORS[scene.background_color], rng, 12)
+    base = _jitter(COLORS[scene["background_color"]], rng, 12)
     rgb = np.array([int(base[i : i + 2], 16) for i in (1, 3, 5)], float)
     # towards black on light colours, towards white on dark ones, so that the pattern shows and the name still holds
     target = np.zeros(3) if rgb.mean() > 150 else np.full(3, 255.0)
     shade = "#" + "".join(f"{int(v):02x}" for v in rgb + (target - rgb) * 0.35)
     field = f'<rect width="{CANVAS}" height="{CANVAS}" fill="{base}"/>'
-    if scene.background == "plain":
+    if scene["background"] == "plain":
         return field
     step = int(rng.integers(26, 35))
-    turn = int(rng.choice([0, 45, 90])) if scene.background == "striped" else 0
+    turn = int(rng.choice([0, 45, 90])) if scene["background"] == "striped" else 0
     shapes = {
         "striped": f'<rect width="{step / 2}" height="{step}" fill="{shade}"/>',
         "dotted": f'<circle cx="{step / 2}" cy="{step / 2}" r="{step / 4}" fill="{shade}"/>',
@@ -220,7 +172,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> str:
     return (
         f'{field}<defs><pattern id="p" width="{step}" height="{step}" patternUnits="userSpaceOnUse" '
         f'patternTransform="translate({rng.integers(step)} {rng.integers(step)}) rotate({turn})">'
-        f'{shapes[scene.background]}</pattern></defs><rect width="{CANVAS}" height="{CANVAS}" fill="url(#p)"/>'
+        f'{shapes[scene["background"]]}</pattern></defs><rect width="{CANVAS}" height="{CANVAS}" fill="url(#p)"/>'
     )
 
 
@@ -232,24 +184,23 @@ def detector_box(box: list[float]) -> list[float]:
 
 
 def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict, list[float]]:
-    """The renderer's input for a person in a scene, and the box of the head, ``[x0, y0, x1, y1]`` in pixels."""
+    """The renderer's input for a person in a scene but for its size, and the box of the head, ``[x0, y0, x1, y1]``."""
     face = json.loads(json.dumps(person))
-    cloth = _jitter(COLORS[scene.clothes_color], rng, 12)
-    trim = "#2c2c30" if scene.clothes_color in ("white", "yellow") else "#f2f2f2"
-    face["teamColors"] = [cloth, cloth if scene.clothes == "vest" else trim, trim]
-    face["jersey"] = {"id": str(rng.choice(CLOTHES[scene.clothes]))}
-    face["mouth"] = {"id": str(rng.choice(EXPRESSIONS[scene.expression])), "flip": bool(rng.integers(2))}
-    face["glasses"] = {"id": str(rng.choice(GLASSES)) if scene.glasses == "glasses" else "none"}
-    face["accessories"] = {"id": HEADWEAR[scene.headwear][0]}
-    scale = float(rng.uniform(*FRAMINGS[scene.framing]))
+    cloth = _jitter(COLORS[scene["clothes_color"]], rng, 12)
+    trim = "#2c2c30" if scene["clothes_color"] in ("white", "yellow") else "#f2f2f2"
+    face["teamColors"] = [cloth, cloth if scene["clothes"] == "vest" else trim, trim]
+    face["jersey"] = {"id": str(rng.choice(CLOTHES[scene["clothes"]]))}
+    face["mouth"] = {"id": str(rng.choice(EXPRESSIONS[scene["expression"]])), "flip": bool(rng.integers(2))}
+    face["glasses"] = {"id": str(rng.choice(GLASSES)) if scene["glasses"] == "glasses" else "none"}
+    face["accessories"] = {"id": HEADWEAR[scene["headwear"]][0]}
+    scale = float(rng.uniform(*FRAMINGS[scene["framing"]]))
     x = CANVAS / 2 + float(rng.uniform(-12, 12))
     y = CANVAS - BODY_BOTTOM * scale + float(rng.uniform(2, 10))
     worn = _jitter(COLORS[str(rng.choice(list(COLORS)))], rng, 12)
     half_width = HEAD_SIZE[0] * (0.8 + 0.2 * person["fatness"]) * scale / 2
     half_height = HEAD_SIZE[1] * scale / 2
     spec = {
-        "size": CANVAS,
-        "mask_size": SIZE,
+        "canvas": CANVAS,
         "background": _background(scene, rng),
         "face": face,
         "accessory_colors": [worn, "#f2f2f2", worn],
@@ -258,22 +209,22 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
         "scale": round(scale, 4),
         "angle": round(float(rng.uniform(-6, 6)), 2),
     }
-    box = [x - half_width, y - half_height, x + half_width, y + half_height]
-    return spec, [v * SIZE / CANVAS for v in box]
+    return spec, [x - half_width, y - half_height, x + half_width, y + half_height]
 
 
-def specs_of(parts: dict, config: PeopleConfig, split: str, index: int) -> Iterator[tuple[dict, dict]]:
-    """For each picture of identity ``index``: the renderer's input and the record that goes into ``records.jsonl``."""
-    person = identity(parts, config.seed, split, index)
-    for j in range(config.count(split)[1]):
-        rng = np.random.default_rng([config.seed, SPLITS[split], index, 1 + j])
+def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> Iterator[tuple[dict, dict]]:
+    """For each picture of identity ``index``: the renderer's input and what is known about it: ``id``, ``identity``,
+    ``caption``, ``box`` of the head in pixels, and the scene."""
+    person, chosen = identity(parts, settings, split, index), settings.splits[split]
+    for j in range(chosen.pictures):
+        rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j])
         scene = scene_of(rng)
         spec, box = picture(person, scene, rng)
         record = {
             "id": f"{split}-{index:05d}-{j:02d}",
             "identity": f"{split}-{index:05d}",
-            "caption": scene.caption(rng, 0.85),
-            "box": [round(v, 2) for v in box],
-            **asdict(scene),
+            "caption": caption(scene, rng, 0.85),
+            "box": [round(v * settings.size / CANVAS, 2) for v in box],
+            **scene,
         }
-        yield spec, record
+        yield spec | {"size": 2 * settings.size, "mask_size": settings.size}, record

@@ -1,4 +1,4 @@
-"""Where the parts of the small system live, and how they are written and read.
+"""Where the small model lives, and how it is written and read.
 
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
 ``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter`` (the trained FeedFace adapter with its
@@ -13,33 +13,40 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
+from feedface_core.files.atomic import write_safetensors
+from trainer.errors import TrainerError
+
 from . import denoiser, text
-from .identity import CROP, Examiner, MaskReader
+from .examiner import Examiner, MaskReader
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
 ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which FeedFace Load Adapter lists
 
 
-def half(module: nn.Module) -> nn.Module:
-    """The module in half precision, refusing weights that overflow there.
+def picture_size(folder: Path = FOLDER) -> int:
+    """Side of the model's pictures in pixels. Raises ``TrainerError`` where there is no model."""
+    path = folder / "vae" / "config.json"
+    if not path.is_file():
+        raise TrainerError(f"no small model in {folder}: `python -m examples.small_model.build` makes it")
+    return json.loads(path.read_text())["sample_size"]
 
-    Raises:
-        ValueError: names the first weight that is not finite in half precision.
-    """
+
+def half(module: nn.Module) -> nn.Module:
+    """The module in half precision. Raises ``TrainerError``, which names a weight that is not finite there."""
     for name, weight in module.named_parameters():
         if not torch.isfinite(weight.half()).all():
-            raise ValueError(f"{type(module).__name__}: {name} is not finite in half precision")
+            raise TrainerError(f"{type(module).__name__}: {name} is not finite in half precision")
     return module.half()
 
 
 def save_pipeline(
     folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
 ) -> None:
-    """Writes the frozen text-to-image system as a diffusers folder."""
+    """Writes the frozen text-to-image model as a diffusers folder."""
     half(autoencoder).save_pretrained(folder / "vae")
     half(unet).save_pretrained(folder / "unet")
     half(text_encoder).save_pretrained(folder / "text_encoder")
@@ -61,29 +68,24 @@ def save_pipeline(
 def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:
     """Writes the face encoder, and how its pixels are prepared."""
     half(encoder).save_pretrained(folder / "face_encoder")
-    prepared = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": CROP, "width": CROP}}
+    size = encoder.config.image_size
+    prepared = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": size, "width": size}}
     (folder / "face_encoder" / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
 
 
 def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader) -> None:
     """Writes the networks that judge."""
-    (folder / "examiner").mkdir(parents=True, exist_ok=True)
     for name, module in (("identity", examiner), ("masks", masks)):
-        tensors = {k: v.half().contiguous() for k, v in module.state_dict().items()}
-        save_file(tensors, folder / "examiner" / f"{name}.safetensors")
+        write_safetensors(folder / "examiner" / f"{name}.safetensors", half(module).state_dict(), {})
 
 
 def load_examiner(folder: Path = FOLDER) -> tuple[Examiner, MaskReader]:
-    """Reads the networks that judge, in single precision.
-
-    Raises:
-        FileNotFoundError: they have not been trained or fetched.
-    """
-    loaded = []
-    for name, module in (("identity", Examiner()), ("masks", MaskReader())):
+    """Reads the networks that judge, in single precision. Raises ``TrainerError`` where they are missing."""
+    examiner, masks = Examiner(picture_size(folder)), MaskReader()
+    for name, module in (("identity", examiner), ("masks", masks)):
         path = folder / "examiner" / f"{name}.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}; `python -m examples.small_model.build recogniser` trains it")
-        module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-        loaded.append(module.eval().requires_grad_(False))
-    return loaded[0], loaded[1]
+            raise TrainerError(f"no {path}: `python -m examples.small_model.build recogniser` trains it")
+        module.load_state_dict(load_file(path))
+        module.eval().requires_grad_(False)
+    return examiner, masks

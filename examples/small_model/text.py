@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .people import CLOTHES, COLORS, EXPRESSIONS, FRAMINGS, HEADWEAR, PATTERNS
@@ -24,15 +26,11 @@ def vocabulary() -> list[str]:
     return sorted({*words, *"a an of person wearing glasses and background ,".split()} - {"none"})
 
 
-def byte_alphabet() -> list[str]:
-    """The 256 printable signs that byte-level vocabularies write bytes with, in CLIP's order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    other = [b for b in range(256) if b not in printable]
-    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(other))]
-
-
 def merges(words: list[str]) -> list[tuple[str, str]]:
-    """Merges of pairs, most frequent first, until every word is one token (Sennrich et al. 2016, algorithm 1)."""
+    """Merges of pairs, most frequent first, until every word is one token (Sennrich et al. 2016, algorithm 1).
+
+    The trainer of the tokenizers library breaks ties differently each time.
+    """
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     found = []
     while any(len(word) > 1 for word in split):
@@ -49,22 +47,33 @@ def merges(words: list[str]) -> list[tuple[str, str]]:
     return found
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Writes ``vocab.json``, ``merges.txt`` and the settings of a CLIP tokenizer into ``folder``.
+def write_clip_tokenizer(folder: Path, rules: Sequence[tuple[str, str]], length: int, pad: str = END) -> CLIPTokenizer:
+    """Writes a CLIP tokenizer whose vocabulary is all bytes and what ``rules`` join.
 
-    Each word of :func:`vocabulary` is one token; any other text is spelt, and means nothing to the model.
+    Args:
+        rules: merges of two tokens into one, first ones first.
+        length: longest text in tokens.
+        pad: token that fills it up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    alphabet = byte_alphabet()
-    rules = merges([w for w in vocabulary() if len(w) > 1])
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *dict.fromkeys(a + b for a, b in rules), START, END]
+    alphabet = sorted(ByteLevel.alphabet())
+    known = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    tokens = dict.fromkeys([*known, *(a + b for a, b in rules), START, END])
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in rules), "utf-8")
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **special}
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Writes the tokenizer of the captions.
+
+    Each word of :func:`vocabulary` is one token; any other text is spelt, and means nothing to the model.
+    """
+    return write_clip_tokenizer(folder, merges([word for word in vocabulary() if len(word) > 1]), LENGTH)
 
 
 def create(tokenizer: CLIPTokenizer) -> CLIPTextModel:

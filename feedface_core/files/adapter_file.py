@@ -109,7 +109,7 @@ def save_adapter(
         tensors: state dict of the adapter.
         encoder_tensors: weights of the encoder by their Hugging Face names, to include it.
         metadata: further metadata, strings only; overrides the ModelSpec keys made here.
-        dtype: floating-point type to store, unchanged when None.
+        dtype: floating-point type to store, unchanged when None; an encoder is stored in float16 for bfloat16.
 
     Raises:
         FeedFaceError: for another extension, or tensors that do not fit the config.
@@ -119,11 +119,17 @@ def save_adapter(
         raise FeedFaceError(f"{path}: adapters are written as .safetensors")
     check_tensors(path.name, expected_shapes(config), tensors)
     cast = [
-        {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in given.items()}
-        for given in (tensors, plain_weights(encoder_tensors or {}))
+        {name: tensor.detach().to("cpu", kind, copy=True).contiguous() for name, tensor in weights.items()}
+        for weights, kind in ((tensors, dtype), (plain_weights(encoder_tensors or {}), encoder_dtype(dtype)))
     ]
     stored, described = adapter_contents(config, *cast)
     return write_safetensors(path, stored, {**described, **(metadata or {})})
+
+
+def encoder_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The type of an encoder beside an adapter in ``dtype``: its fingerprint is of half precision, and bfloat16 would
+    make another encoder of it."""
+    return torch.float16 if dtype == torch.bfloat16 else dtype
 
 
 def adapter_contents(
@@ -131,7 +137,7 @@ def adapter_contents(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What an adapter file with these weights holds, in the types they are stored in: tensors and metadata."""
     encoder = replace(config.encoder, included=bool(encoder_tensors))
-    if encoder_tensors:  # as stored: bfloat16 changes what the fingerprint is made of
+    if encoder_tensors:
         encoder = replace(encoder, fingerprint=fingerprint(encoder, encoder_tensors))
     config = replace(config, encoder=encoder)
     stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}}

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..errors import FeedFaceError, MissingFile
 from ..state_dict import describe, identify, read_state_dict
 from . import released
-from .adapter_file import adapter_contents, load_adapter
+from .adapter_file import adapter_contents, encoder_dtype, load_adapter
 from .atomic import replacing, write_safetensors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -76,8 +76,8 @@ def plan(path: Path, dtype: torch.dtype | None = None, caption_decoder: Path | N
         raise FeedFaceError(f"--caption-decoder goes with the U-ViT; {path}: {describe(tensors)}")
     if what == "released_adapter":
         found = load_adapter(path)
-        weights = (_cast(path, tensors, dtype) for tensors in (found.tensors, found.encoder_tensors))
-        return Conversion(*adapter_contents(found.config, *weights))
+        encoder = _cast(path, found.encoder_tensors, encoder_dtype(dtype))
+        return Conversion(*adapter_contents(found.config, _cast(path, found.tensors, dtype), encoder))
     metadata, left_out = _METADATA[what], ()
     if what == "uvit":
         kept, prefix, config = released.read_uvit(path)

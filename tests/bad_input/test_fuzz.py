@@ -14,7 +14,7 @@ from feedface_core.conditioning import Face
 from feedface_core.errors import FeedFaceError
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.files.face_file import load_face, save_face
-from tools.tiny_adapter import write_adapter
+from tools.tiny_checkpoint import write_adapter
 
 pytestmark = pytest.mark.slow
 SECONDS = 30

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.identity import all_rows, branch_gflop, tokens_at, without_face
-from benchmarks.support.identity_report import findings, verdicts, write_report
+from benchmarks.support.identity_report import MEASURES, findings, verdicts, write_report
 from examples.small_model.evaluate import bootstrap, requests
 from feedface_core.config import SiteConfig
 from feedface_core.guidance import Guidance, joint, text_then_face
@@ -17,7 +17,7 @@ from feedface_core.guidance import Guidance, joint, text_then_face
 
 def _row(name: str, group: str = "main", point=(), **measures) -> dict:
     row = {"name": name, "group": group, "point": list(point), "parameters": 1_000_000, "gflop": 0.5}
-    for measure in ("top1", "similarity", "prompt", "background"):
+    for measure in MEASURES:
         row[measure] = measures.get(measure, 0.5)
         row[f"{measure}_ci"] = [row[measure] - 0.05, row[measure] + 0.05]
     return row

@@ -8,7 +8,8 @@ import sys
 import pytest
 from support.small_training import run
 
-from benchmarks.train import VARIANTS, summary
+from benchmarks.support.training_variants import VARIANTS
+from benchmarks.train import summary
 
 PROMISED = {
     "plain_sps",

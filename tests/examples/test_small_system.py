@@ -10,12 +10,12 @@ import pytest
 
 from examples.small_model import system
 from examples.small_model.text import vocabulary
-from tools.demo_small import PROMPTS, sheet, workflow
+from tools.demo_small import PROMPTS, person_graph, sheet
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
 @pytest.mark.slow
-def test_the_whole_build_gives_a_system_that_the_benchmark_measures(tmp_path, capsys):
+def test_the_whole_build_gives_a_system_that_the_benchmark_measures(tmp_path, capsys, alone):
     from benchmarks.identity import main as bench
     from examples.small_model.build import main as build
     from feedface_core.files.adapter_file import load_adapter
@@ -52,11 +52,11 @@ def test_prompts_of_the_demo_use_known_words_only():
         assert set(prompt.replace(",", " , ").replace("-", " - ").split()) <= words
 
 
-def test_workflow_draws_each_prompt_twice_from_the_same_noise():
-    graph = workflow(["a.png", "b.png", "c.png"])
+def test_graph_draws_each_prompt_twice_from_the_same_noise():
+    graph = person_graph(["a.png", "b.png", "c.png"])
     for i in range(len(PROMPTS)):
         plain, face = graph[f"plain_latent{i}"]["inputs"], graph[f"face_latent{i}"]["inputs"]
-        assert plain["model"] == ["small", 0] and face["model"] == ["apply", 0]
+        assert plain["model"] == ["model", 0] and face["model"] == ["faced", 0]
         assert {**plain, "model": None} == {**face, "model": None}
     assert [graph[f"photo{i}"]["inputs"]["image"] for i in range(3)] == ["a.png", "b.png", "c.png"]
     linked = {value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)}

@@ -25,7 +25,9 @@ SCRIPT = """
 import os, signal, sys, time
 from trainer import train  # first, as in ``python -m trainer.train``
 import torch
-from trainer import loop, validation
+from trainer.models import adapter
+from trainer.training import processes, step, validation
+from trainer.training import trainer as loop
 rank = int(os.environ.get("RANK", "0"))
 {code}
 sys.exit(train.main(sys.argv[1:]))

@@ -8,14 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
+from tools.tiny_checkpoint import unet_to_ldm
+
 OPEN_CLIP = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
@@ -23,44 +17,6 @@ OPEN_CLIP = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-TOP = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-
-
-def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
-    """A diffusers U-Net's weights by their LDM names."""
-    return {_unet_name(name, unet): value for name, value in unet.state_dict().items()}
-
-
-def _unet_name(name: str, unet: nn.Module) -> str:
-    for theirs, ours in TOP.items():
-        if name.startswith(theirs + "."):
-            return ours + name.removeprefix(theirs)
-    layers = unet.config.layers_per_block
-    side, level, kind, index, rest = re.match(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", name).groups()
-    index = int(index)
-    if kind == "resnets":
-        layer, _, leaf = rest.rpartition(".")
-        rest = f"{RESNET[layer]}.{leaf}"
-    if side == "mid":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
-    level = int(level)
-    if kind == "downsamplers":
-        return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{rest.removeprefix('conv.')}"
-    if kind == "upsamplers":
-        place = 2 if hasattr(unet.up_blocks[level], "attentions") else 1
-        return f"output_blocks.{level * (layers + 1) + layers}.{place}.{rest}"
-    place = int(kind == "attentions")
-    if side == "down":
-        return f"input_blocks.{1 + level * (layers + 1) + index}.{place}.{rest}"
-    return f"output_blocks.{level * (layers + 1) + index}.{place}.{rest}"
 
 
 def autoencoder_to_ldm(autoencoder: nn.Module) -> dict[str, Tensor]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from feedface_core.faces import DetectedFace
 from trainer import prepare
-from trainer.preparation.settings import PrepareSettings
-from trainer.settings import load
+from trainer.config import PrepareSettings
+from trainer.preparation.photo import Photo
 
 BOX = [50, 30, 110, 90]
 
@@ -32,7 +33,7 @@ def write_table(path: Path, rows: list[dict]) -> Path:
 
 
 def run(photos, output, *settings: str) -> dict:
-    return prepare.prepare(load(PrepareSettings, None, settings, {"photos": str(photos), "output": str(output)}), False)
+    return prepare.prepare(PrepareSettings.load(None, settings, photos=str(photos), output=str(output)), False)
 
 
 def rows_of(output: Path) -> list[dict]:
@@ -42,3 +43,12 @@ def rows_of(output: Path) -> list[dict]:
 def dropped_of(output: Path) -> dict[str, str]:
     lines = (output / "dropped.jsonl").read_text().splitlines()
     return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def make_staged(size=(160, 120), box=BOX, seed=0) -> Photo:
+    """A photo whose face was found."""
+    values = np.random.default_rng(seed).integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    photo = Photo("a", Path("a"), picture=Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+    photo.row = {"width": size[0], "height": size[1]}
+    photo.face = DetectedFace(tuple(box))
+    return photo

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer.config import Config
-from trainer.settings import build
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = TinySize()
@@ -91,7 +90,7 @@ def settings(models: Path, manifest: Path, output: Path, **changes) -> dict:
 
 def make_config(models: Path, manifest: Path, output: Path, **changes) -> Config:
     """As :func:`settings`, checked."""
-    return build(Config, settings(models, manifest, output, **changes), "test")
+    return Config.load(**settings(models, manifest, output, **changes))
 
 
 def run(arguments: Sequence[str], timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:

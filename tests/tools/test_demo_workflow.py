@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.demo import FACE, PLAIN, REPORT, portrait
+from tools.demo import FACE, PLAIN, portrait
+from tools.demo_graph import REPORT
 from tools.server import ComfyServer, ServerError
 
 MODEL = "tiny_sd1.safetensors"

@@ -117,7 +117,7 @@ def test_guider_and_empty_prompt(server: ComfyServer, portrait: Path) -> None:
 def test_mistakes_are_named(server: ComfyServer, portrait: Path, models: Path) -> None:
     def refused(prompt: dict) -> str:
         """What the server says about node 2 before it runs what does not need it."""
-        answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client})
+        answer = server.post("/prompt", {"prompt": prompt, "client_id": server.client_id})
         return " ".join(error["details"] for error in answer["node_errors"]["2"]["errors"])
 
     said = refused(changed(server, portrait, n2__uvit="uvit_v2.pth"))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from examples.small_model import system
-from examples.small_model.showcase import Judge, Person, read_people
-from tools.demo_small import PROMPTS, workflow
+from examples.small_model.drawing import to_pixels
+from examples.small_model.evaluate import Examination
+from examples.small_model.showcase import Person, read_people
+from tools.demo_small import PROMPTS, person_graph
 from tools.server import ComfyServer
 from tools.workflow_format import api_path
 
@@ -45,12 +47,14 @@ def test_the_shipped_graph_runs_as_it_is(server: ComfyServer, people: list[Perso
 
 def test_pictures_show_the_person(server: ComfyServer, people: list[Person]) -> None:
     """The examiner, which never conditions anything, finds the pictures with the face nearer to the person."""
-    judge, prompts = Judge(), PROMPTS[:2]
+    examination, prompts = Examination.load(), PROMPTS[:2]
     gains = []
     for person in people:
-        run = server.run(workflow([server.upload(path) for path in person.references], prompts), timeout=600)
+        run = server.run(person_graph([server.upload(path) for path in person.references], prompts), timeout=600)
         plain, face = (
-            judge.compare([server.pictures(run, f"{kind}{i}")[0] for i in range(len(prompts))], person.index)
+            examination.compare(
+                to_pixels(np.stack([server.pictures(run, f"{kind}{i}")[0] for i in range(len(prompts))])), person.index
+            )
             for kind in ("plain", "face")
         )
         gains += [after - before for (before, _), (after, _) in zip(plain, face, strict=True)]

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from feedface_core.files.adapter_file import load_adapter
-from tools.tiny_adapter import sites, write_adapter
 from tools.tiny_checkpoint import (
     SD15,
     TINY,
-    UNetSize,
-    autoencoder_shapes,
     checkpoint_weights,
-    text_encoder_shapes,
-    unet_shapes,
+    meta_autoencoder,
+    meta_text_encoder,
+    meta_unet,
+    sites,
     unet_weights,
+    write_adapter,
 )
+from tools.tiny_diffusers import TinySize
 
-SMALLEST = UNetSize(multipliers=(1,), transformers=(1,))
+SMALLEST = TinySize(channels=(320,), context=768)
 
 
-def parameters(shapes) -> int:
-    return sum(math.prod(shape) for _, shape in shapes)
+def parameters(weights) -> int:
+    return sum(weight.numel() for weight in weights.values())
 
 
 def test_published_sizes() -> None:
-    assert parameters(unet_shapes(SD15)) == 859_520_964  # Stable Diffusion 1.5
-    assert parameters(text_encoder_shapes()) == 123_060_480  # CLIP ViT-L/14, text
-    assert parameters(autoencoder_shapes()) == 1_222_532 + 1_222_531 + 2  # TAESD, with its scale and shift
+    assert parameters(meta_unet(SD15).state_dict()) == 859_520_964  # Stable Diffusion 1.5
+    assert parameters(meta_text_encoder()) == 123_060_480  # CLIP ViT-L/14, text
+    assert parameters(meta_autoencoder()) == 1_222_532 + 1_222_531 + 2  # TAESD, with its scale and shift
 
 
 def test_seed_decides() -> None:
@@ -46,7 +45,9 @@ def test_comfyui_knows_it_and_uses_every_tensor(comfy, caplog) -> None:
     for size in (SMALLEST, TINY):
         model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(checkpoint_weights(size))
         assert type(model.model.model_config).__name__ == "SD15"
-        assert tuple(model.model.model_config.unet_config["channel_mult"]) == size.multipliers
+        assert tuple(model.model.model_config.unet_config["channel_mult"]) == tuple(
+            width // 320 for width in size.channels
+        )
         assert clip is not None and type(vae.first_stage_model).__name__ == "TAESD"
     said = caplog.text.lower()
     assert "missing" not in said and "left over" not in said and "unexpected" not in said

@@ -10,8 +10,7 @@ from PIL import Image
 
 from tools.demo import FACE, PLAIN, portrait
 from tools.server import ComfyServer
-from tools.tiny_adapter import sites, write_adapter
-from tools.tiny_checkpoint import SD15, write_checkpoint
+from tools.tiny_checkpoint import SD15, sites, write_adapter, write_checkpoint
 
 
 @pytest.mark.slow

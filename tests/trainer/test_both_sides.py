@@ -12,7 +12,7 @@ from support.small_training import make_config
 from feedface_core.conditioning import Face
 from feedface_core.files.adapter_file import save_adapter
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
-from trainer.training.build import Parts, build_parts
+from trainer.models.adapter import Models, load_models
 
 # The levels, blocks and attention of the real ones, at a tenth of their width.
 SIZES = {
@@ -42,12 +42,12 @@ def comfy_model(unet):
     return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 
-def trained_adapter(parts: Parts, path):
+def trained_adapter(models: Models, path):
     """An adapter that has learned something, written to a file."""
     torch.manual_seed(1)
-    for branch in parts.adapter.branches:
+    for branch in models.adapter.branches:
         torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
-    return save_adapter(path, parts.adapter.config, parts.adapter.state_dict(), parts.encoder.tensors())
+    return save_adapter(path, models.adapter.config, models.adapter.state_dict(), models.encoder.tensors())
 
 
 @pytest.mark.parametrize("tap", ["input", "output"])
@@ -56,17 +56,17 @@ def test_same_prediction(comfy, tmp_path, family, tap):
     make_base(tmp_path / "base", family, SIZES[family])
     make_encoder(tmp_path / "clip", image_size=64)
     config = make_config(tmp_path, tmp_path / "none.jsonl", tmp_path / "run", adapter__tap=tap)
-    parts = build_parts(config, "cpu")
-    base = parts.base
-    assert len(parts.adapter.branches) == BRANCHES[family]
-    path = trained_adapter(parts, tmp_path / "adapter.safetensors")
+    models = load_models(config, "cpu")
+    base = models.frozen
+    assert len(models.adapter.branches) == BRANCHES[family]
+    path = trained_adapter(models, tmp_path / "adapter.safetensors")
 
     crops = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
     noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     timesteps = torch.tensor([700, 20])
     text = base.encode_text(["a person", ""])
-    hidden = parts.encoder.encode(crops)
-    rows = [(1, None), (1, parts.adapter.control_of(Face(hidden), "cpu", torch.float32, strength=0.7))]
+    hidden = models.encoder.encode(crops)
+    rows = [(1, None), (1, models.adapter.control_of(Face(hidden), "cpu", torch.float32, strength=0.7))]
     with torch.no_grad():
         plain = base.predict(noisy, timesteps, text)
         ours = base.predict(noisy, timesteps, text, rows)

@@ -15,16 +15,17 @@ from transformers import CLIPTokenizer
 
 from feedface_core.faces import crop as crops
 from trainer import cache as command
-from trainer.cache import CacheMaker, open_cache
+from trainer.cache import fill_cache
 from trainer.data import feature_store as store
 from trainer.data import pictures
 from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
-from trainer.data.feature_store import CacheError, FeatureStore, FileHashes
 from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
 from trainer.data.references import Reference
+from trainer.errors import TrainerError
 from trainer.models.face_encoder import load_face_encoder
-from trainer.models.frozen_model import load_base
+from trainer.models.features import FeatureCache, open_cache
+from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 
 
@@ -36,7 +37,12 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(models):
     config = make_config(models, models, models)
-    return load_base(config.model), load_face_encoder(config.adapter.encoder)
+    return load_frozen_model(config.model), load_face_encoder(config.adapter.encoder)
+
+
+def make(config, records, base, encoder, process=0, processes=1):
+    cache = FeatureCache(config, records, base, encoder)
+    return fill_cache(cache, config, base, encoder, process, processes, progress=False)
 
 
 class Run:
@@ -55,8 +61,7 @@ class Run:
         return read_manifest(self.manifest)[0]
 
     def make(self, process=0, processes=1, **changes):
-        maker = CacheMaker(self.config(**changes), self.records(), self.base, self.encoder, process, processes)
-        return maker.run(progress=False)
+        return make(self.config(**changes), self.records(), self.base, self.encoder, process, processes)
 
     def open(self, **changes):
         return open_cache(self.config(**changes), self.records(), self.base, self.encoder)
@@ -114,13 +119,13 @@ def test_second_run_computes_nothing(run, monkeypatch):
 def test_only_what_depends_on_a_change_is_computed_again(run):
     run.make()
     run.edit(0, caption="something else")
-    with pytest.raises(CacheError, match="text: 1 of 4 features are missing .new or changed: 'something else'"):
+    with pytest.raises(TrainerError, match="text: 1 of 4 features are missing .new or changed: 'something else'"):
         run.open()
     assert run.make().computed == {"picture": 0, "text": 1, "face": 0}
     photo = run.manifest.parent / "1.png"
     with Image.open(photo) as file:
         file.rotate(180).save(photo)
-    with pytest.raises(CacheError, match="picture: 2 of 12 features are missing .new or changed: 1.png"):
+    with pytest.raises(TrainerError, match="picture: 2 of 12 features are missing .new or changed: 1.png"):
         run.open()
     assert run.make().computed == {"picture": 2, "text": 0, "face": 2}
     with Image.open(run.manifest.parent / "2-mask.png") as file:
@@ -147,7 +152,7 @@ def test_touched_photo_with_the_same_contents_is_not_stale(run):
 )
 def test_cache_of_other_settings_is_refused(run, changes, expected):
     run.make()
-    with pytest.raises(CacheError) as error:
+    with pytest.raises(TrainerError) as error:
         run.open(**changes)
     assert expected in str(error.value) and "Run python -m trainer.cache" in str(error.value)
 
@@ -158,14 +163,14 @@ def test_cache_of_other_models_is_refused(run, tmp_path):
 
     make_base(tmp_path / "other/base", seed=5)
     config = run.config(model__base=str(tmp_path / "other/base"))
-    other = load_base(config.model)
-    with pytest.raises(CacheError) as error:
+    other = load_frozen_model(config.model)
+    with pytest.raises(TrainerError) as error:
         open_cache(config, run.records(), other, run.encoder)
     text = str(error.value)
     assert "picture: 12 of 12" in text and f"autoencoder is {other.fingerprint(['autoencoder'])}" in text
     assert "text: 3 of 3" in text and "face:" not in text
     encoder = load_face_encoder(run.config().adapter.encoder.model_copy(update={"layer": -1}))
-    with pytest.raises(CacheError, match="face: 12 of 12 .*adapter.encoder.layer is -1, in the cache -2"):
+    with pytest.raises(TrainerError, match="face: 12 of 12 .*adapter.encoder.layer is -1, in the cache -2"):
         open_cache(run.config(), run.records(), run.base, encoder)
 
 
@@ -177,6 +182,7 @@ def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         assert tokenizer.pad_token_id != 0
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        shutil.rmtree(folder / "tokenizer")  # its special_tokens_map.json would win
         tokenizer.save_pretrained(folder / "tokenizer")
     for path in (folder / "tokenizer").glob("*.json"):
         values = json.loads(path.read_text())
@@ -185,23 +191,23 @@ def test_cache_of_another_tokenizer_is_refused(run, change, tmp_path):
             vocabulary["h"], vocabulary["o"] = vocabulary["o"], vocabulary["h"]
             path.write_text(json.dumps(values))
     config = run.config(model__base=str(folder))
-    other = load_base(config.model)
+    other = load_frozen_model(config.model)
     text = "tokenizer is [0-9a-f]+, in the cache [0-9a-f]+"
-    with pytest.raises(CacheError, match=f"text: 3 of 3 features are missing .{text}.") as error:
+    with pytest.raises(TrainerError, match=f"text: 3 of 3 features are missing .{text}.") as error:
         open_cache(config, run.records(), other, run.encoder)
     assert "picture" not in str(error.value) and "face" not in str(error.value)
-    summary = CacheMaker(config, run.records(), other, run.encoder).run(progress=False)
+    summary = make(config, run.records(), other, run.encoder)
     assert summary.computed == {"picture": 0, "text": 3, "face": 0}
-    found = open_cache(config, run.records(), other, run.encoder).text(0)["states"]
+    found = open_cache(config, run.records(), other, run.encoder)["text"].get(run.records()[0].caption)["states"]
     assert torch.equal(found, other.encode_text([run.records()[0].caption])["states"][0])
-    assert not torch.equal(found, run.open().text(0)["states"])
+    assert not torch.equal(found, run.open()["text"].get(run.records()[0].caption)["states"])
 
 
 @pytest.mark.parametrize(("module", "kind", "other"), [(pictures, "picture", "face"), (crops, "face", "picture")])
 def test_cache_of_older_code_is_refused(run, monkeypatch, module, kind, other):
     run.make()
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
-    with pytest.raises(CacheError, match=f"{kind}: 12 of 12 .*version of the .* code is 2, in the cache 1") as error:
+    with pytest.raises(TrainerError, match=f"{kind}: 12 of 12 .*version of the .* code is 2, in the cache 1") as error:
         run.open()
     assert f"{other}:" not in str(error.value)
     assert run.make().computed == {"picture": 0, "text": 0, "face": 0} | {kind: 12}
@@ -210,13 +216,13 @@ def test_cache_of_older_code_is_refused(run, monkeypatch, module, kind, other):
 def test_flips_are_only_made_when_wanted(run):
     assert run.make(data__flip=False).computed == {"picture": 6, "text": 3, "face": 6}
     run.open(data__flip=False)
-    with pytest.raises(CacheError, match="picture: 6 of 12 features are missing"):
+    with pytest.raises(TrainerError, match="picture: 6 of 12 features are missing"):
         run.open()
     assert run.make().computed == {"picture": 6, "text": 0, "face": 6}
 
 
 def test_missing_folder_says_how_to_make_it(run):
-    with pytest.raises(CacheError, match="no such folder. Make it with python -m trainer.cache"):
+    with pytest.raises(TrainerError, match="no such folder. Make it with python -m trainer.cache"):
         run.open()
 
 
@@ -224,7 +230,7 @@ def test_broken_shard_is_ignored_and_made_again(run, caplog):
     run.make()
     shard = next(run.cache.glob("face-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(CacheError, match="face: 12 of 12 features are missing"):
+    with pytest.raises(TrainerError, match="face: 12 of 12 features are missing"):
         run.open()
     assert "not a whole shard" in caplog.text
     assert run.make().computed == {"picture": 0, "text": 0, "face": 12}
@@ -236,8 +242,8 @@ def test_shard_that_vanishes_during_training_is_named(run):
     cache = run.open()
     shard = next(run.cache.glob("face-*.safetensors"))
     shard.unlink()
-    with pytest.raises(CacheError, match=shard.name):
-        cache.hidden(Reference(0))
+    with pytest.raises(TrainerError, match=shard.name):
+        cache["face"].get(Reference(0))
 
 
 def test_killed_run_keeps_its_whole_shards(run, monkeypatch):
@@ -252,16 +258,18 @@ def test_killed_run_keeps_its_whole_shards(run, monkeypatch):
         run.make()
     assert len(list(run.cache.glob("picture-*.safetensors"))) == 12
     monkeypatch.setattr(type(run.base), "encode_text", encode)
-    (run.cache / ".face-0.safetensors.1.partial").write_bytes(b"x")  # left by the kill, never read
+    (run.cache / ".face-0.safetensors.1.tmp").write_bytes(b"x")  # left by the kill, never read
     assert run.make().computed == {"picture": 0, "text": 3, "face": 12}
     run.open()
 
 
 def test_processes_make_a_part_each(run):
-    makers = [CacheMaker(run.config(), run.records(), run.base, run.encoder, process, 2) for process in (0, 1)]
-    for maker in makers:
-        maker.run(progress=False)
-    assert makers[0].stale() == []  # the first knows of what the second wrote after it
+    caches = [FeatureCache(run.config(), run.records(), run.base, run.encoder) for _ in range(2)]
+    for process, cache in enumerate(caches):
+        fill_cache(cache, run.config(), run.base, run.encoder, process, 2, progress=False)
+    for features in caches[0].values():  # the first knows of what the second wrote after it
+        features.read_index()
+        assert features.shards and features.unused() == []
     for path in run.cache.glob("*.safetensors"):
         path.unlink()
     missing = [run.make(process, 2).computed["picture"] for process in (1, 0)]
@@ -275,9 +283,9 @@ def test_full_disk_is_said_and_leaves_no_part(run, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store, "save_file", full)
-    with pytest.raises(CacheError, match="cannot be written: the disk is full. What was written before is kept"):
+    with pytest.raises(TrainerError, match="cannot be written: the disk is full. What was written before is kept"):
         run.make()
-    assert not list(run.cache.glob("*.safetensors")) and not list(run.cache.glob(".*.partial"))
+    assert not list(run.cache.glob("*.safetensors")) and not list(run.cache.glob(".*"))
 
 
 def test_unreadable_photos_are_listed_after_everything_else_is_done(run):
@@ -287,16 +295,16 @@ def test_unreadable_photos_are_listed_after_everything_else_is_done(run):
     summary = run.make()
     assert list(summary.unreadable) == ["4.png"] and "not a readable picture" in summary.unreadable["4.png"]
     assert summary.empty_masks == ["5.png"] and summary.full_masks == ["3.png"]
-    with pytest.raises(CacheError, match="picture: 2 of 12 features are missing .new or changed: 4.png"):
+    with pytest.raises(TrainerError, match="picture: 2 of 12 features are missing .new or changed: 4.png"):
         run.open()
 
 
 def test_features_go_to_workers_that_are_spawned(run):
     run.make()
-    cache = run.open()
-    cache.moments(0, False)
-    again = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(again.moments(1, True)[0], cache.moments(1, True)[0])
+    features = run.open()["picture"]
+    features.get((0, False))
+    again = pickle.loads(pickle.dumps(features))
+    assert torch.equal(again.get((1, True))["moments"], features.get((1, True))["moments"])
 
 
 def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
@@ -304,45 +312,20 @@ def test_cache_of_a_narrow_base_is_not_narrower(run, tmp_path):
     run.make()
     exact = run.open()
     config = run.config(model__precision="bf16")
-    base, encoder = load_base(config.model), load_face_encoder(config.adapter.encoder)
-    with pytest.raises(CacheError, match="text: 3 of 3 .*number format is torch.bfloat16, in the cache torch.float32"):
+    base, encoder = load_frozen_model(config.model), load_face_encoder(config.adapter.encoder)
+    with pytest.raises(TrainerError, match="text: 3 of 3 .*format is torch.bfloat16, in the cache torch.float32"):
         open_cache(config, run.records(), base, encoder)
     with torch.autocast("cpu", torch.bfloat16):
-        summary = CacheMaker(config, run.records(), base, encoder).run(progress=False)
+        summary = make(config, run.records(), base, encoder)
     assert summary.computed == {"picture": 0, "text": 3, "face": 0}  # the encoders are the same ones
     found = open_cache(config, run.records(), base, encoder)
-    assert torch.equal(found.moments(0, True)[0], exact.moments(0, True)[0])
-    assert torch.equal(found.hidden(Reference(0, True)), exact.hidden(Reference(0, True)))
-    text, wide = found.text(0)["states"], exact.text(0)["states"]
+    assert torch.equal(found["picture"].get((0, True))["moments"], exact["picture"].get((0, True))["moments"])
+    assert torch.equal(found["face"].get(Reference(0, True))["hidden"], exact["face"].get(Reference(0, True))["hidden"])
+    caption = run.records()[0].caption
+    text, wide = (cache["text"].get(caption)["states"] for cache in (found, exact))
     assert text.dtype == torch.bfloat16 and torch.equal(text, wide.to(torch.bfloat16))
-    encoded = base.encode_text([run.records()[0].caption])["states"][0]
+    encoded = base.encode_text([caption])["states"][0]
     assert torch.equal(encoded, wide)  # without a cache it is the same number that the U-Net reads
-
-
-def test_hashes_are_read_once_and_follow_the_contents(tmp_path, monkeypatch):
-    file = tmp_path / "a"
-    file.write_bytes(b"one")
-    hashes = FileHashes(tmp_path / "files.json")
-    first = hashes.of(file)
-    hashes.save()
-    again = FileHashes(tmp_path / "files.json")
-    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("read again"))
-    assert again.of(file) == first
-    monkeypatch.undo()
-    file.write_bytes(b"two!")
-    assert again.of(file) != first
-    (tmp_path / "files.json").write_text('{"a": [')
-    assert FileHashes(tmp_path / "files.json").of(file) == again.of(file)
-    with pytest.raises(CacheError, match="gone: cannot be read"):
-        hashes.of(tmp_path / "gone")
-
-
-def test_shard_of_another_format_is_ignored(tmp_path, caplog):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(1)}, tmp_path / "face-1.safetensors", metadata={"format": "other"})
-    assert FeatureStore(tmp_path, "face").missing(["a"]) == ["a"]
-    assert "of another format" in caplog.text
 
 
 def test_command_line_makes_prunes_and_reports(run, capsys):
@@ -356,6 +339,9 @@ def test_command_line_makes_prunes_and_reports(run, capsys):
     assert "1 shard(s)" in (text := capsys.readouterr().out) and "--prune deletes them" in text
     assert command.main([str(path), "data.resolution=128", "--prune"]) == 0
     assert len(list(run.cache.glob("picture-*.safetensors"))) == 1
+    (run.folder / "file").touch()
+    assert command.main([str(path), f"data.cache={run.folder}/file/cache"]) == 1
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
     assert command.main([str(path), "data.cache=null"]) == 1
     assert "data.cache is null" in capsys.readouterr().err
     assert command.main([str(path), "data.manifest=gone.jsonl"]) == 1

@@ -11,7 +11,7 @@ from support.small_training import make_config, make_models, make_photos, train_
 from feedface_core.files.adapter_file import load_adapter
 from tools.tiny_diffusers import make_encoder
 from trainer import export
-from trainer.export import ExportError
+from trainer.errors import TrainerError
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +66,19 @@ def test_null_hidden_goes_along(trained, tmp_path):
     found = load_adapter(export.export(tmp_path / "zero", precision="bf16"))
     assert found.tensors["null_hidden"].shape == (1, 5, 32)
     assert found.tensors["null_hidden"].abs().max() > 0
+    assert found.dtype == torch.bfloat16
+    assert found.config.encoder.fingerprint == load_adapter(export.export(trained / "run")).config.encoder.fingerprint
 
 
 def test_errors(trained, tmp_path, capsys):
     assert export.main([str(tmp_path)]) == 1
     assert "holds no checkpoint" in capsys.readouterr().err
     other = make_encoder(tmp_path / "other", image_size=64, seed=5)
-    with pytest.raises(ExportError, match="is not the encoder of this run"):
+    with pytest.raises(TrainerError, match="is not the encoder of this run"):
         export.export(trained / "run", encoder_path=str(other))
     checkpoint = export.find_checkpoint(trained / "run")
     checkpoint.tensors.pop("ema")
-    with pytest.raises(ExportError, match="has no moving average"):
-        export.choose_weights(checkpoint, "ema")
+    with pytest.raises(TrainerError, match="has no moving average"):
+        checkpoint.weights("ema")
     assert export.main([str(trained / "run"), "-o", str(tmp_path / "a.safetensors"), "--precision", "fp32"]) == 0
     assert "wrote" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from support.small_training import make_photos, moved, weights
 from torch import Tensor
 
 from feedface_core.files.adapter_file import load_adapter
-from feedface_core.hosts import uvit
+from feedface_core.modules.uvit import UViT
 from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer import export, train
 from trainer.cache import make_cache
@@ -23,9 +23,9 @@ from trainer.config import Config, load_config
 from trainer.data.batch import collate
 from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
+from trainer.models.adapter import load_models
 from trainer.models.unidiffuser import unpack
-from trainer.training.build import build_parts
-from trainer.training.step import TrainingStep, encode_batch
+from trainer.training.step import AdapterStep
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -131,20 +131,19 @@ class Case:
 
     def __init__(self, files, tmp_path, *more):
         config = small(files, tmp_path, "loss.face_dropout=0.4", *more)
-        self.parts = build_parts(config, "cpu")
+        self.models = load_models(config, "cpu")
         torch.manual_seed(0)
-        for branch in self.parts.adapter.branches:
+        for branch in self.models.adapter.branches:
             torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
         records, _ = read_manifest(config.data.manifest)
-        dataset = FaceDataset(records, config, TensorShapes.of(self.parts.base, 64))
+        dataset = FaceDataset(records, config, TensorShapes.of(self.models.frozen, 64))
         self.batch = collate([dataset[index, 0] for index in range(6)])
         self.batch.standard_loss = [False, True, False, False, True, False]
-        self.features = encode_batch(self.batch, self.parts.base, self.parts.encoder)
-        self.step = TrainingStep(self.parts.adapter, self.parts.base, config.loss)
+        self.step = AdapterStep(self.models, config.loss)
 
     def loss(self):
-        plan = self.step.plan(self.batch)
-        return plan, *self.step(self.batch, self.features, plan)
+        loss, record = self.step(self.batch)
+        return self.step.plan(self.batch), loss, record.losses
 
 
 def test_loss_is_the_published_one(files, tmp_path, monkeypatch):
@@ -153,8 +152,8 @@ def test_loss_is_the_published_one(files, tmp_path, monkeypatch):
     assert 0 < sum(case.batch.drop_face) < 6
     assert case.batch.reference_counts == [0 if dropped else 1 for dropped in case.batch.drop_face]
     predictions: list[Tensor] = []
-    predict = case.parts.base.predict
-    monkeypatch.setattr(case.parts.base, "predict", lambda *a: predictions.append(predict(*a)) or predictions[-1])
+    predict = case.models.frozen.predict
+    monkeypatch.setattr(case.models.frozen, "predict", lambda *a: predictions.append(predict(*a)) or predictions[-1])
     plan, loss, losses = case.loss()
     assert len(plan.rows) == 6  # dropped faces are trained, as the crop of zeros
     original, prediction = (unpack(one, 512)[0] for one in predictions)
@@ -173,7 +172,7 @@ def test_loss_is_the_published_one(files, tmp_path, monkeypatch):
 
 def test_dropped_face_is_the_encoding_of_a_crop_of_zeros(files, tmp_path):
     case = Case(files, tmp_path)
-    encoder, adapter = case.parts.encoder, case.parts.adapter
+    encoder, adapter = case.models.encoder, case.models.adapter
     grey = encoder.encode(torch.full((1, 64, 64, 3), 0.5))  # zero under mean and deviation 0.5
     torch.testing.assert_close(adapter.null_hidden, grey)
     case.batch.drop_face = [True] * 6
@@ -182,21 +181,22 @@ def test_dropped_face_is_the_encoding_of_a_crop_of_zeros(files, tmp_path):
 
 
 def test_data_type_is_another_one_in_training_than_in_sampling(files, tmp_path, monkeypatch):
-    from trainer.training.sampling import make_guidance, sample
+    from trainer.training.sampling import sample
+    from trainer.training.validation import make_guidance
 
     seen: list[int] = []
-    forward = uvit.UViT.forward
+    forward = UViT.forward
 
     def watched(self, *inputs, data_type=None, **options):
         seen.append(int(data_type.unique()))
         return forward(self, *inputs, data_type=data_type, **options)
 
-    monkeypatch.setattr(uvit.UViT, "forward", watched)
+    monkeypatch.setattr(UViT, "forward", watched)
     case = Case(files, tmp_path)
     case.loss()
     assert set(seen) == {0}
     seen.clear()
-    base = case.parts.base
+    base = case.models.frozen
     form = make_guidance(small(files, tmp_path).validation)
     sample(base, torch.randn(1, *base.latent_shape(64, 64)), base.null_text(), form, None, steps=2)
     assert set(seen) == {1}

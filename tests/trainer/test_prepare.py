@@ -15,7 +15,8 @@ from support.preparation import BOX, dropped_of, make_photo, rows_of, run, write
 from feedface_core.faces import crop_face
 from trainer import prepare as command
 from trainer.data import pictures
-from trainer.data.manifest import CropRule, ManifestError, common_rule, read_manifest
+from trainer.data.manifest import CropRule, common_rule, read_manifest
+from trainer.errors import TrainerError
 from trainer.preparation import masks as parsing
 
 
@@ -212,11 +213,11 @@ def test_manifest_says_how_the_crops_were_made(table, tmp_path):
     write_table(tmp_path / "plain/older.jsonl", older)
     assert common_rule(read_manifest(tmp_path / "plain/older.jsonl")[0]) == CropRule(1.1, "pad", 0.5)
     both, _ = read_manifest([tmp_path / "out/manifest.jsonl", tmp_path / "plain/older.jsonl"])
-    with pytest.raises(ManifestError, match=r"made in 2 ways \(4 with 1.3, clamp, fill 0.5, 4 with 1.1, pad"):
+    with pytest.raises(TrainerError, match=r"made in 2 ways \(4 with 1.3, clamp, fill 0.5, 4 with 1.1, pad"):
         common_rule(both)
     older[0]["crop_border"] = "cut"
     write_table(tmp_path / "plain/older.jsonl", older)
-    with pytest.raises(ManifestError, match="crop_border 'cut'"):
+    with pytest.raises(TrainerError, match="crop_border: Input should be 'pad' or 'clamp', found 'cut'"):
         read_manifest(tmp_path / "plain/older.jsonl")
 
 
@@ -269,7 +270,7 @@ def test_parquet_and_csv(table, tmp_path):
     records, _ = read_manifest(tmp_path / "dataset/manifest.parquet")
     assert [record.caption for record in records] == ['with "quotes", and commas', ""]
     assert [record.identity for record in records] == ["ann", None]
-    assert records[0].box == (50.0, 30.0, 110.0, 90.0) and records[0].photo_hash is not None
+    assert records[0].bbox == (50.0, 30.0, 110.0, 90.0) and records[0].photo_hash is not None
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FILL
+from feedface_core.faces import FILL, resample
 
 from . import pictures, randomness
 from .pictures import Box
@@ -62,31 +62,31 @@ class Augmentation:
     flip: bool = False
 
     @classmethod
-    def draw(cls, flip: bool, *parts: randomness.Part) -> Augmentation:
-        """The augmentation for these parts, whatever was drawn before.
+    def draw(cls, flip: bool, *key: randomness.Key) -> Augmentation:
+        """The augmentation for a key, whatever was drawn before.
 
         Args:
             flip: whether it may mirror.
-            parts: what it is for, such as the sample's id and the number of the variant.
+            key: what it is for, such as the sample's id and the number of the variant.
         """
 
-        def between(low: float, high: float, what: str) -> float:
-            return low + (high - low) * randomness.uniform("augmentation", what, *parts)
+        def between(what: str, low: float, high: float) -> float:
+            return low + (high - low) * randomness.uniform("augmentation", what, *key)
 
-        def chance(probability: float, what: str) -> bool:
-            return randomness.chance(probability, "augmentation", what, *parts)
+        def chance(what: str, probability: float) -> bool:
+            return randomness.chance(probability, "augmentation", what, *key)
 
         return cls(
-            shift=(between(-SHIFT, SHIFT, "right"), between(-SHIFT, SHIFT, "down")),
-            zoom=between(*ZOOM, "zoom"),
-            angle=between(-ANGLE, ANGLE, "angle"),
-            brightness=between(*COLOUR, "brightness"),
-            contrast=between(*COLOUR, "contrast"),
-            saturation=between(*COLOUR, "saturation"),
-            hue=between(-HUE, HUE, "hue"),
-            blur=between(*BLUR, "blur") if chance(BLURRED, "blurred") else 0.0,
-            background=not chance(WITHOUT_BACKGROUND, "background"),
-            flip=flip and chance(0.5, "flip"),
+            shift=(between("right", -SHIFT, SHIFT), between("down", -SHIFT, SHIFT)),
+            zoom=between("zoom", *ZOOM),
+            angle=between("angle", -ANGLE, ANGLE),
+            brightness=between("brightness", *COLOUR),
+            contrast=between("contrast", *COLOUR),
+            saturation=between("saturation", *COLOUR),
+            hue=between("hue", -HUE, HUE),
+            blur=between("blur", *BLUR) if chance("blurred", BLURRED) else 0.0,
+            background=not chance("background", WITHOUT_BACKGROUND),
+            flip=flip and chance("flip", 0.5),
         )
 
 
@@ -108,15 +108,20 @@ def augmented_crop(
     turn = math.radians(augmentation.angle)
     # The upright square in which the turned one fits, at the same pixels for a length.
     margin = math.ceil(size * (abs(math.cos(turn)) + abs(math.sin(turn)) - 1) / 2)
-    around = _moved(square, augmentation, (size + 2 * margin) / size)
     pixels = size + 2 * margin
+    (x0, y0, x1, y1), side = square, square[2] - square[0]
+    x, y = (x0 + x1) / 2 + augmentation.shift[0] * side, (y0 + y1) / 2 + augmentation.shift[1] * side
+    half = side * augmentation.zoom * (pixels / size) / 2
+    around = x - half, y - half, x + half, y + half
     picture = pictures.cut_box(photo, around, pixels).movedim(-1, 0)  # (3, P, P)
     picture = change.adjust_brightness(picture, augmentation.brightness)
     picture = change.adjust_contrast(picture, augmentation.contrast)
     picture = change.adjust_saturation(picture, augmentation.saturation)
     picture = change.adjust_hue(picture, augmentation.hue)
     shown = torch.ones(1, 1).expand(photo.height, photo.width) if augmentation.background or mask is None else mask
-    opacity = pictures.cut_mask_box(shown, photo.size, around, pixels)  # (1, P, P)
+    scale_x, scale_y = shown.shape[1] / photo.width, shown.shape[0] / photo.height
+    box = around[0] * scale_x, around[1] * scale_y, around[2] * scale_x, around[3] * scale_y
+    opacity = resample(shown.unsqueeze(-1), box, pixels, pixels, fill=0.0).movedim(-1, 0)  # (1, P, P)
     picture = FILL + (picture - FILL) * opacity
     picture = change.rotate(picture, augmentation.angle, InterpolationMode.BILINEAR, fill=[FILL] * 3)
     picture = picture[:, margin : margin + size, margin : margin + size]  # (3, S, S)
@@ -128,12 +133,3 @@ def augmented_crop(
     if augmentation.flip:
         picture = picture.flip(-1)
     return picture.clamp(0, 1).movedim(0, -1)
-
-
-def _moved(square: Box, augmentation: Augmentation, growth: float) -> Box:
-    x0, y0, x1, y1 = square
-    side = x1 - x0
-    centre_x = (x0 + x1) / 2 + augmentation.shift[0] * side
-    centre_y = (y0 + y1) / 2 + augmentation.shift[1] * side
-    half = side * augmentation.zoom * growth / 2
-    return centre_x - half, centre_y - half, centre_x + half, centre_y + half

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +24,14 @@ class Batch:
         text: cached text states, each ``(B, …)``, the empty caption's where dropped; or None.
         pixels: ``(B, 3, H, W)`` in −1…1, or None with a cache.
         moments: cached moments ``(B, …)``, or None.
-        crops: face crops ``(R, S, S, 3)`` in 0…1 in the order of the samples; None with a cache or with R =
-            0.
+        crops: face crops ``(R, S, S, 3)`` in 0…1 in the order of the samples; None with a cache or with R = 0.
         hidden: cached hidden states ``(R, T, E)``, or None likewise.
         reference_counts: references of each sample; 0 where the face is dropped.
         masks: ``(B, 1, h, w)`` in 0…1 over latent cells.
         noise: ``(B, *latent)`` standard normal.
         latent_noise: the same, for sampling the latents from their moments.
         timesteps: ``(B,)`` int64.
-        drop_face, drop_text, standard_loss: a decision for each sample, as plain lists: no device is read
-            back.
+        drop_face, drop_text, standard_loss: a decision for each sample, as plain lists: no device is read back.
         unreadable: id and reason of each photo that could not be read; their samples are replaced by others.
     """
 
@@ -59,24 +56,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _with_tensors(self, change) -> Batch:
-        values = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                value = change(value)
-            elif isinstance(value, dict):
-                value = {name: change(tensor) for name, tensor in value.items()}
-            values[field.name] = value
-        return Batch(**values)
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        def changed(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: change(tensor) for name, tensor in value.items()}
+            return change(value) if isinstance(value, Tensor) else value
+
+        return Batch(**{name: changed(value) for name, value in vars(self).items()})
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on a device."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by the loader."""
-        return self._with_tensors(lambda tensor: tensor.pin_memory())
+        return self._map(lambda tensor: tensor.pin_memory())
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> Batch:
@@ -86,18 +80,19 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         return torch.stack([sample[name] for sample in samples]) if name in samples[0] else None
 
     def chain(name: str) -> Tensor | None:
-        parts = [tensor for sample in samples for tensor in sample.get(name, ())]
-        return torch.stack(parts) if parts else None
+        tensors = [tensor for sample in samples for tensor in sample.get(name, ())]
+        return torch.stack(tensors) if tensors else None
 
-    text = None
-    if "text" in samples[0]:
-        text = {name: torch.stack([s["text"][name] for s in samples]) for name in samples[0]["text"]}
-    draws: list[Draws] = [sample["draws"] for sample in samples]
+    def each(name: str) -> list[Any]:
+        return [sample[name] for sample in samples]
+
+    text = {name: torch.stack([own[name] for own in each("text")]) for name in samples[0].get("text", ())}
+    draws: list[Draws] = each("draws")
     return Batch(
-        ids=[sample["id"] for sample in samples],
-        visits=[sample["visit"] for sample in samples],
-        captions=[sample["caption"] for sample in samples],
-        text=text,
+        ids=each("id"),
+        visits=each("visit"),
+        captions=each("caption"),
+        text=text or None,
         pixels=stack("pixels"),
         moments=stack("moments"),
         crops=chain("crops"),
@@ -110,5 +105,5 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         drop_face=[draw.drop_face for draw in draws],
         drop_text=[draw.drop_text for draw in draws],
         standard_loss=[draw.standard_loss for draw in draws],
-        unreadable=[photo for sample in samples for photo in sample["unreadable"]],
+        unreadable=[photo for photos in each("unreadable") for photo in photos],
     )

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from feedface_core.faces import FaceError
+from feedface_core.errors import FeedFaceError
 
-from ..training.stopping import leave_signals_to_parent
+from ..errors import TrainerError
+from ..signals import leave_signals_to_parent
 from . import pictures, randomness
 from .augmentation import Augmentation, augmented_crop
 from .batch import collate
@@ -39,52 +40,22 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ..config import Config
+    from .feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
 OpenPhoto = Callable[[Path], "Image"]
-
-
 REPLACEMENTS = 20
 """So many samples are tried in place of one that cannot be read."""
 
 
-class DataError(RuntimeError):
-    """Samples that cannot be made: names them and the files."""
-
-
-class UnreadablePhoto(DataError):
-    """A photo, crop or mask that cannot be read.
-
-    Args:
-        name: id of the sample that it belongs to.
-        reason: names the file and says what is wrong.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"sample {name}: {reason}")
-        self.name, self.reason = name, reason
-
-
-class CachedFeatures(Protocol):
-    """What the dataset reads from a cache, by the index of the record."""
-
-    def moments(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
-        """Moments of the photo and its mask ``(1, h, w)``."""
-
-    def text(self, index: int) -> dict[str, Tensor]:
-        """Text states of the caption, without batch dimension."""
-
-    def null_text(self) -> dict[str, Tensor]:
-        """Text states of the empty caption."""
-
-    def hidden(self, reference: Reference) -> Tensor:
-        """Hidden states ``(T, E)`` of a face crop."""
+class _Unreadable(Exception):
+    """A photo, crop or mask that cannot be read: id of its record, and the reason, which names the file."""
 
 
 @dataclass(frozen=True)
 class TensorShapes:
-    """What the dataset has to know of the base and the encoder.
+    """What the dataset has to know of the frozen model.
 
     Args:
         latent: shape of one sample's latents and noise.
@@ -98,8 +69,9 @@ class TensorShapes:
 
     @classmethod
     def of(cls, base: Any, resolution: int) -> TensorShapes:
-        """The shapes of a :class:`trainer.models.frozen_model.Base` at a resolution."""
-        return cls(tuple(base.latent_shape(resolution, resolution)), base.cell, base.schedule.steps)
+        """The shapes of a :class:`~trainer.models.frozen_model.FrozenModel` at a resolution."""
+        steps = base.scheduler.config.num_train_timesteps
+        return cls(tuple(base.latent_shape(resolution, resolution)), base.cell, steps)
 
 
 @dataclass(frozen=True)
@@ -132,18 +104,22 @@ class FaceDataset(torch.utils.data.Dataset):
     Args:
         records: the photos.
         config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
-        shapes: of the base.
-        cache: precomputed features of exactly these records, or None to read the photos.
+        shapes: of the frozen model.
+        cache: features of exactly these records (:func:`trainer.models.features.open_cache`); None reads the photos.
     """
 
     def __init__(
-        self, records: Sequence[Record], config: Config, shapes: TensorShapes, cache: CachedFeatures | None = None
+        self,
+        records: Sequence[Record],
+        config: Config,
+        shapes: TensorShapes,
+        cache: Mapping[str, FeatureStore] | None = None,
     ) -> None:
         self.records, self.shapes, self.cache = list(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
-        self._warned: set[str] = set()
         self.crop_size = config.adapter.encoder.image_size
-        self.references = References.of(self.records, config.data)
+        self.references = References(self.records, config.data)
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -155,40 +131,48 @@ class FaceDataset(torch.utils.data.Dataset):
     def draws(self, index: int, visit: int) -> Draws:
         """All random choices of a visit of a sample, except for its noise."""
         name, seed, loss = self.records[index].id, self.seed, self.loss
-        drop_face = randomness.chance(loss.face_dropout, seed, "drop face", name, visit)
+
+        def chance(probability: float, purpose: str) -> bool:
+            return randomness.chance(probability, seed, purpose, name, visit)
+
+        drop_face = chance(loss.face_dropout, "drop face")
         return Draws(
             timestep=randomness.integer(self.shapes.timesteps, seed, "timestep", name, visit),
             drop_face=drop_face,
-            drop_text=randomness.chance(loss.text_dropout, seed, "drop text", name, visit),
-            standard_loss=loss.kind == "standard"
-            or randomness.chance(loss.standard_probability, seed, "standard loss", name, visit),
-            flip=self.data.flip and randomness.chance(0.5, seed, "flip", name, visit),
+            drop_text=chance(loss.text_dropout, "drop text"),
+            standard_loss=loss.kind == "standard" or chance(loss.standard_probability, "standard loss"),
+            flip=self.data.flip and chance(0.5, "flip"),
             references=() if drop_face else self.references.draw(index, seed, visit),
         )
 
     def __getitem__(self, entry: Entry) -> dict[str, Any]:
-        """The sample, with the photos that could not be read as ``unreadable``.
+        """The sample, with id and reason of the photos that could not be read as ``unreadable``.
 
         Raises:
-            DataError: if none of :data:`REPLACEMENTS` other samples can be read either.
+            TrainerError: if none of :data:`REPLACEMENTS` other samples can be read either.
         """
         index, visit = entry
         name, unreadable = self.records[index].id, []
         for attempt in range(REPLACEMENTS + 1):
             try:
                 return {**self._sample(index, visit), "unreadable": unreadable}
-            except UnreadablePhoto as error:
-                unreadable.append((error.name, error.reason))
+            except _Unreadable as error:
+                unreadable.append(error.args)
             index = randomness.integer(len(self), self.seed, "replacement", name, visit, attempt)
-        raise DataError(
+        raise TrainerError(
             f"sample {name} cannot be read, nor can any of {REPLACEMENTS} others in its place; the last reason: "
             f"{unreadable[-1][1]}"
         )
 
     def _sample(self, index: int, visit: int) -> dict[str, Any]:
-        record = self.records[index]
-        draws = self.draws(index, visit)
-        sample = self._read(index, draws) if self.cache is None else self._recall(index, draws)
+        record, draws = self.records[index], self.draws(index, visit)
+        caption = "" if draws.drop_text else record.caption
+        if self.cache is None:
+            sample = self._read(record, draws)
+        else:
+            sample = {name: tensor.float() for name, tensor in self.cache["picture"].get((index, draws.flip)).items()}
+            sample["hidden"] = [self.cache["face"].get(reference)["hidden"] for reference in draws.references]
+            sample["text"] = self.cache["text"].get(caption)
         # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:
@@ -197,24 +181,17 @@ class FaceDataset(torch.utils.data.Dataset):
         return {
             "id": record.id,
             "visit": visit,
-            "caption": "" if draws.drop_text else record.caption,
+            "caption": caption,
             "draws": dataclasses.replace(draws, standard_loss=True) if empty else draws,
             "noise": randomness.normal(self.shapes.latent, self.seed, "noise", record.id, visit),
             "latent_noise": randomness.normal(self.shapes.latent, self.seed, "latents", record.id, visit),
             **sample,
         }
 
-    def _recall(self, index: int, draws: Draws) -> dict[str, Any]:
-        moments, mask = self.cache.moments(index, draws.flip)
-        hidden = [self.cache.hidden(reference) for reference in draws.references]
-        text = self.cache.null_text() if draws.drop_text else self.cache.text(index)
-        return {"moments": moments, "mask": mask, "hidden": hidden, "text": text}
-
-    def _read(self, index: int, draws: Draws) -> dict[str, Any]:
+    def _read(self, record: Record, draws: Draws) -> dict[str, Any]:
         open_photo = cache(pictures.open_photo)  # the reference may be cut from the same photo
-        data, cell = self.data, self.shapes.cell
-        with _reading(self.records[index]):
-            pixels, mask = read_picture(self.records[index], data.resolution, data.crop, cell, open_photo)
+        with _reading(record):
+            pixels, mask = read_picture(record, self.data.resolution, self.data.crop, self.shapes.cell, open_photo)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         crops = []
@@ -229,8 +206,8 @@ class FaceDataset(torch.utils.data.Dataset):
 def _reading(record: Record) -> Iterator[None]:
     try:
         yield
-    except (pictures.PictureError, FaceError, OSError) as error:
-        raise UnreadablePhoto(record.id, str(error)) from error
+    except (FeedFaceError, OSError) as error:
+        raise _Unreadable(record.id, str(error)) from error
 
 
 def read_picture(
@@ -242,15 +219,14 @@ def read_picture(
         Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells.
 
     Raises:
-        PictureError: a photo or mask that cannot be read, or a mask of another shape than its photo.
+        TrainerError: a photo or mask that cannot be read, or a mask of another shape than its photo.
     """
     photo = open_photo(record.path)
     square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
-    cells = resolution // cell
-    if record.mask is None:
-        mask = torch.ones(1, cells, cells)
-    else:
-        mask = pictures.cut_mask(pictures.read_mask(record.mask, photo.size), photo.size, square, cells)
+    mask = torch.ones(1, resolution // cell, resolution // cell)
+    if record.mask_path is not None:
+        mask = pictures.read_mask(record.mask_path, photo.size)
+        mask = pictures.cut_mask(mask, photo.size, square, resolution // cell)
     return pictures.cut_pixels(photo, square, resolution), mask
 
 
@@ -258,13 +234,13 @@ def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_p
     """The face crop ``(size, size, 3)`` in 0…1: the one made in advance if it has that size, else cut anew.
 
     Raises:
-        PictureError: a file that cannot be read.
+        TrainerError: a file that cannot be read.
     """
-    if record.crop is not None:
-        crop = pictures.open_photo(record.crop)
+    if record.crop_path is not None:
+        crop = pictures.open_photo(record.crop_path)
         if crop.size == (size, size):
             return pictures.to_tensor(crop)
-    return pictures.cut_box(open_photo(record.path), record.square, size, record.rule.fill)
+    return pictures.cut_box(open_photo(record.path), record.square, size, record.crop_fill)
 
 
 def read_reference(
@@ -277,15 +253,14 @@ def read_reference(
     """The face crop ``(size, size, 3)`` of a reference: the plain one, mirrored or not, or the augmented one.
 
     Raises:
-        PictureError: a file that cannot be read.
+        TrainerError: a file that cannot be read.
     """
     if augmentation is None:
         crop = read_crop(record, size, open_photo)
         return crop.flip(1) if flip else crop
-    photo = open_photo(record.path)
-    mask = None
-    if record.mask is not None and not augmentation.background:
-        mask = pictures.read_mask(record.mask, photo.size)
+    photo, mask = open_photo(record.path), None
+    if record.mask_path is not None and not augmentation.background:
+        mask = pictures.read_mask(record.mask_path, photo.size)
     return augmented_crop(photo, record.square, size, augmentation, mask)
 
 

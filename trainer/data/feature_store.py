@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .dataset import DataError
+from feedface_core.files.atomic import replacing
+
+from ..errors import TrainerError
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "feedface-cache-1"
 SHARD_BYTES = 256 * 2**20
-
-
-class CacheError(DataError):
-    """A cache that is missing, stale, broken or cannot be written."""
 
 
 def key_of(*parts: Any) -> str:
@@ -39,10 +37,10 @@ def key_of(*parts: Any) -> str:
 
 
 class FileHashes:
-    """Hashes of files' contents; a file whose size and time of change are the same is not read again.
+    """Hashes of files' contents, kept in a JSON file: one whose size and time of change are the same is not read again.
 
     Args:
-        path: JSON file that keeps them.
+        path: the JSON file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,51 +52,51 @@ class FileHashes:
             pass  # not there yet, or cut off: the files are read again
 
     def of(self, file: Path) -> str:
-        """The hash of a file.
-
-        Raises:
-            CacheError: if it cannot be read.
-        """
+        """The hash of a file, 32 hexadecimal digits. Raises ``TrainerError`` if it cannot be read."""
         name = str(file.resolve())
         try:
             status = file.stat()
             state = [status.st_size, status.st_mtime_ns]
-            if name in self.known and self.known[name][:2] == state:
-                return self.known[name][2]
-            with open(file, "rb") as opened:
-                digest = hashlib.file_digest(opened, "blake2b") if hasattr(hashlib, "file_digest") else None
-                text = digest.hexdigest() if digest else hashlib.blake2b(opened.read()).hexdigest()
+            if self.known.get(name, [])[:2] != state:
+                self.known[name] = [*state, hashlib.blake2b(file.read_bytes()).hexdigest()[:32]]
         except OSError as error:
-            raise CacheError(f"{file}: cannot be read ({error.strerror})") from error
-        self.known[name] = [*state, text[:32]]
-        return text[:32]
+            raise TrainerError(f"{file}: cannot be read ({error.strerror})") from error
+        return self.known[name][2]
 
     def save(self) -> None:
-        """Write the file in one piece."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.known), encoding="utf-8")
-        os.replace(partial, self.path)
+        """Write the file in one piece. Raises ``TrainerError`` if the folder cannot be written."""
+        try:
+            with replacing(self.path) as partial:
+                partial.write_text(json.dumps(self.known), encoding="utf-8")
+        except OSError as error:
+            raise TrainerError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
 class FeatureStore:
-    """All features of one kind in a folder.
+    """The features of one kind that a run needs, as far as they are in a folder.
 
     Args:
         folder: of the cache.
-        kind: ``picture``, ``text`` or ``face``.
+        kind: ``picture``, ``text`` or ``face``; begins the names of the shards.
+        settings: what all of these features depend on; the shards say it.
+        keys: item → key; an item says what a feature is of.
     """
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.kind = folder, kind
-        self.places: dict[str, tuple[str, int]] = {}
-        self.about: list[dict[str, Any]] = []
-        self._handles: dict[str, Any] = {}
-        self._waiting: list[tuple[str, Mapping[str, Tensor]]] = []
-        self._waiting_bytes = 0
-        for path in sorted(folder.glob(f"{kind}-*.safetensors")):
-            self._index(path)
+    def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any], keys: Mapping[Any, str]) -> None:
+        self.folder, self.kind, self.settings, self.keys = folder, kind, dict(settings), keys
+        self._files: dict[str, Any] = {}
+        self._pending: dict[str, Mapping[str, Tensor]] = {}
+        self.read_index()
 
-    def _index(self, path: Path) -> None:
+    def read_index(self) -> None:
+        """Look up what is in the folder by now."""
+        self._rows: dict[str, tuple[str, int]] = {}
+        self._found: list[dict[str, Any]] = []
+        self.shards = sorted(self.folder.glob(f"{self.kind}-*.safetensors"))
+        for path in self.shards:
+            self._read_index_of(path)
+
+    def _read_index_of(self, path: Path) -> None:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -108,84 +106,71 @@ class FeatureStore:
         if metadata.get("format") != FORMAT:
             logger.warning("%s: of another format, ignored", path)
             return
-        self.about.append(json.loads(metadata["about"]))
-        for row, key in enumerate(json.loads(metadata["keys"])):
-            self.places[key] = (path.name, row)
+        self._found.append(json.loads(metadata["about"]))
+        self._rows |= {key: (path.name, row) for row, key in enumerate(json.loads(metadata["keys"]))}
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys that are not there, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self.places]
+    def missing(self) -> dict[str, Any]:
+        """Key → item of the features that are not there."""
+        return {key: item for item, key in self.keys.items() if key not in self._rows}
 
-    def get(self, key: str) -> dict[str, Tensor]:
-        """The tensors of one key, without batch dimension.
+    def get(self, item: Any) -> dict[str, Tensor]:
+        """The tensors of one item, without batch dimension.
 
         Raises:
-            CacheError: a shard that is gone or broken.
+            TrainerError: a shard that is gone or broken.
         """
-        name, row = self.places[key]
+        name, row = self._rows[self.keys[item]]
         try:
-            if name not in self._handles:
-                self._handles[name] = safe_open(self.folder / name, "pt")
-            handle = self._handles[name]
-            return {tensor: handle.get_slice(tensor)[row] for tensor in handle.keys()}  # noqa: SIM118
+            if name not in self._files:
+                self._files[name] = safe_open(self.folder / name, "pt")
+            file = self._files[name]
+            return {tensor: file.get_slice(tensor)[row] for tensor in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise CacheError(f"{self.folder / name}: cannot be read ({error}); run trainer.cache again") from error
+            raise TrainerError(f"{self.folder / name}: cannot be read ({error}); run trainer.cache again") from error
 
-    def add(self, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep a feature; it is written with the next shard."""
-        self._waiting.append((key, {name: tensor.cpu() for name, tensor in tensors.items()}))
-        self._waiting_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        if self._waiting_bytes >= SHARD_BYTES:
-            self.flush(about)
+        self._pending[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
+        row_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows have the same shapes
+            self.flush()
 
-    def flush(self, about: Mapping[str, Any]) -> None:
+    def flush(self) -> None:
         """Write what waits as one shard.
 
         Raises:
-            CacheError: if the disk is full or the folder cannot be written.
+            TrainerError: if the disk is full or the folder cannot be written.
         """
-        if not self._waiting:
+        if not self._pending:
             return
-        keys = [key for key, _ in self._waiting]
+        keys, rows = list(self._pending), list(self._pending.values())
         path = self.folder / f"{self.kind}-{key_of(keys)[:16]}.safetensors"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        names = self._waiting[0][1]
-        stacked = {name: torch.stack([row[name] for _, row in self._waiting]).contiguous() for name in names}
-        metadata = {"format": FORMAT, "keys": json.dumps(keys), "about": json.dumps(dict(about), sort_keys=True)}
+        about = json.dumps(self.settings, sort_keys=True)
         try:
-            save_file(stacked, partial, metadata=metadata)
-            partial.chmod(0o644)  # safetensors makes it private, but other users' training may share a cache
-            _sync(partial)
-            os.replace(partial, path)
+            with replacing(path) as partial:
+                stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+                save_file(stacked, partial, {"format": FORMAT, "keys": json.dumps(keys), "about": about})
+                partial.chmod(0o644)  # safetensors makes it private, but other users' training may share a cache
+                with open(partial, "rb") as file:
+                    os.fsync(file.fileno())
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
             why = "the disk is full" if full else str(error)
-            raise CacheError(f"{path}: cannot be written: {why}. What was written before is kept") from error
-        self._waiting, self._waiting_bytes = [], 0
-        self._index(path)
+            raise TrainerError(f"{path}: cannot be written: {why}. What was written before is kept") from error
+        self._pending = {}
 
-    def unused(self, keys: Iterable[str]) -> list[Path]:
-        """Shards none of whose features is among these keys."""
-        used = {self.places[key][0] for key in keys if key in self.places}
-        return [path for path in sorted(self.folder.glob(f"{self.kind}-*.safetensors")) if path.name not in used]
+    def unused(self) -> list[Path]:
+        """Shards none of whose features is among the keys."""
+        used = {self._rows[key][0] for key in self.keys.values() if key in self._rows}
+        return [path for path in self.shards if path.name not in used]
+
+    def differences(self) -> list[str]:
+        """In what the settings differ from those of the last shard, if no shard has the same."""
+        if not self._found or any(self.settings.items() <= found.items() for found in self._found):
+            return []
+        last = self._found[-1]
+        changed = {name: value for name, value in self.settings.items() if last.get(name) != value}
+        return [f"{name} is {value}, in the cache {last.get(name)}" for name, value in changed.items()]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay in their process; each worker opens its own.
-        return {**self.__dict__, "_handles": {}}
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def differences(about: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> list[str]:
-    """In which of its settings what is there differs from what is wanted, if no shard agrees in all."""
-    if not about or any(all(entry.get(name) == value for name, value in wanted.items()) for entry in about):
-        return []
-    return [
-        f"{name} is {value}, in the cache {about[-1].get(name)}"
-        for name, value in wanted.items()
-        if about[-1].get(name) != value
-    ]
+        return {**self.__dict__, "_files": {}}  # open files stay in their process; each worker opens its own

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from feedface_core.files.atomic import replacing
 
 
 def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
@@ -19,13 +20,26 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\n")
 
 
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file. Raises ``ValueError`` with the number of a line that is none."""
+    for number, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"line {number}: expected an object, found {line[:60]!r}")
+        yield value
+
+
 def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
     """The values of a log's lines that are wanted; the other lines are deleted from the file, in one piece.
 
-    A line that is no JSON, as a crash leaves it at the end, goes as well. Afterwards the file can be appended to.
+    A line that is no JSON, as a crash leaves it at the end, goes as well. Afterwards the file can be appended to. A
+    file that is not there has none.
     """
     kept, values, count = [], [], 0
-    for _, line in read_lines(path, errors="replace"):
+    for _, line in read_lines(path, errors="replace") if path.is_file() else ():
         count += 1
         try:
             value = json.loads(line)
@@ -34,8 +48,7 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
         if wanted(value):
             kept.append(line)
             values.append(value)
-    if len(kept) < count or not path.read_bytes().endswith(b"\n"):
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+    if len(kept) < count or (kept and not path.read_bytes().endswith(b"\n")):
+        with replacing(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return values

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from feedface_core.faces import FILL, image_from_pil, resample
+from feedface_core.faces.box import Box
+
+from ..errors import TrainerError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Box = tuple[float, float, float, float]
 Square = tuple[int, int, int]
 """Left, top and side of the training square in pixels of the upright photo."""
 
@@ -26,15 +28,11 @@ MASK_THRESHOLD = 11
 MASK_SHAPE_TOLERANCE = 0.02
 
 
-class PictureError(ValueError):
-    """A photo or mask that cannot be read or does not fit."""
-
-
 def open_photo(path: str | Path) -> Image:
     """An upright RGB photo, as :func:`feedface_core.faces.load_image` reads it, but left in 8 bits.
 
     Raises:
-        PictureError: a file that is missing, no picture, or cut off.
+        TrainerError: a file that is missing, no picture, or cut off.
     """
     from PIL import Image, ImageOps
 
@@ -44,9 +42,9 @@ def open_photo(path: str | Path) -> Image:
                 return ImageOps.exif_transpose(file).convert("RGB")
             return to_picture(image_from_pil(file))
     except FileNotFoundError as error:
-        raise PictureError(f"{path}: no such file") from error
+        raise TrainerError(f"{path}: no such file") from error
     except Exception as error:  # the decoders of a dozen formats raise all kinds for broken files
-        raise PictureError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
+        raise TrainerError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
 
 
 def to_tensor(picture: Image) -> Tensor:
@@ -70,19 +68,12 @@ def training_square(width: int, height: int, face: Box | None) -> Square:
         width, height: of the photo in pixels.
         face: what has to be inside, or None for the plain middle.
     """
-    side = min(width, height)
-    offsets = []
-    for length, low, high in (
-        (width, face[0] if face else 0.0, face[2] if face else 0.0),
-        (height, face[1] if face else 0.0, face[3] if face else 0.0),
-    ):
+    side, offsets = min(width, height), []
+    for axis, length in enumerate((width, height)):
         offset = (length - side) // 2
         if face is not None:
-            low, high = max(math.floor(low), 0), min(math.ceil(high), length)
-            if high - low > side:
-                offset = (low + high - side) // 2
-            else:
-                offset = min(max(offset, high - side), low)
+            low, high = max(math.floor(face[axis]), 0), min(math.ceil(face[axis + 2]), length)
+            offset = (low + high - side) // 2 if high - low > side else min(max(offset, high - side), low)
         offsets.append(min(max(offset, 0), length - side))
     return offsets[0], offsets[1], side
 
@@ -113,20 +104,6 @@ def cut_box(photo: Image, box: Box, size: int, fill: float = FILL) -> Tensor:
     return resample(part, (box[0] - left, box[1] - top, box[2] - left, box[3] - top), size, size, fill)
 
 
-def cut_mask_box(mask: Tensor, size: tuple[int, int], box: Box, pixels: int) -> Tensor:
-    """Any square of a mask, ``(1, pixels, pixels)`` in 0…1; what lies past the border is not covered.
-
-    Args:
-        mask: ``(H, W)`` of the photo's shape, at any scale.
-        size: width and height of the photo, which the box refers to.
-        box: in pixels of the photo, may reach past the border.
-        pixels: side of the result.
-    """
-    scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
-    own = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-    return resample(mask.unsqueeze(-1), own, pixels, pixels, fill=0.0).movedim(-1, 0)
-
-
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     """A mask file as ``(H, W)`` floats 0 or 1, at the file's own size.
 
@@ -135,7 +112,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
         size: width and height of its upright photo, whose shape the mask must have.
 
     Raises:
-        PictureError: a file that is no picture, or of another shape than the photo.
+        TrainerError: a file that is no picture, or of another shape than the photo.
     """
     from PIL import Image
 
@@ -143,10 +120,10 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as file:
             values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
     except Exception as error:  # as above
-        raise PictureError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
+        raise TrainerError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
     height, width = values.shape
     if abs(width / height / (size[0] / size[1]) - 1) > MASK_SHAPE_TOLERANCE:
-        raise PictureError(
+        raise TrainerError(
             f"{path}: the mask is {width} × {height}, which is not the shape of its photo, {size[0]} × {size[1]}"
         )
     return torch.from_numpy((values > MASK_THRESHOLD).astype(np.float32))

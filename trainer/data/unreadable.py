@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from .dataset import DataError
+from ..errors import TrainerError, first_of
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 5
 
 
 class PhotoBudget:
@@ -27,21 +25,15 @@ class PhotoBudget:
         """Count photos in, by id with the reason, and name those that are new; whether there are too many now."""
         for name in sorted(photos.keys() - self.photos.keys()):
             self.photos[name] = photos[name]
-            logger.warning(
-                "%s cannot be read, another sample takes its place (%d such photos, at most %d): %s",
-                name,
-                len(self.photos),
-                self.allowed,
-                photos[name],
-            )
+            text = "%s cannot be read, another sample takes its place (%d such photos, at most %d): %s"
+            logger.warning(text, name, len(self.photos), self.allowed, photos[name])
         return len(self.photos) > self.allowed
 
-    def error(self, step: int) -> DataError:
+    def error(self, step: int) -> TrainerError:
         """What to stop with, once the checkpoint of a step is written."""
-        listed = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.photos.items())[:_SHOWN])
-        more = f"\n  … and {len(self.photos) - _SHOWN} more" if len(self.photos) > _SHOWN else ""
-        return DataError(
-            f"{len(self.photos)} photo(s) cannot be read, more than data.unreadable_photos={self.allowed} allows:"
-            f"\n  {listed}{more}\nA checkpoint of step {step} is written: mend the photos or raise the number, and "
+        reasons = [f"{name}: {reason}" for name, reason in self.photos.items()]
+        return TrainerError(
+            f"{len(reasons)} photo(s) cannot be read, more than data.unreadable_photos={self.allowed} allows:"
+            f"{first_of(reasons)}\nA checkpoint of step {step} is written: mend the photos or raise the number, and "
             "start again to go on from there"
         )

@@ -5,47 +5,35 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionModel
+from typing_extensions import Self
 
 from feedface_core.config import EncoderConfig
 from feedface_core.modules import encoder as core
 
-from .frozen_model import full_precision
+from ..config import EncoderSettings
+from ..errors import TrainerError
+from .diffusers_files import load_clip_vision
+from .frozen_model import freeze, full_precision
 
-if TYPE_CHECKING:
-    from trainer.config import EncoderSettings
-
-FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
-
-
-class EncoderError(ValueError):
-    """A face encoder that is missing, or not what the settings say."""
+#: What an adapter file says of the encoder's architecture.
+SIZES = ("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads")
+FIELDS = (*SIZES, "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps")
 
 
 class FaceEncoder:
-    """Face crops → hidden states, frozen.
+    """Face crops → hidden states, frozen, in float32.
 
     Args:
         module: a transformers ``CLIPVisionModel``.
         config: what goes into the adapter file.
     """
 
-    def __init__(self, module: nn.Module, config: EncoderConfig):
-        self.module = module.eval().requires_grad_(False)
+    def __init__(self, module: nn.Module, config: EncoderConfig) -> None:
+        self.module = freeze(module, torch.float32)
         self.config = replace(config, fingerprint=core.fingerprint(config, self.tensors()))
 
     @property
@@ -58,9 +46,7 @@ class FaceEncoder:
             return core.encode(self.module, self.config, crops)
 
     def null_hidden(self) -> Tensor:
-        """Hidden states ``(1, T, E)`` of a crop that is zero after normalisation, the published dropped
-        face.
-        """
+        """Hidden states ``(1, T, E)`` of a crop that is zero after normalisation, the published dropped face."""
         size = self.config.image_size
         with full_precision(self._device):
             return core.encode_pixels(self.module, self.config, torch.zeros(1, 3, size, size))
@@ -73,7 +59,7 @@ class FaceEncoder:
         """The weights by their plain Hugging Face names."""
         return {core.plain_name(name): tensor for name, tensor in self.module.state_dict().items()}
 
-    def to(self, device: torch.device | str) -> FaceEncoder:
+    def to(self, device: torch.device | str) -> Self:
         """Move the encoder."""
         self.module.to(device)
         return self
@@ -89,55 +75,33 @@ def load_face_encoder(
         allow_hub: whether a name on the Hugging Face hub may be downloaded.
 
     Raises:
-        EncoderError: a folder that is missing, holds no CLIP vision model, or one of another image size.
+        TrainerError: a folder that is missing, holds no CLIP vision model, or one of another image size.
     """
-    from transformers import CLIPVisionModel
-
-    from .diffusers_files import quiet
-
-    path = Path(settings.path).expanduser()
-    described = path / "config.json"
-    if not allow_hub and not described.is_file():
-        raise EncoderError(
-            f"adapter.encoder.path: {settings.path} has no config.json (looked in {path.absolute()}). Give a folder "
-            "with a transformers CLIPVisionModel or CLIPModel, such as a copy of openai/clip-vit-base-patch32"
+    path, where = Path(settings.path).expanduser(), f"adapter.encoder.path: {settings.path}"
+    config_file = path / "config.json"
+    if not allow_hub and not config_file.is_file():
+        raise TrainerError(
+            f"{where} has no config.json (looked in {path.absolute()}). Give a folder with a transformers "
+            "CLIPVisionModel or CLIPModel, such as a copy of openai/clip-vit-base-patch32"
         )
-    kind = json.loads(described.read_text(encoding="utf-8")).get("model_type") if described.is_file() else "clip"
-    if kind not in ("clip", "clip_vision_model"):
-        raise EncoderError(
-            f"adapter.encoder.path: {settings.path} is a model of type {kind}, expected a CLIP vision model"
+    found = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {"model_type": "clip"}
+    if found.get("model_type") not in ("clip", "clip_vision_model"):
+        raise TrainerError(f"{where} is a model of type {found.get('model_type')}, expected a CLIP vision model")
+    name = str(path) if path.exists() else settings.path
+    module = load_clip_vision(CLIPVisionModel, name, "adapter.encoder.path", allow_hub)
+    size, layers = module.config.image_size, module.config.num_hidden_layers
+    if size != settings.image_size:
+        raise TrainerError(
+            f"adapter.encoder.image_size is {settings.image_size}, but {settings.path} was made for {size}"
         )
-    try:
-        with quiet():
-            module, info = CLIPVisionModel.from_pretrained(
-                str(path) if path.exists() else settings.path, local_files_only=not allow_hub, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EncoderError(f"adapter.encoder.path: cannot load {settings.path}: {error}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise EncoderError(
-            f"adapter.encoder.path: {settings.path} holds no CLIP vision model: {len(missing)} weights "
-            f"are missing ({', '.join(missing[:3])})"
-        )
-    if module.config.image_size != settings.image_size:
-        raise EncoderError(
-            f"adapter.encoder.image_size is {settings.image_size}, but {settings.path} was made for "
-            f"{module.config.image_size}"
-        )
-    layers = module.config.num_hidden_layers
     if not -layers - 1 <= settings.layer <= layers:
-        raise EncoderError(
-            f"adapter.encoder.layer is {settings.layer}, but {settings.path} has {layers} layers: "
-            f"{-layers - 1} to {layers}"
+        raise TrainerError(
+            f"adapter.encoder.layer is {settings.layer}, but {settings.path} has {layers} layers: {-layers - 1} to "
+            f"{layers}"
         )
     config = EncoderConfig(
         config={name: getattr(module.config, name) for name in FIELDS},
-        image_size=settings.image_size,
-        image_mean=settings.image_mean,
-        image_std=settings.image_std,
-        layer=settings.layer,
         name=settings.name or path.name,
-        included=settings.included,
+        **settings.model_dump(include={"image_size", "image_mean", "image_std", "layer", "included"}),
     )
-    return FaceEncoder(module.float(), config).to(device)
+    return FaceEncoder(module, config).to(device)

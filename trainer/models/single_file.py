@@ -1,18 +1,14 @@
-"""Configurations of a single-file Stable Diffusion checkpoint, read off the shapes of its weights."""
+"""diffusers' configurations of a single-file Stable Diffusion checkpoint, read off the shapes of its weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .frozen_model import BaseError
+from ..errors import TrainerError
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -20,138 +16,111 @@ CLIP = "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
 XL_CLIP = "conditioner.embedders.0.transformer.text_model."
 XL_OPEN_CLIP = "conditioner.embedders.1.model."
+POSITIONS = ("embeddings.position_embedding.weight", "positional_embedding")  # of OpenAI's CLIP, and of OpenCLIP
 HEAD_WIDTH = 64
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class CheckpointConfigs:
-    """Configurations as diffusers and transformers write them.
+def read_configs(weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> dict[str, dict[str, Any]]:
+    """What diffusers and transformers need to know about a checkpoint, by subfolder of a diffusers folder:
+    ``unet``, ``vae``, ``scheduler``, ``text_encoder`` and, for SDXL, ``text_encoder_2``.
 
-    ``prediction`` is None where the weights do not tell.
-    """
+    The scheduler's ``prediction_type`` is None where the weights do not tell.
 
-    unet: dict
-    autoencoder: dict
-    text_encoders: tuple[dict, ...]
-    scheduler: dict
-    prediction: str | None
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and metadata of a ``.safetensors`` or ``.ckpt`` file; the latter is never unpickled as code.
+    Args:
+        metadata: of the file.
+        name: of the file, for messages.
 
     Raises:
-        BaseError: for a file that cannot be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return loaded.get("state_dict", loaded), {}
-    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise BaseError(f"model.base: cannot read {path}: {error}") from error
-    except Exception as error:  # the unpickler's own errors have no common class
-        raise BaseError(f"model.base: {path} holds more than weights, and is not loaded: {error}") from error
-
-
-def read_configs(weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> CheckpointConfigs:
-    """What diffusers needs to know about a checkpoint.
-
-    Raises:
-        BaseError: for a checkpoint of another kind, or one that lacks its autoencoder or text encoder.
+        TrainerError: for a checkpoint of something else, or one that lacks its autoencoder or text encoder.
     """
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     if f"{UNET}input_blocks.0.0.weight" not in shapes:
-        some = ", ".join(sorted(shapes)[:3])
-        raise BaseError(
+        raise TrainerError(
             f"model.base: {name} is no Stable Diffusion checkpoint: it has no {UNET}input_blocks.0.0.weight "
-            f"(but {some} …)"
+            f"(but {', '.join(sorted(shapes)[:3])} …)"
         )
     for prefix, what in ((VAE, "autoencoder"), (("cond_stage_model.", "conditioner."), "text encoder")):
         if not any(key.startswith(prefix) for key in shapes):
-            raise BaseError(f"model.base: {name} has no {what}; give a full checkpoint or a diffusers folder")
-    large = any(key.startswith(XL_OPEN_CLIP) for key in shapes)
-    prediction = _prediction(shapes, metadata, large)
-    return CheckpointConfigs(
-        unet=_unet_config(shapes),
-        autoencoder=_autoencoder_config(shapes, large),
-        text_encoders=_text_configs(shapes, name),
-        scheduler={
+            raise TrainerError(f"model.base: {name} has no {what}; give a full checkpoint or a diffusers folder")
+    xl = any(key.startswith(XL_OPEN_CLIP) for key in shapes)
+    encoders = [
+        _text_encoder(shapes, prefix)
+        for prefix in (CLIP, XL_CLIP, OPEN_CLIP, XL_OPEN_CLIP)
+        if any(prefix + name in shapes for name in POSITIONS)
+    ]
+    if not encoders:
+        raise TrainerError(f"model.base: {name} has a text encoder of an unknown layout")
+    return {
+        "unet": _unet(shapes),
+        "vae": _autoencoder(shapes, xl),
+        "scheduler": {
             "_class_name": "DDPMScheduler",
             "num_train_timesteps": 1000,
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "rescale_betas_zero_snr": "ztsnr" in shapes,
-            "prediction_type": "v_prediction" if prediction == "v" else "epsilon",
+            "prediction_type": _prediction_type(shapes, metadata),
         },
-        prediction=prediction,
-    )
+        **dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False)),
+    }
 
 
-def _prediction(shapes: Mapping[str, tuple], metadata: Mapping[str, str], large: bool) -> str | None:
+def _prediction_type(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     stated = metadata.get("modelspec.prediction_type", "")
-    if stated:
-        return "v" if stated.startswith("v") else "epsilon"
-    if "v_pred" in shapes:  # the marker that fine-tunes of SDXL carry
-        return "v"
-    return None if any(key.startswith(OPEN_CLIP) for key in shapes) else "epsilon"
+    if stated.startswith("v") or (not stated and "v_pred" in shapes):  # the key that fine-tunes of SDXL carry
+        return "v_prediction"
+    unclear = not stated and any(key.startswith(OPEN_CLIP) for key in shapes)  # Stable Diffusion 2 comes in both
+    return None if unclear else "epsilon"
 
 
-def _count(shapes: Mapping[str, tuple], pattern: str) -> int:
-    """One more than the largest number that the group of the pattern matches; 0 without a match."""
-    found = (re.match(pattern, key) for key in shapes)
+def _count(shapes: Shapes, prefix: str) -> int:
+    """One more than the largest number between a prefix and a dot; 0 without any."""
+    found = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in shapes)
     return 1 + max((int(match.group(1)) for match in found if match), default=-1)
 
 
-def _unet_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
-    def shape(key: str) -> tuple | None:
-        return shapes.get(UNET + key)
-
-    levels: list[dict] = [{"width": 0, "layers": 0, "depth": 0}]
-    for index in range(1, _count(shapes, re.escape(UNET) + r"input_blocks\.(\d+)\.")):
-        if shape(f"input_blocks.{index}.0.op.weight"):
+def _unet(shapes: Shapes) -> dict[str, Any]:
+    levels = [{"width": 0, "layers": 0, "depth": 0}]
+    for index in range(1, _count(shapes, f"{UNET}input_blocks.")):
+        block = f"{UNET}input_blocks.{index}."
+        if f"{block}0.op.weight" in shapes:  # downsampling: the next level begins
             levels.append({"width": 0, "layers": 0, "depth": 0})
             continue
         level = levels[-1]
-        level["width"] = shape(f"input_blocks.{index}.0.out_layers.3.weight")[0]
+        level["width"] = shapes[f"{block}0.out_layers.3.weight"][0]
         level["layers"] += 1
-        block = re.escape(f"{UNET}input_blocks.{index}.1.transformer_blocks.")
-        level["depth"] = max(level["depth"], _count(shapes, block + r"(\d+)\."))
-    widths = [level["width"] for level in levels]
-    attention = [level["depth"] > 0 for level in levels]
-    first = next(key for key in shapes if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
-    linear = (
-        len(next(value for key, value in shapes.items() if key.startswith(UNET) and key.endswith("proj_in.weight")))
-        == 2
-    )
+        level["depth"] = max(level["depth"], _count(shapes, f"{block}1.transformer_blocks."))
+    widths, depths = [level["width"] for level in levels], [level["depth"] for level in levels]
+    middle = _count(shapes, f"{UNET}middle_block.1.transformer_blocks.")
+    if depths[-1] and middle != depths[-1]:
+        raise TrainerError(
+            f"a U-Net with {middle} blocks in the middle and {depths[-1]} in the lowest level is not known"
+        )
+    text_key = next(key for key in shapes if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
+    projection = next(key for key in shapes if key.startswith(UNET) and key.endswith("proj_in.weight"))
+    linear = len(shapes[projection]) == 2
     config = {
         "_class_name": "UNet2DConditionModel",
-        "in_channels": shape("input_blocks.0.0.weight")[1],
-        "out_channels": shape("out.2.weight")[0],
+        "in_channels": shapes[f"{UNET}input_blocks.0.0.weight"][1],
+        "out_channels": shapes[f"{UNET}out.2.weight"][0],
         "block_out_channels": widths,
         "layers_per_block": levels[0]["layers"],
-        "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attention)],
-        "transformer_layers_per_block": [max(level["depth"], 1) for level in levels],
-        "cross_attention_dim": shapes[first][1],
+        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
+        # SD 1.x and 2.x have no attention in the lowest level, but a block in the middle, which follows its number.
+        "transformer_layers_per_block": [max(depth, 1) for depth in (*depths[:-1], depths[-1] or middle)],
+        "cross_attention_dim": shapes[text_key][1],
         "use_linear_projection": linear,
         # diffusers calls the number of heads attention_head_dim: 8 at every level, or 64 channels a head.
         "attention_head_dim": [max(width // HEAD_WIDTH, 1) for width in widths] if linear else 8,
-        "sample_size": 128 if shape("label_emb.0.0.weight") else 64,
+        "sample_size": 64,
     }
-    middle = _count(shapes, re.escape(UNET) + r"middle_block\.1\.transformer_blocks\.(\d+)\.")
-    if middle != config["transformer_layers_per_block"][-1]:
-        if not attention[-1]:  # SD 1.x and 2.x: no attention in the lowest level, one block in the middle
-            config["transformer_layers_per_block"][-1] = max(middle, 1)
-        else:
-            raise BaseError(
-                f"a U-Net with {middle} blocks in the middle and {levels[-1]['depth']} in the lowest level is not known"
-            )
-    if embedding := shape("label_emb.0.0.weight"):
-        pooled = shapes[XL_OPEN_CLIP + "text_projection"][1]
+    if embedding := shapes.get(f"{UNET}label_emb.0.0.weight"):  # SDXL: size and pooled text
+        pooled = shapes[f"{XL_OPEN_CLIP}text_projection"][1]
         config |= {
+            "sample_size": 128,
             "addition_embed_type": "text_time",
             "projection_class_embeddings_input_dim": embedding[1],
             "addition_time_embed_dim": (embedding[1] - pooled) // 6,
@@ -159,65 +128,36 @@ def _unet_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
     return config
 
 
-def _autoencoder_config(shapes: Mapping[str, tuple], large: bool) -> dict[str, Any]:
-    levels = _count(shapes, re.escape(VAE) + r"encoder\.down\.(\d+)\.")
-    widths = [shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+def _autoencoder(shapes: Shapes, xl: bool) -> dict[str, Any]:
+    levels = _count(shapes, f"{VAE}encoder.down.")
     return {
         "_class_name": "AutoencoderKL",
-        "block_out_channels": widths,
+        "block_out_channels": [shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(shapes, re.escape(VAE) + r"encoder\.down\.0\.block\.(\d+)\."),
+        "layers_per_block": _count(shapes, f"{VAE}encoder.down.0.block."),
         "latent_channels": shapes[f"{VAE}decoder.conv_in.weight"][1],
-        "scaling_factor": 0.13025 if large else 0.18215,
-        "force_upcast": large,
-        "sample_size": 1024 if large else 512,
+        "scaling_factor": 0.13025 if xl else 0.18215,
+        "force_upcast": xl,
+        "sample_size": 1024 if xl else 512,
     }
 
 
-def _text_configs(shapes: Mapping[str, tuple], name: str) -> tuple[dict, ...]:
-    openai = [prefix for prefix in (CLIP, XL_CLIP) if f"{prefix}embeddings.position_embedding.weight" in shapes]
-    configs = [_openai_config(shapes, prefix) for prefix in openai]
-    openclip = [prefix for prefix in (OPEN_CLIP, XL_OPEN_CLIP) if f"{prefix}positional_embedding" in shapes]
-    configs += [_openclip_config(shapes, prefix) for prefix in openclip]
-    if not configs:
-        raise BaseError(f"model.base: {name} has a text encoder of an unknown layout")
-    return tuple(configs)
-
-
-def _openai_config(shapes: Mapping[str, tuple], prefix: str) -> dict[str, Any]:
-    vocabulary, width = shapes[f"{prefix}embeddings.token_embedding.weight"]
+def _text_encoder(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    """A CLIP text model by transformers' names (OpenAI's) or by OpenCLIP's own."""
+    open_clip = prefix in (OPEN_CLIP, XL_OPEN_CLIP)
+    vocabulary, width = shapes[prefix + ("" if open_clip else "embeddings.") + "token_embedding.weight"]
+    layer = prefix + ("transformer.resblocks." if open_clip else "encoder.layers.")
     return {
-        "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "hidden_act": "quick_gelu",
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "projection_dim": width,
-        "intermediate_size": shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
-        "max_position_embeddings": shapes[f"{prefix}embeddings.position_embedding.weight"][0],
-        "num_hidden_layers": _count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
-        "num_attention_heads": max(width // HEAD_WIDTH, 1),
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-    }
-
-
-def _openclip_config(shapes: Mapping[str, tuple], prefix: str) -> dict[str, Any]:
-    vocabulary, width = shapes[f"{prefix}token_embedding.weight"]
-    layers = _count(shapes, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
-    large = prefix == XL_OPEN_CLIP
-    return {
-        "architectures": ["CLIPTextModelWithProjection" if large else "CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "hidden_act": "gelu",
+        "hidden_act": "gelu" if open_clip else "quick_gelu",
         "vocab_size": vocabulary,
         "hidden_size": width,
         "projection_dim": shapes.get(f"{prefix}text_projection", (0, width))[1],
-        "intermediate_size": shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0],
-        "max_position_embeddings": shapes[f"{prefix}positional_embedding"][0],
+        "intermediate_size": shapes[f"{layer}0.mlp.{'c_fc' if open_clip else 'fc1'}.weight"][0],
+        "max_position_embeddings": shapes[prefix + POSITIONS[open_clip]][0],
         # Stable Diffusion 2 reads the layer before the last one; diffusers leaves the last one out.
-        "num_hidden_layers": layers if large else layers - 1,
+        "num_hidden_layers": _count(shapes, layer) - (prefix == OPEN_CLIP),
         "num_attention_heads": max(width // HEAD_WIDTH, 1),
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,

@@ -10,18 +10,16 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
 
-from ..settings import ConfigError
+from ..config.preparation import IdentitySettings
+from ..errors import TrainerError
 from .photo import Photo
-from .settings import IdentitySettings
 
 MOST_CLUSTERED = 20_000
 """Average linkage keeps all pairwise distances: 1.6 GB at this number of photos."""
-_SHOWN = 3
 
 
 @dataclass
@@ -54,18 +52,14 @@ def identify(photos: Sequence[Photo], settings: IdentitySettings, distance: floa
         why_not: why that was not done.
 
     Raises:
-        ConfigError: see :func:`named_identity` and :func:`cluster`.
+        TrainerError: see :func:`named_identity` and :func:`cluster`.
     """
-    people = People()
-    if settings.source == "cluster":
-        if photos:
-            names = cluster([photo.id for photo in photos], [photo.vector for photo in photos], distance)
-            for photo in photos:
-                people.add(photo, names[photo.id], "cluster")
-        return people
-    folders: dict[str, list[Photo]] = defaultdict(list)
+    people, folders = People(), defaultdict(list)
+    names = cluster(photos, distance) if settings.source == "cluster" else {}
     for photo in photos:
-        if compares_faces(photo, settings):
+        if photo.id in names:
+            people.add(photo, names[photo.id], "cluster")
+        elif compares_faces(photo, settings):
             folders[folder_of(photo)].append(photo)
         else:
             people.add(photo, *named_identity(photo, settings))
@@ -76,26 +70,22 @@ def identify(photos: Sequence[Photo], settings: IdentitySettings, distance: floa
 
 def _compare_folders(people: People, folders: dict[str, list[Photo]], distance: float | None, why_not: str) -> None:
     """A folder's name for those of its photos that more than half of it agree with, no name for the others."""
+    mixed, alone, unlike = [], 0, []
+    for folder, photos in folders.items():
+        alike = set() if distance is None else _majority(photos, distance)
+        for photo in photos:
+            people.add(photo, folder if photo.id in alike else None, "folder")
+        unlike += [photo.id for photo in photos if alike and photo.id not in alike]
+        if len(photos) > 1 and not alike:
+            mixed.append(folder)
+            alone += len(photos)
     if distance is None:
-        for photo in chain.from_iterable(folders.values()):
-            people.add(photo, None, "none")
         people.notes.append(
             f"{sum(map(len, folders.values()))} photos lie in {len(folders)} sub-folder(s), and nothing says whether "
             f"each is one person ({why_not}): every photo is its own person. identity.source=folder takes each "
             "sub-folder for a person"
         )
-        return
-    mixed, alone, unlike = [], 0, []
-    for folder, photos in folders.items():
-        alike = _majority(photos, distance)
-        if len(photos) > 1 and not alike:
-            mixed.append(folder)
-            alone += len(photos)
-        for photo in photos:
-            people.add(photo, folder if photo.id in alike else None, "folder")
-            if alike and photo.id not in alike:
-                unlike.append(photo.id)
-    if mixed:
+    elif mixed:
         people.notes.append(
             f"{len(mixed)} sub-folder(s) hold several people ({_some(mixed)}): each of their {alone} photos is its own "
             "person. identity.source=folder takes each sub-folder for a person, identity.source=cluster finds people"
@@ -112,13 +102,13 @@ def _majority(photos: Sequence[Photo], distance: float) -> set[str]:
     seen = [photo for photo in photos if photo.vector]
     if not 2 <= len(seen) <= MOST_CLUSTERED:
         return set()
-    names = cluster([photo.id for photo in seen], [photo.vector for photo in seen], distance)
+    names = cluster(seen, distance)
     name, count = Counter(names.values()).most_common(1)[0]
     return {id_ for id_, own in names.items() if own == name} if 2 * count > len(photos) else set()
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def compares_faces(photo: Photo, settings: IdentitySettings) -> bool:
@@ -132,7 +122,7 @@ def named_identity(photo: Photo, settings: IdentitySettings) -> tuple[str | None
     """The person as given, by the pattern, or if that was asked for by the sub-folder, and which of the three.
 
     Raises:
-        ConfigError: for a pattern that is no regular expression with a group.
+        TrainerError: for a pattern that is no regular expression with a group.
     """
     source = settings.source
     if source in ("auto", "given") and photo.given.get("identity"):
@@ -140,9 +130,7 @@ def named_identity(photo: Photo, settings: IdentitySettings) -> tuple[str | None
     if source == "pattern" or (source == "auto" and settings.pattern is not None):
         found = compile_pattern(settings.pattern).search(photo.path.name)
         return (found.group(1) if found else None), "pattern"
-    if source == "folder":
-        return folder_of(photo), "folder"
-    return None, "none"
+    return (folder_of(photo), "folder") if source == "folder" else (None, "none")
 
 
 def folder_of(photo: Photo) -> str | None:
@@ -152,36 +140,33 @@ def folder_of(photo: Photo) -> str | None:
 
 
 def compile_pattern(pattern: str | None) -> re.Pattern[str]:
-    """Raises ``ConfigError`` unless the pattern is a regular expression with a group."""
+    """Raises ``TrainerError`` unless the pattern is a regular expression with a group."""
     try:
         compiled = re.compile(pattern or "")
     except re.error as error:
-        raise ConfigError(f"identity.pattern {pattern!r}: not a regular expression ({error})") from error
+        raise TrainerError(f"identity.pattern {pattern!r}: not a regular expression ({error})") from error
     if compiled.groups < 1:
-        raise ConfigError(f"identity.pattern {pattern!r}: needs a group that is the person, such as '(.+)_\\d+'")
+        raise TrainerError(f"identity.pattern {pattern!r}: needs a group that is the person, such as '(.+)_\\d+'")
     return compiled
 
 
-def cluster(ids: Sequence[str], vectors: Sequence[Sequence[float]], distance: float) -> dict[str, str]:
-    """Names of persons by photo id: average linkage, cut at a mean distance.
+def cluster(photos: Sequence[Photo], distance: float) -> dict[str, str]:
+    """Names of persons by photo id: average linkage of the vectors, cut at a mean distance.
 
     Persons are numbered by their number of photos, then by their first photo.
 
     Raises:
-        ConfigError: for more photos than all pairwise distances fit in memory for.
+        TrainerError: for more photos than all pairwise distances fit in memory for.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    if len(ids) > MOST_CLUSTERED:
-        raise ConfigError(
+    if len(photos) > MOST_CLUSTERED:
+        raise TrainerError(
             f"identity.source=cluster compares all pairs, for at most {MOST_CLUSTERED} photos; there are "
-            f"{len(ids)}. Give identities (a folder a person, or a column of the table) or prepare parts"
+            f"{len(photos)}. Give identities (a folder a person, or a column of the table) or prepare parts"
         )
-    labels = fcluster(linkage(np.array(vectors), "average"), distance, "distance") if len(ids) > 1 else [1]
-    sizes = Counter(int(label) for label in labels)
-    first: dict[int, int] = {}
-    for place, label in enumerate(labels):
-        first.setdefault(int(label), place)
-    order = sorted(sizes, key=lambda label: (-sizes[label], first[label]))
-    names = {label: f"person-{number:04d}" for number, label in enumerate(order, 1)}
-    return {photo: names[int(label)] for photo, label in zip(ids, labels, strict=True)}
+    vectors = np.array([photo.vector for photo in photos])
+    labels = fcluster(linkage(vectors, "average"), distance, "distance").tolist() if len(photos) > 1 else [1]
+    # Counter keeps the order of first photos, and so does most_common among equals.
+    numbers = {label: number for number, (label, _) in enumerate(Counter(labels).most_common(), 1)}
+    return {photo.id: f"person-{numbers[label]:04d}" for photo, label in zip(photos, labels, strict=False)}

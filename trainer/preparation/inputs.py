@@ -8,16 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import ManifestError, read_rows
+from ..data.manifest import read_rows
+from ..errors import TrainerError
 from .photo import Photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".gif")
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_COLUMNS = ("caption", "identity", "bbox", "mask_path")
-
-
-class InputError(ValueError):
-    """Photos that are not there, or a table that cannot be used."""
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
 def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Photo], Path]:
@@ -30,7 +27,7 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         output: the output folder: what lies in it is no photo.
 
     Raises:
-        InputError: nothing there, or no photo in it, or a table without a path column.
+        TrainerError: nothing there, or no photo in it, or a table without a path column.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in TABLES:
@@ -40,90 +37,71 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
     else:
         files = [Path(name) for name in glob.glob(os.path.expanduser(source), recursive=True)]
         if not files:
-            raise InputError(f"{source}: no such folder or table, and no file matches it as a glob")
+            raise TrainerError(f"{source}: no such folder or table, and no file matches it as a glob")
         root = Path(os.path.commonpath([file.parent for file in files]))
-    made = _made_here(root, output)
+    own = [] if output is None else [Path(output).resolve()]  # pictures that an earlier run wrote
+    if own == [root.resolve()]:
+        own = [own[0] / name for name in ("masks", "crops", "contact_sheet.png")]
     photos = sorted(
         file
         for file in files
         if file.suffix.lower() in SUFFIXES
         and not file.name.startswith(".")
-        and not any(file.resolve().is_relative_to(place) for place in made)
+        and not any(file.resolve().is_relative_to(folder) for folder in own)
     )
     if not photos:
-        raise InputError(
+        raise TrainerError(
             f"{source}: no photos among {len(files)} file(s); looked for {', '.join(SUFFIXES)} with sub-folders"
         )
-    return [_with_caption_file(Photo(file.relative_to(root).as_posix(), file)) for file in photos], root
+    return [Photo(file.relative_to(root).as_posix(), file, _caption_beside(file)) for file in photos], root
 
 
-def _made_here(root: Path, output: str | Path | None) -> list[Path]:
-    """Where pictures are that an earlier run wrote: the output folder, which may be the one with the photos."""
-    if output is None:
-        return []
-    folder = Path(output).resolve()
-    if folder != root.resolve():
-        return [folder]
-    return [folder / "masks", folder / "crops", folder / "contact_sheet.png"]
-
-
-def _with_caption_file(photo: Photo) -> Photo:
-    beside = photo.path.with_suffix(".txt")
-    if beside.is_file():
-        try:
-            photo.given["caption"] = " ".join(beside.read_text(encoding="utf-8-sig").split())
-        except UnicodeDecodeError as error:
-            raise InputError(f"{beside}: the caption is not UTF-8 text ({error})") from error
-    return photo
+def _caption_beside(photo: Path) -> dict[str, str]:
+    beside = photo.with_suffix(".txt")
+    if not beside.is_file():
+        return {}
+    try:
+        return {"caption": " ".join(beside.read_text(encoding="utf-8-sig").split())}
+    except UnicodeDecodeError as error:
+        raise TrainerError(f"{beside}: the caption is not UTF-8 text ({error})") from error
 
 
 def _from_table(path: Path) -> list[Photo]:
-    try:
-        rows = _read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else read_rows(path)
-    except ManifestError as error:
-        raise InputError(str(error)) from error
     photos, seen = [], {}
-    for number, row in enumerate(rows, 1):
-        name = row.get("path")
+    for number, row in enumerate(_read_csv(path) if path.suffix.lower() in DELIMITERS else read_rows(path), 1):
+        where, name, given = f"{path}, row {number}", row.get("path"), {}
         if not isinstance(name, str) or not name.strip():
-            columns = ", ".join(map(str, row)) or "none"
-            raise InputError(f"{path}, row {number}: no path; the columns are {columns}")
-        for column in ("caption", "identity"):
-            if row.get(column) is not None and not isinstance(row[column], (str, int)):
-                raise InputError(f"{path}, row {number}: {column} is {row[column]!r}, expected text")
+            raise TrainerError(f"{where}: no path; the columns are {', '.join(map(str, row)) or 'none'}")
         name = name.strip()
         if name in seen:
-            raise InputError(f"{path}, row {number}: {name} was in row {seen[name]} already")
+            raise TrainerError(f"{where}: {name} was in row {seen[name]} already")
         seen[name] = number
-        given = {column: row[column] for column in _COLUMNS if row.get(column) not in (None, "")}
-        for column in ("caption", "identity"):
-            if column in given:
-                given[column] = " ".join(str(given[column]).split())
+        for column in ("caption", "identity", "bbox", "mask_path"):
+            value = row.get(column)
+            if value not in (None, "") and column in ("caption", "identity"):
+                if not isinstance(value, (str, int)):
+                    raise TrainerError(f"{where}: {column} is {value!r}, expected text")
+                value = " ".join(str(value).split())
+            if value not in (None, ""):
+                given[column] = value
         photos.append(Photo(str(row.get("id") or name), path.parent / Path(name).expanduser(), given))
     return photos
-
-
-def _numbers(text: str, where: str) -> list[float]:
-    try:
-        return [float(part) for part in text.strip("[] ").replace(",", " ").split()]
-    except ValueError as error:
-        raise InputError(f"{where}: bbox is {text!r}, expected x0, y0, x1, y1 in pixels") from error
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            rows = [dict(row) for row in reader]
+            rows = list(csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()]))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from error
+        raise TrainerError(f"{path}: not a CSV table in UTF-8 ({error})") from error
     if not rows:
-        raise InputError(f"{path}: holds no rows")
+        raise TrainerError(f"{path}: holds no rows")
     for number, row in enumerate(rows, 1):
         if None in row:
-            raise InputError(f"{path}, row {number}: more fields than the header has; quote captions with commas")
-        if row.get("bbox"):
-            row["bbox"] = _numbers(row["bbox"], f"{path}, row {number}")
-        else:
-            row.pop("bbox", None)
+            raise TrainerError(f"{path}, row {number}: more fields than the header has; quote captions with commas")
+        box = row.get("bbox") or ""
+        try:
+            row["bbox"] = [float(value) for value in box.strip("[] ").replace(",", " ").split()] or None
+        except ValueError as error:
+            raise TrainerError(f"{path}, row {number}: bbox is {box!r}, expected x0, y0, x1, y1 in pixels") from error
     return rows

@@ -14,10 +14,11 @@ from ..data.jsonl import keep_lines
 from .photo import Photo
 
 NAME = "progress.jsonl"
+FINDINGS = ("reason", "detail", "vector", "row")
 
 
 class Journal:
-    """The progress file of an output folder.
+    """The progress file of an output folder. A last line that was cut off by a crash is cut off for good.
 
     Args:
         output: the folder.
@@ -28,60 +29,32 @@ class Journal:
     def __init__(self, output: Path, settings: str, recogniser: str | None = None) -> None:
         self.output, self.settings, self.recogniser = output, settings, recogniser
         self.path = output / NAME
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.file = None
-
-    def load(self) -> None:
-        """Read the entries. A last line that was cut off by a crash is ignored, and cut off for good."""
-        if self.path.is_file():
-            for entry in keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry):
-                self.entries[entry["id"]] = entry
+        entries = keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry)
+        self.entries: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in entries}
 
     def restore(self, photo: Photo, needs_caption: bool, vector: Literal["no", "looked for", "found"]) -> bool:
         """Fill a photo with what was found before; False if that has to be done (again)."""
         entry = self.entries.get(photo.id)
         if entry is None or entry["key"] != self._key(photo):
             return False
-        row = entry["row"]
-        if not entry["reason"]:
-            if needs_caption and not photo.given.get("caption") and "caption" not in row:
-                return False
-            if vector != "no" and (entry["vector"] is None or entry.get("recogniser") != self.recogniser):
-                return False
-            if vector == "found" and not entry["vector"]:
-                return False
-            if not all((self.output / row[column]).is_file() for column in ("mask_path", "crop_path")):
-                return False
-        photo.row, photo.reason, photo.detail, photo.vector = (
-            dict(row),
-            entry["reason"],
-            entry["detail"],
-            entry["vector"],
-        )
+        row, has_caption = entry["row"], photo.given.get("caption") or "caption" in entry["row"]
+        if not entry["reason"] and (
+            (needs_caption and not has_caption)
+            or (vector != "no" and (entry["vector"] is None or entry.get("recogniser") != self.recogniser))
+            or (vector == "found" and not entry["vector"])
+            or not all((self.output / row[column]).is_file() for column in ("mask_path", "crop_path"))
+        ):
+            return False
+        for name in FINDINGS:
+            setattr(photo, name, entry[name])
         return True
 
     def add(self, photo: Photo) -> None:
         """Note a photo that has been through all stages."""
-        if self.file is None:
-            self.file = open(self.path, "a", encoding="utf-8")
-        entry = {
-            "id": photo.id,
-            "key": self._key(photo),
-            "reason": photo.reason,
-            "detail": photo.detail,
-            "vector": photo.vector,
-            "recogniser": self.recogniser,
-            "row": photo.row,
-        }
-        self.entries[photo.id] = entry
-        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        entry = {"id": photo.id, "key": self._key(photo), "recogniser": self.recogniser}
+        entry |= {name: getattr(photo, name) for name in FINDINGS}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _key(self, photo: Photo) -> list[Any]:
         try:

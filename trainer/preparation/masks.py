@@ -1,5 +1,4 @@
-"""The mask of a face with its hair, for the training loss: parsed by Facer when its model is there, else an
-ellipse."""
+"""The mask of a face with its hair, for the training loss: parsed by Facer if its model is there, else an ellipse."""
 
 from __future__ import annotations
 
@@ -7,17 +6,15 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedface_core.faces.box import Box, DetectedFace, FaceError
-from feedface_core.faces.crop import check_image, resample, square_box
-from feedface_core.faces.detectors.base import DetectorUnavailable
+from feedface_core.faces import DetectedFace, DetectorUnavailable, check_image, resample, square_box
+
+from ..errors import TrainerError
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +26,9 @@ REGION_SIDE = 512
 FACER_FILES = "face_parsing.farl.lapa*.pt"
 
 
-class FaceParser(Protocol):
-    """Says of every pixel of a picture how likely it belongs to the face or its hair."""
-
-    name: str
-
-    def parse(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """Probability ``(H, W)`` in 0..1 for a picture ``(H, W, 3)`` in 0..1 and its landmarks ``(5, 2)`` in
-        pixels."""
-        ...
-
-
 @dataclass(frozen=True)
 class HeadEllipse:
-    """An ellipse around head and hair: centre, semi-axes across and along the face in pixels, and the unit
-    vector to the chin."""
+    """An ellipse around a head: centre and semi-axes across and along the face in pixels, unit vector to the chin."""
 
     centre: tuple[float, float]
     across: float
@@ -68,12 +53,12 @@ def head_ellipse(face: DetectedFace) -> HeadEllipse:
     down = mouth - eyes
     unit = max(down.norm().item(), (right - left).norm().item())
     if unit == 0:
-        raise FaceError("the landmarks of the face are all the same point")
+        raise TrainerError("the landmarks of the face are all the same point")
     down = down / down.norm().clamp(min=1e-6)
     across = torch.stack([down[1], -down[0]])
     turn = ((nose - eyes) @ across).clamp(-0.45 * unit, 0.45 * unit)
     centre = eyes - 0.2 * unit * down - 2 * turn * across
-    return HeadEllipse((centre[0].item(), centre[1].item()), 1.5 * unit, 2.0 * unit, (down[0].item(), down[1].item()))
+    return HeadEllipse(tuple(centre.tolist()), 1.5 * unit, 2.0 * unit, tuple(down.tolist()))
 
 
 def ellipse_mask(height: int, width: int, ellipse: HeadEllipse) -> Tensor:
@@ -92,21 +77,21 @@ def ellipse_mask(height: int, width: int, ellipse: HeadEllipse) -> Tensor:
     return torch.where(r < 1e-6, torch.ones_like(r), (0.5 - distance).clamp(0, 1))
 
 
-def face_mask(image: Tensor, face: DetectedFace, parser: FaceParser | None = None) -> tuple[Tensor, str]:
+def face_mask(image: Tensor, face: DetectedFace, parser: FacerParser | None = None) -> tuple[Tensor, str]:
     """The mask of one face of a photo, hair included.
 
     Args:
-        image: ``(H, W, 3)`` floats in 0..1.
+        image: ``(H, W, 3)`` floats in 0…1.
         face: the face, in pixels of the photo.
         parser: used if given and the face has landmarks; see :func:`load_parser`.
 
     Returns:
-        The mask ``(H, W)`` in 0..1, and how it was made: the parser's name, ``"ellipse from landmarks"`` or
+        The mask ``(H, W)`` in 0…1, and how it was made: the parser's name, ``"ellipse from landmarks"`` or
         ``"ellipse from box"``. A parser that finds nothing inside the box gives way to the ellipse, and the
         text says so.
 
     Raises:
-        FaceError: if the photo cannot be used or the face lies outside it.
+        FeedFaceError: if the photo cannot be used or the face lies outside it.
     """
     image = check_image(image)
     height, width = image.shape[:2]
@@ -119,45 +104,35 @@ def face_mask(image: Tensor, face: DetectedFace, parser: FaceParser | None = Non
     mask = ellipse_mask(height, width, head_ellipse(face))
     if mask.sum() == 0:
         box = ", ".join(f"{v:.0f}" for v in face.box)
-        raise FaceError(f"the face at {box} lies outside the photo of {width} × {height} pixels")
+        raise TrainerError(f"the face at {box} lies outside the photo of {width} × {height} pixels")
     return mask, source
 
 
-def _parsed_mask(image: Tensor, face: DetectedFace, parser: FaceParser) -> Tensor | None:
-    """Parse the neighbourhood of the face and keep the connected region that covers most of its box; None if
-    nothing is there."""
+def _parsed_mask(image: Tensor, face: DetectedFace, parser: FacerParser) -> Tensor | None:
+    """The connected region that covers most of the face's box, as the parser sees its neighbourhood; or None."""
+    from scipy import ndimage
+
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(v) for v in square_box(face.box, REGION_SCALE))
     side = max(x1 - x0, y1 - y0, 1)
-    region: Box = (x0, y0, x0 + side, y0 + side)
     pixels = min(side, REGION_SIDE)
-    part = resample(image, region, pixels, pixels)
     landmarks = (face.landmarks - torch.tensor([x0, y0])) * (pixels / side)
-    probability = parser.parse(part, landmarks).clamp(0, 1)  # (pixels, pixels)
-    inner = [round((v - origin) * pixels / side) for v, origin in zip(face.box, (x0, y0, x0, y0), strict=True)]
-    probability = _region_of_face(probability, inner)
-    if probability is None:
+    region = resample(image, (x0, y0, x0 + side, y0 + side), pixels, pixels)
+    probability = parser.parse(region, landmarks).clamp(0, 1).float()  # (pixels, pixels)
+    box = [round((v - origin) * pixels / side) for v, origin in zip(face.box, (x0, y0, x0, y0), strict=True)]
+    labels = torch.from_numpy(ndimage.label((probability > 0.5).cpu().numpy())[0])
+    left, top, right, bottom = (max(v, 0) for v in box)
+    inside = torch.bincount(labels[top:bottom, left:right].flatten(), minlength=2)
+    inside[0] = 0
+    if inside.sum() == 0:
         return None
-    whole = F.interpolate(probability[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0]
+    # One more pixel, so that the soft edge of the region stays and other people's hair goes.
+    near = F.max_pool2d((labels == inside.argmax()).float()[None, None], 3, stride=1, padding=1)
+    whole = F.interpolate(probability * near, size=(side, side), mode="bilinear", align_corners=False)[0, 0]
     mask = torch.zeros(height, width)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
     mask[top:bottom, left:right] = whole[top - y0 : bottom - y0, left - x0 : right - x0]
     return mask
-
-
-def _region_of_face(probability: Tensor, box: Sequence[int]) -> Tensor | None:
-    from scipy import ndimage
-
-    labels = torch.from_numpy(ndimage.label((probability > 0.5).cpu().numpy())[0])
-    x0, y0, x1, y1 = (max(v, 0) for v in box)
-    inside = torch.bincount(labels[y0:y1, x0:x1].flatten(), minlength=2)
-    inside[0] = 0
-    if inside.sum() == 0:
-        return None
-    chosen = (labels == inside.argmax()).float()
-    # One more pixel, so that the soft edge of the region stays and other people's hair goes.
-    near = F.max_pool2d(chosen[None, None], 3, stride=1, padding=1)[0, 0]
-    return probability.float() * near
 
 
 class FacerParser:
@@ -167,6 +142,9 @@ class FacerParser:
     Args:
         model_path: the TorchScript file ``face_parsing.farl.lapa….pt``.
         device: where it runs.
+
+    Raises:
+        DetectorUnavailable: the file is missing or no such model, or the package is not installed.
     """
 
     name = "facer farl/lapa/448"
@@ -188,38 +166,26 @@ class FacerParser:
             raise DetectorUnavailable(f"{path}: not a face parsing model that facer can load ({error})") from error
 
     def parse(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """See :class:`FaceParser`."""
+        """How likely each pixel belongs to the face or its hair, ``(H, W)`` in 0…1.
+
+        Args:
+            image: ``(H, W, 3)`` in 0…1.
+            landmarks: ``(5, 2)`` in pixels.
+        """
         pictures = image.permute(2, 0, 1).unsqueeze(0).to(self.device, torch.float32)  # (1, 3, H, W)
         face = {"points": landmarks[None].to(self.device, torch.float32), "image_ids": torch.zeros(1, dtype=torch.long)}
-        logits = self.network(pictures, face)["seg"]["logits"]  # (1, 11, H, W)
-        # Class 0 is the background. Outside the parser's own view the logits are all zero: that is background
-        # too.
-        background = logits[0].softmax(dim=0)[0]
-        return torch.where(logits[0].abs().sum(dim=0) == 0, 0.0, 1 - background).cpu().clone()
+        logits = self.network(pictures, face)["seg"]["logits"][0]  # (11, H, W)
+        # Class 0 is the background. Outside the parser's own view the logits are all zero: that is background too.
+        return torch.where(logits.abs().sum(dim=0) == 0, 0.0, 1 - logits.softmax(dim=0)[0]).cpu().clone()
 
 
-def find_parser_file(roots: Sequence[str | Path]) -> Path | None:
-    """The first face parsing model (``face_parsing.farl.lapa*.pt``) in the given folders."""
-    for root in roots:
-        folder = Path(root).expanduser()
-        found = sorted(folder.glob(FACER_FILES)) if folder.is_dir() else []
-        if found:
-            return found[0]
-    return None
-
-
-def load_parser(roots: Sequence[str | Path], device: str | torch.device = "cpu") -> FaceParser | None:
-    """The face parser whose model lies in one of the folders, or None if there is none or pyfacer is not
-    installed."""
-    path = find_parser_file(roots)
-    if path is None:
-        return None
-    if importlib.util.find_spec("facer") is None:
+def load_parser(roots: Sequence[str | Path], device: str | torch.device = "cpu") -> FacerParser | None:
+    """The face parser whose model (``face_parsing.farl.lapa*.pt``) lies in one of the folders, or None if there is none
+    or pyfacer is not installed."""
+    found = [path for root in roots for path in sorted(Path(root).expanduser().glob(FACER_FILES))]
+    if found and importlib.util.find_spec("facer") is None:
         logger.warning(
-            '%s is there, but the package pyfacer is not: "pip install pyfacer timm". Masks are ellipses.', path
+            '%s is there, but the package pyfacer is not: "pip install pyfacer timm". Masks are ellipses.', found[0]
         )
         return None
-    return _load_facer(path.resolve(), str(device))
-
-
-_load_facer = lru_cache(maxsize=1)(FacerParser)
+    return FacerParser(found[0], device) if found else None

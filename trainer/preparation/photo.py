@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from feedface_core.faces import DetectedFace, FaceError
+from feedface_core.errors import FeedFaceError
+from feedface_core.faces import DetectedFace
 
 from ..data.pictures import to_tensor
 
@@ -20,16 +20,8 @@ Batch = list["Photo"]
 
 
 class Drop(Exception):
-    """Raised by a stage: this photo is left out.
-
-    Args:
-        reason: a few words, the same for all photos with this problem: they are counted.
-        detail: what was found in this one.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason, self.detail = reason, detail
+    """This photo is left out. Arguments: a few words, the same for all photos with this problem, since they are
+    counted; and what was found in this one."""
 
 
 @dataclass
@@ -42,12 +34,11 @@ class Photo:
         given: columns of the table or of files beside the photo (caption, identity, bbox, mask_path).
         row: columns of the manifest so far.
         reason, detail: why it was left out; an empty reason keeps it.
-        picture: the upright photo, while it is worked on.
-        face: the face.
-        faces: all faces found.
+        vector: identity vector, where faces are compared; empty for a face that was not found again.
+        picture: the upright photo. This and what follows is there while the photo is worked on.
+        face: the one face.
         crop: ``(S, S, 3)``.
         mask: ``(H, W)`` bool.
-        vector: identity vector, for clustering.
     """
 
     id: str
@@ -56,15 +47,15 @@ class Photo:
     row: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     detail: str = ""
+    vector: list[float] | None = None
     picture: Image | None = None
-    faces: list[DetectedFace] = field(default_factory=list)
     face: DetectedFace | None = None
     crop: Tensor | None = None
     mask: Tensor | None = None
-    vector: list[float] | None = None
 
     @property
     def kept(self) -> bool:
+        """Whether no stage has left it out."""
         return not self.reason
 
     @property
@@ -72,14 +63,8 @@ class Photo:
         """The photo as ``(H, W, 3)`` floats in 0…1, made anew: for a batch of large photos it would be gigabytes."""
         return to_tensor(self.picture)
 
-    def release(self) -> Photo:
-        """Forget the pixels."""
-        self.picture = self.crop = self.mask = self.face = None
-        self.faces = []
-        return self
 
-
-class Stage(ABC):
+class Stage:
     """One step of the preparation: ``stage(batch) -> batch``.
 
     A stage is made once a process and then called with one batch after the other, so models are loaded in
@@ -87,21 +72,17 @@ class Stage(ABC):
     """
 
     def __call__(self, batch: Batch) -> Batch:
-        """Work on the photos that are still kept; those a stage raises :class:`Drop` for are marked."""
+        """Work on the photos that are still kept; those that cannot be used are marked with the reason."""
         for photo in batch:
             if photo.kept:
                 try:
                     self.process(photo)
                 except Drop as drop:
-                    photo.reason, photo.detail = drop.reason, drop.detail
-                except FaceError as error:
+                    photo.reason, photo.detail = drop.args
+                except FeedFaceError as error:
                     photo.reason, photo.detail = "unusable face", str(error)
         return batch
 
-    @abstractmethod
     def process(self, photo: Photo) -> None:
-        """Work on one photo in place.
-
-        Raises:
-            Drop: if it is to be left out.
-        """
+        """Work on one photo in place. Raises :class:`Drop` if it is to be left out."""
+        raise NotImplementedError

@@ -1,8 +1,8 @@
 """Checkpoints that survive being killed at any moment, and a lock on the folder they are in.
 
-A checkpoint is a folder ``checkpoint-<step>`` of safetensors files and a ``state.json``, with a
-``manifest.json`` of sizes and hashes. It is written under a temporary name, flushed to the disk and renamed,
-so a folder with the final name is complete. ``latest`` names the newest one. Nothing in it is pickled.
+A checkpoint is a folder ``checkpoint-<step>`` of safetensors files and a ``state.json``, with a ``manifest.json`` of
+sizes and hashes. It is written under a temporary name, flushed to the disk and renamed, so a folder with the final name
+is complete. ``latest`` names the newest one. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typing_extensions import Self
+
+from feedface_core.files.atomic import replacing
+
+from ..errors import TrainerError
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +37,8 @@ FORMAT_VERSION = 1
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(TrainerError):
     """A checkpoint that cannot be written or read; those before it are untouched."""
-
-
-class RunLocked(RuntimeError):
-    """Another run is writing to the output folder."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Checkpoint:
 
     Args:
         path: its folder.
-        tensors: name of the file without suffix → tensors by name (``trainables``, ``optimiser``, ``ema``).
-        state: what was given as ``state`` when it was saved.
+        tensors: name of the file without suffix → tensors by name: ``trainables`` (the model's state), ``optimiser``
+            and, where it is kept, ``ema``.
+        state: the JSON values that were saved with them.
     """
 
     path: Path
@@ -59,6 +61,19 @@ class Checkpoint:
         """Optimiser steps behind it."""
         return int(self.state["step"])
 
+    def weights(self, which: Literal["auto", "ema", "raw"] = "auto") -> dict[str, Tensor]:
+        """The model's state with its moving average, or as it was trained; ``auto`` takes the average where it is kept.
+
+        Raises:
+            CheckpointError: when the moving average is asked for and was not kept.
+        """
+        average = self.tensors.get("ema")
+        if which == "ema" and average is None:
+            raise CheckpointError(
+                f"{self.path} has no moving average: train with train.ema=0.9999, or take raw weights"
+            )
+        return {**self.tensors["trainables"], **(average if average and which != "raw" else {})}
+
 
 def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int) -> Path:
     """Write a checkpoint, point ``latest`` to it, and delete all but the newest ``keep``.
@@ -69,12 +84,12 @@ def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int)
         state: JSON values; ``step`` names the folder.
 
     Raises:
-        CheckpointError: when there is no room, or the disk fails. Nothing of the new checkpoint stays, and
-            the ones before it stay as they are.
+        CheckpointError: when there is no room, or the disk fails. Nothing of the new checkpoint stays, and the ones
+            before it stay as they are.
     """
     final = output / f"{PREFIX}{int(state['step']):08d}"
     temporary = output / f"{TEMPORARY}{final.name}"
-    needed = sum(tensor.numel() * tensor.element_size() for group in files.values() for tensor in group.values())
+    needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     try:
         output.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output).free
@@ -86,15 +101,15 @@ def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int)
         if final.exists():  # a broken one that training has passed again
             shutil.rmtree(final)
         os.rename(temporary, final)
-        _sync(output)
-        _write_text(output / LATEST, final.name + "\n")
+        _flush(output)
+        with replacing(output / LATEST) as partial:
+            partial.write_text(final.name + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        kept = [path.name for path in list_checkpoints(output)]
         raise CheckpointError(
             f"cannot write {final}: {'the disk is full: ' if full else ''}{error}. Last good checkpoint: "
-            f"{kept[0] if kept else 'none'}. Free some space (or lower train.keep) and start again to go on from there"
+            f"{newest_name(output)}. Free some space (or lower train.keep) and start again to go on from there"
         ) from error
     for old in list_checkpoints(output)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -103,26 +118,24 @@ def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int)
 
 def _write(folder: Path, files: TensorFiles, state: Mapping) -> None:
     for name, tensors in files.items():
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors"
-        )
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(on_cpu, folder / f"{name}.safetensors")
     (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
     entries = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
 
 
 def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def _flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows has no such call for folders
         return
@@ -133,20 +146,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{TEMPORARY}{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def list_checkpoints(output: Path) -> list[Path]:
     """Checkpoint folders of a run, newest first."""
-    if not output.is_dir():
-        return []
-    found = (path for path in output.iterdir() if path.name.startswith(PREFIX) and path.is_dir())
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    return sorted((path for path in output.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def newest_name(output: Path) -> str:
+    """Name of a run's newest checkpoint, for messages; ``none`` without any."""
+    return next((path.name for path in list_checkpoints(output)), "none")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -168,20 +175,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path} is of format {state['format_version']}, newer than {FORMAT_VERSION}: update the trainer"
             )
-        tensors = {
-            name.removesuffix(".safetensors"): load_file(path / name)
-            for name in entries
-            if name.endswith(".safetensors")
-        }
+        files = [path / name for name in entries if name.endswith(".safetensors")]
+        return Checkpoint(path, {file.stem: load_file(file) for file in files}, state)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return Checkpoint(path, tensors, state)
 
 
 def load_latest(output: Path) -> Checkpoint | None:
-    """The newest sound checkpoint of a run; broken ones are skipped with a warning. None when there is
-    none.
-    """
+    """The newest sound checkpoint of a run; broken ones are skipped with a warning. None when there is none."""
     for path in list_checkpoints(output):
         try:
             return load_checkpoint(path)
@@ -190,33 +193,26 @@ def load_latest(output: Path) -> Checkpoint | None:
     return None
 
 
-class RunLock:
+@contextmanager
+def run_lock(output: Path) -> Iterator[None]:
     """Keeps a second run out of an output folder; released when the process ends, however it ends.
 
     Raises:
-        RunLocked: names the process that holds it.
+        TrainerError: names the process that holds it.
     """
-
-    def __init__(self, output: Path):
-        output.mkdir(parents=True, exist_ok=True)
-        self._lock, holder = FileLock(output / "run.lock"), output / "run.owner"
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            owner = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-            raise RunLocked(
-                f"{output} is in use by {owner}. Wait for that run to end, or give another train.output"
-            ) from error
+    output.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(output / "run.lock"), output / "run.owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise TrainerError(
+            f"{output} is in use by {owner}. Wait for that run to end, or give another train.output"
+        ) from error
+    try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         for leftover in output.glob(f"{TEMPORARY}*"):  # of a run that was killed while it wrote
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-    def release(self) -> None:
-        """Let others in."""
-        self._lock.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.release()
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()

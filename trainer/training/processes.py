@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,67 +22,63 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
-from .build import SetupError
+from ..config import TrainSettings
+from ..errors import TrainerError
 from .checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from ..config import Config
 
 Result = TypeVar("Result")
 
-MIXED = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
-#: How accelerate's launcher tells the processes that they are to be run by another engine.
-OTHER_ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
 
-
-class MainProcessFailed(RuntimeError):
+class MainProcessFailed(TrainerError):
     """What ended the main process, told by the others, which end with it."""
 
 
-def process_timeout(config: Config) -> timedelta:
-    """How long processes wait for one another; torch's own limit is 10 minutes (NCCL) or 30 (Gloo)."""
-    return timedelta(minutes=config.train.timeout_minutes)
-
-
-def make_accelerator(config: Config) -> Accelerator:
+def make_accelerator(settings: TrainSettings, precision: str = "fp32", accumulation: int = 1) -> Accelerator:
     """The accelerator of this process.
 
+    Args:
+        settings: ``output``, ``batch_size``, ``tracker`` and ``timeout_minutes`` are read.
+        precision: of autocast: ``fp32`` (none), ``fp16`` or ``bf16``.
+        accumulation: backward passes for one optimiser step.
+
     Raises:
-        SetupError: for a number format that the device does not have, a batch that does not divide, or FSDP and
-            its like.
+        TrainerError: for a number format that the device does not have, a batch that does not divide, or FSDP and its
+            like.
     """
-    for variable, engine in OTHER_ENGINES.items():
-        if parse_flag_from_env(variable):
-            raise SetupError(
+    for engine in ("FSDP", "DeepSpeed", "Megatron-LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{engine.upper().replace('-', '_')}"):
+            raise TrainerError(
                 f"accelerate is configured for {engine}, which this trainer does not support: each process holds the "
                 "whole adapter. Choose multi-GPU without it in `accelerate config`, or launch with --multi_gpu"
             )
-    tracker = None if config.train.tracker == "none" else config.train.tracker
-    output = Path(config.train.output)
+    tracker = None if settings.tracker == "none" else settings.tracker
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # several processes on the CPU are not found out otherwise
-            mixed_precision=MIXED[config.model.precision],
-            gradient_accumulation_steps=config.optimiser.accumulation,
+            mixed_precision="no" if precision == "fp32" else precision,
+            gradient_accumulation_steps=accumulation,
             log_with=tracker,
-            project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=process_timeout(config))],
+            project_config=ProjectConfiguration(settings.output, logging_dir=str(Path(settings.output) / "logs")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes))],
         )
     except (ValueError, ImportError) as error:
-        raise SetupError(f"model.precision={config.model.precision}, train.tracker={tracker}: {error}") from error
-    if accelerator.device.type == "cpu" and config.model.precision == "fp16":
-        raise SetupError("model.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
-    parts = accelerator.num_processes * config.optimiser.accumulation
-    if config.train.batch_size % parts:
-        raise SetupError(
-            f"train.batch_size is {config.train.batch_size}, which does not divide by {accelerator.num_processes} "
-            f"process(es) × {config.optimiser.accumulation} accumulation part(s)"
+        raise TrainerError(f"model.precision={precision}, train.tracker={tracker}: {error}") from error
+    if accelerator.device.type == "cpu" and precision == "fp16":
+        raise TrainerError("model.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+    if settings.batch_size % (accelerator.num_processes * accumulation):
+        raise TrainerError(
+            f"train.batch_size is {settings.batch_size}, which does not divide by {accelerator.num_processes} "
+            f"process(es) × {accumulation} accumulation part(s)"
         )
     return accelerator
+
+
+def be_deterministic() -> None:
+    """Deterministic kernels, so that a resumed run is bit-identical."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
@@ -97,11 +94,13 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
             result = action()
         except Exception as error:
             failure = error
-    told = broadcast_object_list([None if failure is None else f"{type(failure).__name__}: {failure}"])[0]
+    message = broadcast_object_list([None if failure is None else f"{type(failure).__name__}: {failure}"])[0]
     if failure is not None:
         raise failure
-    if told is not None:
-        raise MainProcessFailed(f"process {accelerator.process_index} ends with the main process, which failed: {told}")
+    if message is not None:
+        raise MainProcessFailed(
+            f"process {accelerator.process_index} ends with the main process, which failed: {message}"
+        )
     return result
 
 
@@ -116,22 +115,22 @@ def share_checkpoint(accelerator: Accelerator, found: Checkpoint | None) -> Chec
     """
     if accelerator.num_processes == 1:
         return found
-    shapes = None
+    layout = None
     if accelerator.is_main_process and found is not None:
-        shared = {name: tensors for name, tensors in found.tensors.items() if name != "ema"}
-        shapes = {name: {key: (t.shape, t.dtype) for key, t in group.items()} for name, group in shared.items()}
-        shapes = (found.path, found.state, shapes)
-    shapes = broadcast_object_list([shapes])[0]
-    if shapes is None:
+        tensors = {
+            name: {key: torch.empty_like(t, device="meta") for key, t in group.items()}
+            for name, group in found.tensors.items()
+            if name != "ema"
+        }
+        layout = Checkpoint(found.path, tensors, found.state)
+    shared: Checkpoint | None = broadcast_object_list([layout])[0]
+    if shared is None:
         return None
-    path, state, groups = shapes
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, group in groups.items():
-        tensors[name] = {}
-        for key, (shape, dtype) in group.items():
-            own = found.tensors[name][key] if accelerator.is_main_process else torch.empty(shape, dtype=dtype)
-            tensors[name][key] = broadcast(own.to(accelerator.device)).cpu()
-    return found if accelerator.is_main_process else Checkpoint(path, tensors, state)
+    for name, group in shared.tensors.items():
+        for key, tensor in group.items():
+            own = found.tensors[name][key] if accelerator.is_main_process else torch.empty_like(tensor, device="cpu")
+            group[key] = broadcast(own.to(accelerator.device)).cpu()
+    return found if accelerator.is_main_process else shared
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -150,13 +149,13 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
         facts: by what they are called in the message.
 
     Raises:
-        SetupError: on every process, naming the first fact that differs and where.
+        TrainerError: on every process, naming the first fact that differs and where.
     """
     everywhere = gather_object([dict(facts)])
     for name, value in everywhere[0].items():
         for process, own in enumerate(everywhere):
             if own[name] != value:
-                raise SetupError(
+                raise TrainerError(
                     f"process {process} of {len(everywhere)} has another {name} ({own[name]}) than the main process "
                     f"({value}). Give all processes the same configuration and models"
                 )
@@ -165,9 +164,9 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
 class StopVote:
     """Whether to stop before the next forward pass, decided by all processes at once.
 
-    Asking costs a wait for the device, so it is done about once a second: with each answer the main process
-    says after how many passes, at the pace of the slowest pass since the last one, all ask again. The number
-    grows slowly: the next passes may be longer than the last ones.
+    Asking costs a wait for the device, so it is done about once a second: with each answer the main process says after
+    how many passes, at the pace of the slowest pass since then, all ask again. The number grows slowly: the next passes
+    may be longer than the last ones.
 
     Args:
         accelerator: of the process.
@@ -176,7 +175,7 @@ class StopVote:
 
     PERIOD, MOST_PASSES = 1.0, 16
 
-    def __init__(self, accelerator: Accelerator, requested: Callable[[], bool]):
+    def __init__(self, accelerator: Accelerator, requested: Callable[[], bool]) -> None:
         self._accelerator, self._requested = accelerator, requested
         self._left, self._slowest, self._last = 0, 0.0, time.monotonic()
         self._passes = 0.5

@@ -1,29 +1,30 @@
-"""One forward pass of training: what is encoded, which rows of a batch need what, and the loss.
+"""One forward pass of adapter training: what is encoded, which rows of a batch need what, and the loss.
 
-Rows that cannot teach anything are left out: a dropped face whose branches are switched off predicts exactly
-what the frozen model predicts, so it has no gradient. The frozen model's own prediction is computed without
-gradient, and only for the rows whose loss contains it.
+Rows that cannot teach anything are left out: a dropped face whose branches are switched off predicts exactly what the
+frozen model predicts, so it has no gradient. The frozen model's own prediction is computed without gradient, and only
+for the rows whose loss contains it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from feedface_core.conditioning import Rows, combine_references
-from feedface_core.modules.adapter import FaceAdapter
-from trainer.models.frozen_model import Base, Text
 
+from ..config import LossSettings
+from ..data.batch import Batch
+from ..models.adapter import Models
+from ..models.face_encoder import FaceEncoder
+from ..models.frozen_model import FrozenModel, Text, full_precision
 from .losses import LossKind, min_snr_weights, sample_losses
+from .metrics import Record
 
-if TYPE_CHECKING:
-    from ..config import LossSettings
-    from ..data.batch import Batch
-    from ..models.face_encoder import FaceEncoder
+TIMESTEP_RANGES = 4  # the loss is logged for each of them
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class Plan:
         """The plan for decisions drawn for each sample.
 
         Args:
-            drop_face, standard: for each sample, whether its face is dropped and whether it has the standard
-                loss.
+            drop_face, standard: for each sample, whether its face is dropped and whether it has the standard loss.
             kind: the loss of the others.
             null: what a dropped face is to the adapter; ``off`` leaves those rows out.
         """
@@ -56,101 +56,116 @@ class Plan:
         without = [row for row, dropped in enumerate(drop_face) if dropped and null != "off"]
         rows = (*with_face, *without)
         kinds: tuple[LossKind, ...] = tuple("standard" if standard[row] else kind for row in rows)
-        originals = tuple(place for place, own in enumerate(kinds) if own == "regularised")
+        originals = tuple(index for index, own in enumerate(kinds) if own == "regularised")
         return cls(rows, len(with_face), kinds, originals)
 
 
 @dataclass
 class Features:
-    """What the frozen parts make of a batch: ``(B, …)`` latents, text states, and the hidden states
-    ``(R, T, E)`` of all references (None without any)."""
+    """What the frozen models make of a batch: ``(B, …)`` latents, text states, and the hidden states ``(R, T, E)`` of
+    all references (None without any)."""
 
     latents: Tensor
     text: Text
     hidden: Tensor | None
 
 
-@torch.no_grad()
-def encode_batch(batch: Batch, base: Base, encoder: FaceEncoder | None) -> Features:
+def encode_batch(batch: Batch, frozen: FrozenModel, encoder: FaceEncoder) -> Features:
     """Latents, text states and hidden states of a batch, from its cached features where it has them."""
-    device = base.device
-    moments = base.encode_pixels(batch.pixels) if batch.moments is None else batch.moments.to(device)
-    latents = base.sample_latents(moments, batch.latent_noise.to(device))
-    if batch.text is None:
-        distinct = list(dict.fromkeys(batch.captions))  # dropped captions are all the same
-        states = base.encode_text(distinct)
-        places = torch.tensor([distinct.index(caption) for caption in batch.captions], device=device)
-        text = {name: tensor[places] for name, tensor in states.items()}
-    else:
-        text = {name: tensor.to(device) for name, tensor in batch.text.items()}
-    hidden = batch.hidden
-    if hidden is None and batch.crops is not None:
-        if encoder is None:
-            raise ValueError("the batch holds face crops, but no encoder was loaded")
-        hidden = encoder.encode(batch.crops)
+    device = frozen.device
+    with full_precision(device):
+        moments = frozen.encode_pixels(batch.pixels) if batch.moments is None else batch.moments.to(device)
+        latents = frozen.sample_latents(moments, batch.latent_noise.to(device))
+        if batch.text is None:
+            distinct = list(dict.fromkeys(batch.captions))  # dropped captions are all the same
+            index = torch.tensor([distinct.index(caption) for caption in batch.captions], device=device)
+            text = {name: states[index] for name, states in frozen.encode_text(distinct).items()}
+        else:
+            text = {name: states.to(device) for name, states in batch.text.items()}
+        hidden = batch.hidden
+        if hidden is None and batch.crops is not None:
+            hidden = encoder.encode(batch.crops)
     return Features(latents, text, None if hidden is None else hidden.to(device).float())
 
 
-class TrainingStep(nn.Module):
-    """Batch → loss. The adapter is its only submodule, so that wrapping it for several processes sees just
-    what is trained.
+class AdapterStep(nn.Module):
+    """Batch → loss. The adapter is its only submodule, so that wrapping it for several processes sees just what is
+    trained.
 
     Args:
-        adapter: attached to the base.
-        base: the frozen model.
+        models: the adapter, attached to its frozen model.
         settings: the ``loss`` section of the configuration.
         combination: how several references become one context.
     """
 
-    def __init__(self, adapter: FaceAdapter, base: Base, settings: LossSettings, combination: str = "concat"):
+    def __init__(self, models: Models, settings: LossSettings, combination: str = "concat") -> None:
         super().__init__()
-        self.adapter = adapter
-        self.base = base
-        self.settings = settings
-        self.combination = combination
+        self.frozen, self.encoder, self.adapter = models.frozen, models.encoder, models.adapter
+        self.settings, self.combination = settings, combination
 
     def plan(self, batch: Batch) -> Plan:
         """Which rows of the batch are trained, and how."""
         return Plan.of(batch.drop_face, batch.standard_loss, self.settings.kind, self.adapter.config.null)
 
-    def forward(self, batch: Batch, features: Features, plan: Plan) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            batch: B samples, on the base's device.
-            features: of the batch.
-            plan: of the batch.
+    def forward(self, batch: Batch) -> tuple[Tensor, Record]:
+        """B samples → the loss to minimise, ``Σ losses / B``, and the losses of the trained rows with what they are
+        of."""
+        plan = self.plan(batch)
+        ranges = self._timestep_ranges(batch.timesteps.tolist())
+        record = {
+            "samples": len(batch),
+            "ids": [batch.ids[row] for row in plan.rows],
+            "groups": [(f"loss by kind/{kind}", ranges[row]) for row, kind in zip(plan.rows, plan.kinds, strict=True)],
+            "values": {"mask area": batch.masks.mean((1, 2, 3))[list(plan.rows)]},
+            "unreadable": batch.unreadable,
+        }
+        batch = batch.to(self.frozen.device)
+        loss, losses = self.loss(batch, encode_batch(batch, self.frozen, self.encoder), plan)
+        return loss, Record(losses=losses, **record)
 
-        Returns:
-            The loss to minimise, ``Σ losses / B``, and the losses of the plan's rows ``(len(plan.rows),)``,
-            float32, without gradient.
+    def _timestep_ranges(self, timesteps: Sequence[int]) -> list[str]:
+        count, steps = TIMESTEP_RANGES, self.frozen.scheduler.config.num_train_timesteps
+        firsts = [-(-index * steps // count) for index in range(count + 1)]
+        return [
+            f"loss by timestep/{firsts[index]:04d} to {firsts[index + 1] - 1:04d}"
+            for index in (timestep * count // steps for timestep in timesteps)
+        ]
+
+    def loss(self, batch: Batch, features: Features, plan: Plan) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and the losses of the plan's rows ``(len(plan.rows),)``, float32, without gradient.
+
+        Args:
+            batch: B samples, on the frozen model's device.
+            features, plan: of the batch.
         """
-        unused = self._unused(plan)
-        touch = sum((parameter.sum() for parameter in unused), torch.zeros((), device=self.base.device)) * 0.0
+        frozen, device = self.frozen, self.frozen.device
+        touch = sum((value.sum() for value in self._unused(plan)), torch.zeros((), device=device)) * 0.0
         if not plan.rows:
-            return touch, torch.zeros(0, device=self.base.device)
-        device, schedule = self.base.device, self.base.schedule
+            return touch, torch.zeros(0, device=device)
         rows = torch.tensor(plan.rows, device=device)
-        latents, noise = features.latents[rows], batch.noise.to(device)[rows]
-        timesteps = batch.timesteps.to(device)[rows]
-        text = {name: tensor[rows] for name, tensor in features.text.items()}
-        noisy = schedule.add_noise(latents, noise, timesteps)
+        latents, noise, timesteps = features.latents[rows], batch.noise[rows], batch.timesteps[rows]
+        text = {name: states[rows] for name, states in features.text.items()}
+        noisy = frozen.scheduler.add_noise(latents, noise, timesteps)
         original = None
         if plan.originals:
-            chosen = torch.tensor(plan.originals, device=device)
+            index = torch.tensor(plan.originals, device=device)
             with torch.no_grad():
-                own_text = {name: tensor[chosen] for name, tensor in text.items()}
-                original = self.base.predict(noisy[chosen], timesteps[chosen], own_text)
-        faces = self._face_rows(plan, batch, features)
-        prediction = self.base.predict(noisy, timesteps, text, faces)
-        weights = self.base.loss_weights(batch.masks.to(device)[rows], latents)
-        target = schedule.target(latents, noise, timesteps)
-        importance = self.base.importance(latents, self.settings.image_token_weight)
-        losses = sample_losses(prediction, target, weights, plan.kinds, original, self.settings.normalise, importance)
+                own_text = {name: states[index] for name, states in text.items()}
+                original = frozen.predict(noisy[index], timesteps[index], own_text)
+        prediction = frozen.predict(noisy, timesteps, text, self._face_rows(plan, batch, features))
+        losses = sample_losses(
+            prediction,
+            frozen.target(latents, noise, timesteps),
+            frozen.loss_weights(batch.masks[rows], latents),
+            plan.kinds,
+            original,
+            self.settings.normalise,
+            frozen.importance(latents, self.settings.image_token_weight),
+        )
         weighted = losses
         if self.settings.min_snr_gamma is not None:
-            weighted = losses * min_snr_weights(
-                schedule.snr(timesteps), self.settings.min_snr_gamma, schedule.prediction
-            )
+            snr = compute_snr(frozen.scheduler, timesteps)
+            weighted = losses * min_snr_weights(snr, self.settings.min_snr_gamma, frozen.prediction)
         # Divided by the whole batch: the same gradient however the batch is split, and whichever rows teach.
         return weighted.sum() / len(batch) + touch, losses.detach()
 
@@ -163,18 +178,15 @@ class TrainingStep(nn.Module):
             rows.append((plan.faces, self.adapter.control(self.adapter.project(tokens), bias)))
         dropped = len(plan.rows) - plan.faces
         if dropped:
-            rows.append((dropped, self.adapter.null_control(self.base.device, torch.float32)))
+            rows.append((dropped, self.adapter.null_control(self.frozen.device, torch.float32)))
         return rows
 
     def _unused(self, plan: Plan) -> list[nn.Parameter]:
-        """Parameters this batch does not reach; several processes have to agree that their gradient is
-        zero.
-        """
+        """Parameters this batch does not reach; several processes have to agree that their gradient is zero."""
         if not plan.rows:
             return list(self.adapter.parameters())
         unused = []
-        if not plan.faces and self.adapter.config.null == "learned":
-            unused += list(self.adapter.projection.parameters())
-        if plan.faces == len(plan.rows) and self.adapter.config.null == "learned":
-            unused.append(self.adapter.null_tokens)
+        if self.adapter.config.null == "learned":
+            unused += [] if plan.faces else list(self.adapter.projection.parameters())
+            unused += [] if plan.faces < len(plan.rows) else [self.adapter.null_tokens]
         return unused

@@ -1,7 +1,7 @@
 """Stopping on request: by a signal, or because the launcher has ended.
 
-SIGTERM, SIGINT, SIGHUP and SIGUSR1 ask for a checkpoint and the end. What the launchers make of a signal that is
-sent to *them* (accelerate 1.15, torch 2.14):
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 ask for a checkpoint and the end. What the launchers make of a signal that is sent
+to *them* (accelerate 1.15, torch 2.14):
 
 =====================================  =======================================  ===========================
 launcher                               SIGTERM, SIGINT, SIGHUP, SIGQUIT         SIGUSR1
@@ -13,8 +13,8 @@ with several processes                 loader workers; SIGKILL after 30 s       
 process
 =====================================  =======================================  ===========================
 
-So a training process also watches its launcher, and takes its death for a SIGTERM. Nothing slow is imported here:
-whoever imports this module first can say who started the process.
+So a training process also watches its launcher, and takes its death for a SIGTERM. Nothing slow is imported here: who
+imports this module first can say who started the process.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ from typing import Any
 import psutil
 from typing_extensions import Self
 
+from ..signals import SIGNALS
+
 logger = logging.getLogger(__name__)
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)  # Windows has the first two
 #: Seconds between two looks at the launcher.
 POLL = 0.5
 #: Seconds that the loop has to come to its next pass before the checkpoint is written from beside it.
@@ -66,10 +65,8 @@ def find_launcher(process: int) -> int | None:
 LAUNCHER = find_launcher(os.getppid())
 
 
-def leave_signals_to_parent() -> None:
-    """For loader workers: signals sent to the whole group are not theirs; they end with the training process."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+class Interrupted(Exception):
+    """Work that was broken off, because the run was asked to stop."""
 
 
 class StopRequest:
@@ -78,8 +75,8 @@ class StopRequest:
     Inside ``with``, the launcher's death is a SIGTERM to this process. After :meth:`listen`, signals set
     :attr:`requested`; before, they end the process, which then has nothing to save.
 
-    Signals are read by a thread as well: Python's handlers wait until the main thread comes back to the
-    interpreter, which can take the length of a backward pass.
+    Signals are read by a thread as well: Python's handlers wait until the main thread comes back to the interpreter,
+    which can take the length of a backward pass.
 
     Attributes:
         requested: stop at the next opportunity.
@@ -87,8 +84,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._late: Callable[[], Any] | None = None
         self._closed = False
+        self._late: Callable[[], Any] = lambda: None
         self._handlers: dict[int, Any] = {}
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
@@ -112,8 +109,8 @@ class StopRequest:
     def listen(self, late: Callable[[], Any]) -> None:
         """Take the signals from now on. Call it in the main thread.
 
-        Signals that are ignored stay so (SIGHUP under ``nohup``, SIGINT in the background of a script), but not in
-        a process of ``torchrun``: its launcher passes them on all the same, and kills who does not end.
+        Signals that are ignored stay so (SIGHUP under ``nohup``, SIGINT in the background of a script), but not in a
+        process of ``torchrun``: its launcher passes them on all the same, and kills who does not end.
 
         Args:
             late: called from another thread when the request has not been met after :data:`GRACE` seconds.
@@ -130,24 +127,21 @@ class StopRequest:
             signal.signal(number, signal.default_int_handler)
 
     def _watch(self) -> None:
-        orphaned, deadline = False, None
+        launcher, deadline = LAUNCHER, None
         while not self._closed:
+            if launcher is not None and os.getppid() != launcher:
+                logger.warning("the launcher (process %d) has ended", launcher)
+                launcher = None
+                os.kill(os.getpid(), signal.SIGTERM)
             if select.select([self._read], [], [], POLL)[0]:
                 received = [signal.Signals(number).name for number in self._read.recv(64) if number in SIGNALS]
                 if received and deadline is None:
                     self.requested = True
                     deadline = time.monotonic() + GRACE
                     logger.warning("%s: writing a checkpoint, then stopping", received[0])
-            if LAUNCHER is not None and not orphaned and os.getppid() != LAUNCHER:
-                orphaned = True
-                logger.warning("the launcher (process %d) has ended", LAUNCHER)
-                os.kill(os.getpid(), signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline and not self._closed:
                 deadline = float("inf")
-                self._call_late()
-
-    def _call_late(self) -> None:
-        try:
-            self._late()
-        except Exception as error:  # the loop goes on to its own end, and tells what is wrong there
-            logger.error("%s", error)
+                try:
+                    self._late()
+                except Exception as error:  # the loop goes on to its own end, and tells what is wrong there
+                    logger.error("%s", error)

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
+from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms.functional import resize, to_pil_image
+from torchvision.utils import make_grid
 
+from feedface_core import guidance
 from feedface_core.conditioning import Face
 from feedface_core.config import EncoderConfig
 
+from ..config import Config, ValidationSettings
 from ..data import randomness
 from ..data.dataset import FaceDataset, read_crop
+from ..errors import TrainerError
+from ..models.adapter import Models
 from ..models.frozen_model import Text
-from .build import Parts, SetupError
-from .sampling import make_guidance, sample
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from ..config import Config
+from .sampling import sample
+from .stopping import Interrupted
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_PEOPLE = 2
 MARGIN, LINE = 4, 16
-
-
-class ValidationStopped(Exception):
-    """The pictures were broken off, because the run was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,11 @@ class Person:
     hidden: Tensor
 
 
+def make_guidance(settings: ValidationSettings) -> guidance.Guidance:
+    """The guidance that the settings name; the scales mean what they mean in the node FeedFace Guider."""
+    return guidance.by_name(settings.guidance, settings.text_scale, settings.face_scale, settings.both_scale)
+
+
 class Validation:
     """Makes the pictures of ``validation`` and writes them to ``<output>/validation/step-<n>.png``.
 
@@ -51,86 +54,84 @@ class Validation:
 
     Args:
         config: ``validation``, ``data.resolution`` and ``train.output`` are read.
-        parts: base, encoder and adapter.
+        models: of the run.
         dataset: its first photos are the references when the settings name none.
         accelerator: its trackers get the grid as well.
-        interrupted: asked before each denoising step; True ends the pictures with :class:`ValidationStopped`.
+        interrupted: asked before each denoising step; True ends the pictures with :class:`Interrupted`.
 
     Raises:
-        SetupError: for a reference photo that cannot be read or shows no face.
+        TrainerError: for a reference photo that cannot be read or shows no face.
     """
 
     def __init__(
         self,
         config: Config,
-        parts: Parts,
+        models: Models,
         dataset: FaceDataset,
         accelerator: Accelerator,
         interrupted: Callable[[], bool] = lambda: False,
-    ):
-        self.settings, self.interrupted = config.validation, interrupted
-        self.parts, self.accelerator = parts, accelerator
+    ) -> None:
+        self.settings, self.models, self.accelerator = config.validation, models, accelerator
+        self.interrupted, self.combination = interrupted, config.adapter.combination
         self.folder = Path(config.train.output) / "validation"
-        self.combination = {"average": "average"}.get(config.adapter.combination, "concat")
         size = self.settings.size or config.data.resolution
-        self.shape = (1, *parts.base.latent_shape(size, size))
+        self.shape = (1, *models.frozen.latent_shape(size, size))
         self.guidance = make_guidance(self.settings)
-        self.people = self._people(dataset, config.adapter.encoder.image_size)
-        self.texts: list[Text] = [parts.base.encode_text([prompt]) for prompt in self.settings.prompts]
-        parts.base.null_text()
-
-    def _people(self, dataset: FaceDataset, size: int) -> list[Person]:
         if self.settings.references:
-            encoder = self.parts.adapter.config.encoder
+            encoder = models.adapter.config.encoder
             crops = [torch.stack([_crop_of(path, encoder) for path in self.settings.references])]
         else:
-            crops = [read_crop(record, size).unsqueeze(0) for record in dataset.records[:SAMPLE_PEOPLE]]
-        return [Person(own, self.parts.encoder.encode(own).float()) for own in crops]
+            side = config.adapter.encoder.image_size
+            crops = [read_crop(record, side).unsqueeze(0) for record in dataset.records[:SAMPLE_PEOPLE]]
+        self.people = [Person(own, models.encoder.encode(own).float()) for own in crops]
+        self.texts: list[Text] = [models.frozen.encode_text([prompt]) for prompt in self.settings.prompts]
+        models.frozen.null_text()
 
     def _pictures(self, person: Person, seed: int, text: Text) -> list[Tensor]:
         """Without and with the face, each ``(3, H, W)`` in −1…1."""
-        base, adapter = self.parts.base, self.parts.adapter
-        fields = {"device": base.device, "dtype": torch.float32, "strength": self.settings.strength}
+        frozen, adapter, settings = self.models.frozen, self.models.adapter, self.settings
+        fields = {"device": frozen.device, "dtype": torch.float32, "strength": settings.strength}
         face = adapter.control_of(Face(person.hidden, combination=self.combination), **fields)
         dropped = adapter.null_control(**fields)
-        noise, steps = randomness.normal(self.shape, seed, "validation"), self.settings.steps
+        noise = randomness.normal(self.shape, seed, "validation")
         latents = [
-            sample(base, noise, text, self.guidance, shown, dropped, steps, self._go_on) for shown in (None, face)
+            sample(frozen, noise, text, self.guidance, shown, dropped, settings.steps, self._go_on)
+            for shown in (None, face)
         ]
-        return [base.decode(own)[0].cpu() for own in latents]
+        return [frozen.decode(own)[0].float().cpu() for own in latents]
 
     def _go_on(self) -> None:
         if self.interrupted():
-            raise ValidationStopped
+            raise Interrupted
 
     @torch.no_grad()
     def __call__(self, step: int) -> Path:
-        """Make the grid of a step: a line for each person and seed; the references, then for each prompt the
-        picture without and with the face. Returns its file."""
-        lines = []
+        """Make the grid of a step: a line for each person and seed; the references, then for each prompt the picture
+        without and with the face. Returns its file."""
         with self.accelerator.autocast():
-            for person in self.people:
-                for seed in self.settings.seeds:
-                    tiles = [picture for text in self.texts for picture in self._pictures(person, seed, text)]
-                    lines.append((person, tiles))
-        captions = [
-            caption for prompt in self.settings.prompts for caption in (f"no face: {prompt}", f"face: {prompt}")
-        ]
+            lines = [
+                (person.crops, [picture for text in self.texts for picture in self._pictures(person, seed, text)])
+                for person in self.people
+                for seed in self.settings.seeds
+            ]
+        captions = [f"{what}: {prompt}" for prompt in self.settings.prompts for what in ("no face", "face")]
         grid = draw_grid(lines, ["references", *captions])
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.png"
         grid.save(path)
         for tracker in self.accelerator.trackers:
-            _log_picture(tracker, grid, step)
+            if tracker.name == "tensorboard":
+                tracker.log_images({"validation": numpy.asarray(grid)[None]}, step=step, dataformats="NHWC")
+            else:
+                tracker.log_images({"validation": [grid]}, step=step)
         logger.info("wrote %s", path)
         return path
 
 
 def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:
-    """The largest face of a photo as a crop ``(S, S, 3)``, cut as in training; the whole photo where no
-    detector finds one.
-    """
-    from feedface_core.faces import FaceError, crop_face, load_detector, load_image, select_from_photo
+    """The largest face of a photo as a crop ``(S, S, 3)``, cut as in training; the whole photo where no detector finds
+    one."""
+    from feedface_core.faces import crop_face, load_detector, load_image, select_from_photo
     from feedface_core.faces.select import crop_scale_of
 
     try:
@@ -138,46 +139,29 @@ def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:
         chosen = select_from_photo(photo, load_detector(), when_none="whole image", name=path).chosen_faces[0]
         scale = crop_scale_of(chosen, encoder.crop_scale)
         return crop_face(photo, chosen.box, encoder.image_size, scale, encoder.crop_fill, encoder.crop_border)
-    except (FaceError, OSError, ValueError) as error:
-        raise SetupError(f"validation.references: {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"validation.references: {path}: {error}") from error
 
 
-def draw_grid(lines: list[tuple[Person, list[Tensor]]], captions: list[str]) -> Image.Image:
+def draw_grid(lines: Sequence[tuple[Tensor, list[Tensor]]], captions: Sequence[str]) -> Image.Image:
     """Pictures in lines under their captions.
 
     Args:
-        lines: a person and the pictures of the line, each ``(3, H, W)`` in −1…1.
+        lines: the references ``(N, S, S, 3)`` in 0…1 and the pictures of each line, each ``(3, H, W)`` in −1…1.
         captions: of the columns, the references' first.
     """
-    side = lines[0][1][0].shape[-1]
-    height = lines[0][1][0].shape[-2]
-    columns = len(captions)
-    cell, row = side + MARGIN, height + MARGIN
-    grid = Image.new("RGB", (columns * cell + MARGIN, len(lines) * row + MARGIN + LINE), "white")
-    pen = ImageDraw.Draw(grid)
+    tiles = []
+    for crops, pictures in lines:
+        width = pictures[0].shape[-1] // len(crops)
+        small = resize(crops.movedim(-1, 1).float().cpu(), [width, width], antialias=True)  # (N, 3, width, width)
+        tile = torch.ones_like(pictures[0])
+        tile[:, :width, : width * len(crops)] = torch.cat([*small], dim=-1)  # side by side
+        tiles += [tile, *((picture + 1.0) / 2.0 for picture in pictures)]
+    grid = make_grid(torch.stack(tiles), nrow=len(captions), padding=MARGIN, pad_value=1.0).clamp(0.0, 1.0)
+    drawn = Image.new("RGB", (grid.shape[2], grid.shape[1] + LINE), "white")
+    drawn.paste(to_pil_image(grid), (0, LINE))
+    pen, side = ImageDraw.Draw(drawn), tiles[0].shape[-1]
     for column, caption in enumerate(captions):
         shown = caption.encode("latin-1", "replace").decode("latin-1")[: max(side // 6, 1)]
-        pen.text((MARGIN + column * cell, 2), shown, fill="black")
-    for number, (person, pictures) in enumerate(lines):
-        top = LINE + MARGIN + number * row
-        for place, crop in enumerate(person.crops):  # side by side in one cell
-            width = side // len(person.crops)
-            tile = _to_image(crop.movedim(-1, 0) * 2.0 - 1.0).resize((width, width))
-            grid.paste(tile, (MARGIN + place * width, top))
-        for column, picture in enumerate(pictures, 1):
-            grid.paste(_to_image(picture), (MARGIN + column * cell, top))
-    return grid
-
-
-def _to_image(picture: Tensor) -> Image.Image:
-    values = ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(values.movedim(0, -1).cpu().numpy())
-
-
-def _log_picture(tracker: Any, grid: Image.Image, step: int) -> None:
-    import numpy
-
-    if tracker.name == "tensorboard":
-        tracker.log_images({"validation": numpy.asarray(grid)[None]}, step=step, dataformats="NHWC")
-    else:
-        tracker.log_images({"validation": [grid]}, step=step)
+        pen.text((MARGIN + column * (side + MARGIN), 2), shown, fill="black")
+    return drawn

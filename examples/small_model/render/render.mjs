@@ -3,7 +3,7 @@
 //   node render.mjs --parts             the drawable parts and the genders they suit, as JSON
 //   node render.mjs < scenes.jsonl      for each scene, to stdout: picture (S*S*3 bytes, RGB), then mask (M*M bytes)
 //
-// A scene: {size, mask_size, background (SVG), face (facesjs config), accessory_colors, x, y, scale, angle}
+// A scene: {canvas, size, mask_size, background (SVG), face (facesjs config), accessory_colors, x, y, scale, angle}
 import { createInterface } from "node:readline";
 import { writeSync } from "node:fs";
 import { Resvg } from "@resvg/resvg-js";
@@ -49,18 +49,18 @@ const FLAT = (name, value) =>
   `<filter id="${name}" color-interpolation-filters="sRGB"><feColorMatrix values="0 0 0 0 ${value} 0 0 0 0 ${value} 0 0 0 0 ${value} 0 0 0 1 0"/></filter>`;
 
 function render(scene) {
-  const { size, mask_size, background, face, accessory_colors, x, y, scale, angle } = scene;
+  const { canvas, size, mask_size, background, face, accessory_colors, x, y, scale, angle } = scene;
   const behind = draw(face, BEHIND);
   const body = draw(face, BODY);
   const head = draw(face, HEAD);
   const worn = draw(face, WORN, accessory_colors);
-  const open = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${size} ${size}" width="${size}" height="${size}">`;
+  const open = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${canvas} ${canvas}" width="${canvas}" height="${canvas}">`;
   // (x, y) is where the middle of the head goes; (200, 300) is the middle of the head in the drawing
   const place = `<g transform="translate(${x} ${y}) rotate(${angle}) scale(${scale}) translate(-200 -300)">`;
   const picture = `${open}${background}${place}${behind}${body}${head}${worn}</g></svg>`;
   // the mask: head and hair white, the body in front of long hair and what is worn on the head black
   const mask =
-    `${open}<defs>${FLAT("white", 1)}${FLAT("black", 0)}</defs><rect width="${size}" height="${size}"/>${place}` +
+    `${open}<defs>${FLAT("white", 1)}${FLAT("black", 0)}</defs><rect width="${canvas}" height="${canvas}"/>${place}` +
     `<g filter="url(#white)">${behind}</g><g filter="url(#black)">${body}</g><g filter="url(#white)">${head}</g><g filter="url(#black)">${worn}</g></g></svg>`;
   const rgba = pixels(picture, size);
   const grey = pixels(mask, mask_size);

@@ -205,7 +205,10 @@ def test_text_of_another_length(host, inputs):
         (lambda w: w.pop("pos_embed_token"), "this is UniDiffuser v0"),
         (lambda w: w.pop("text_embed.weight"), "not UniDiffuser's"),
         (lambda w: w.pop("in_blocks.0.norm3.weight"), "pre-norm"),
-        (lambda w: [w.pop(key) for key in list(w) if key.startswith("out_blocks.1")], "with 3 blocks around the middle one: expected an even number"),
+        (
+            lambda w: [w.pop(key) for key in list(w) if key.startswith("out_blocks.1")],
+            "with 3 blocks around the middle one: expected an even number",
+        ),
         (lambda w: w.clear() or w.update({"encode_prefix.weight": torch.zeros(1)}), "caption decoder"),
     ],
     ids=["v0", "no text", "pre-norm", "cut off", "caption decoder"],

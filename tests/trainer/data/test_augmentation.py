@@ -12,7 +12,8 @@ from PIL import Image
 from support.small_training import make_config, make_models, make_photos
 
 from feedface_core.faces import FILL, resample
-from trainer.cache import CacheMaker, open_cache
+from trainer.cache import fill_cache
+from trainer.config import DataSettings
 from trainer.data import augmentation, pictures
 from trainer.data.augmentation import Augmentation, augmented_crop
 from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, read_crop
@@ -20,7 +21,8 @@ from trainer.data.manifest import Record, read_manifest
 from trainer.data.order import GlobalBatches
 from trainer.data.references import Reference, References
 from trainer.models.face_encoder import load_face_encoder
-from trainer.models.frozen_model import load_base
+from trainer.models.features import FeatureCache, open_cache
+from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 
 SQUARE = (20.0, 10.0, 60.0, 50.0)
@@ -133,10 +135,14 @@ def test_only_those_without_another_photo_are_augmented():
         ("d1", None, 2),
     ]
     records = [
-        Record(name, Path(name), "", (0, 0, 9, 9), (0, 0, 9, 9), None, None, person, photo_hash)
+        Record(id=name, path=Path(name), bbox=(0, 0, 9, 9), identity=person, photo_hash=photo_hash)
         for name, person, photo_hash in who
     ]
-    references = References(records, 5, True, 4, variants=8, flip=True)
+
+    def references_of(**changes):
+        return References(records, DataSettings(manifest="", **changes))
+
+    references = references_of()
     for index in range(6):
         drawn = {r for visit in range(200) for r in references.draw(index, 0, visit)}
         if index < 2:
@@ -145,9 +151,9 @@ def test_only_those_without_another_photo_are_augmented():
             assert drawn == {Reference(index, variant=variant) for variant in range(8)}
         assert drawn <= set(references.all())
     assert len(set(references.all())) == 2 * 2 + 4 * 8
-    own = References(records, 5, False, 4, 8).draw(0, 0, 0)  # without retrieval all take their own
+    own = references_of(retrieval=False).draw(0, 0, 0)  # without retrieval all take their own
     assert [reference.index for reference in own] == [0] and own[0].variant is not None
-    for switched_off in (References(records, 5, True, 4, 0, True), References(records, 5, True, 4, 0, False)):
+    for switched_off in (references_of(augment_variants=0), references_of(augment_variants=0, flip=False)):
         assert all(reference.variant is None for reference in switched_off.all())
         assert switched_off.draw(2, 0, 0)[0].index == 2 and switched_off.draw(2, 0, 0)[0].variant is None
 
@@ -220,11 +226,15 @@ def test_cache_holds_the_variants(singles, tmp_path):
         data__augment_variants=3,
         loss__face_dropout=0.0,
     )
-    base, encoder = load_base(config.model), load_face_encoder(config.adapter.encoder)
+    base, encoder = load_frozen_model(config.model), load_face_encoder(config.adapter.encoder)
     records = read_manifest(singles)[0]
-    summary = CacheMaker(config, records, base, encoder).run(progress=False)
-    assert summary.computed["face"] == 6 * 3  # and no plain crop: nobody is anybody's reference
-    assert CacheMaker(config, records, base, encoder).run(progress=False).computed["face"] == 0
+
+    def computed(config):
+        cache = FeatureCache(config, records, base, encoder)
+        return fill_cache(cache, config, base, encoder, progress=False).computed["face"]
+
+    assert computed(config) == 6 * 3  # and no plain crop: nobody is anybody's reference
+    assert computed(config) == 0
     shapes = TensorShapes.of(base, 64)
     plain_set = FaceDataset(records, config, shapes)
     cached = FaceDataset(records, config, shapes, open_cache(config, records, base, encoder))
@@ -235,12 +245,12 @@ def test_cache_holds_the_variants(singles, tmp_path):
         expected, found = (encode_batch(batch, base, encoder) for batch in (first, third))
         torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-5, atol=1e-5)
     more = config.model_copy(update={"data": config.data.model_copy(update={"augment_variants": 4})})
-    assert CacheMaker(more, records, base, encoder).run(progress=False).computed["face"] == 6
-    mask = replace(records[0], mask=records[1].mask)
+    assert computed(more) == 6
+    mask = replace(records[0], mask_path=records[1].mask_path)
     removed = [Augmentation.draw(True, records[0].id, variant).background for variant in range(3)].count(False)
     assert 0 < removed < 3  # only those whose background goes depend on the mask
-    changed = CacheMaker(config, [mask, *records[1:]], base, encoder)
-    assert len(changed.missing["face"]) == removed
+    changed = FeatureCache(config, [mask, *records[1:]], base, encoder)
+    assert len(changed["face"].missing()) == removed
 
 
 def test_references_can_be_mirrored_without_the_photos(singles):

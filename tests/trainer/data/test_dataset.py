@@ -1,22 +1,18 @@
-"""Order, draws, references, pictures: all from (seed, sample id, visit)."""
+"""Samples and batches: all from (seed, sample id, visit)."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.small_training import make_config, make_photos
 
 from trainer.data.batch import Batch
-from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, pictures, randomness, read_crop
-from trainer.data.manifest import Record, read_manifest
+from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, pictures, read_crop
+from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
-from trainer.data.references import Reference, References
 
 SHAPES = TensorShapes((4, 8, 8))
 
@@ -35,73 +31,6 @@ def assert_same(first: Batch, second: Batch) -> None:
     for field in fields(Batch):
         a, b = getattr(first, field.name), getattr(second, field.name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
-
-
-# --- randomness ------------------------------------------------------------------------------------------
-
-
-def test_seeds_tell_all_parts_apart_and_never_change():
-    # A change of these numbers would make every run unrepeatable.
-    assert randomness.seed_of(0, "order", 0) == 1483281915508598133
-    assert randomness.normal((3,), 7, "noise", "a.jpg", 2).tolist() == pytest.approx(
-        [1.4489006996154785, 0.30063486099243164, 0.8782075643539429]
-    )
-    parts = [(1, "a"), (1, "a", 0), ("1", "a"), ("a", 1), (1, "b"), ("ab", "c"), ("a", "bc"), (-1, "a")]
-    assert len({randomness.seed_of(*part) for part in parts}) == len(parts)
-    with pytest.raises(TypeError, match="1.5"):
-        randomness.seed_of(1.5)
-
-
-def test_draws_are_uniform():
-    values = np.array([randomness.uniform(3, "test", f"id{n}", 1) for n in range(20_000)])
-    assert abs(values.mean() - 0.5) < 0.01 and abs(values.std() - 12**-0.5) < 0.01
-    counts = Counter(randomness.integer(5, "x", n) for n in range(5000))
-    assert sorted(counts) == [0, 1, 2, 3, 4] and min(counts.values()) > 850
-    assert not any(randomness.chance(0.0, n) for n in range(100))
-    assert all(randomness.chance(1.0, n) for n in range(100))
-
-
-# --- order -----------------------------------------------------------------------------------------------
-
-
-def test_every_epoch_is_another_permutation_and_batches_go_across():
-    order = GlobalBatches(10, 4, seed=1, steps=5, repeat=1)
-    entries = [entry for batch in order for entry in batch]
-    assert sorted(entries) == [(index, visit) for index in range(10) for visit in (0, 1)]
-    first, second = [index for index, _ in entries[:10]], [index for index, _ in entries[10:]]
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert [index for index, _ in GlobalBatches(10, 10, seed=2, steps=1).global_batch(0)] != first
-
-
-def test_repeat_counts_as_further_visits():
-    entries = GlobalBatches(3, 12, seed=0, steps=1, repeat=2).global_batch(0)
-    assert sorted(entries) == [(index, visit) for index in range(3) for visit in range(4)]
-    assert {visit for _, visit in entries[:6]} == {0, 1}
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_processes_share_the_same_global_batches(accumulation):
-    settings = {"count": 7, "batch_size": 8, "seed": 5, "steps": 6, "accumulation": accumulation}
-    one = list(GlobalBatches(**settings))
-    two = [list(GlobalBatches(**settings, process=rank, processes=2)) for rank in (0, 1)]
-    assert len(one) == len(two[0]) == len(two[1]) == 6 * accumulation
-    assert [a + b for a, b in zip(*two, strict=True)] == one
-
-
-def test_resuming_is_starting_at_the_step():
-    whole = list(GlobalBatches(11, 4, seed=9, steps=8, accumulation=2))
-    rest = GlobalBatches(11, 4, seed=9, steps=8, accumulation=2, start=3)
-    assert list(rest) == whole[6:] and len(rest) == 10
-
-
-def test_batches_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"batch_size is 6, which does not divide by 2 process\(es\) × 2"):
-        GlobalBatches(5, 6, 0, 1, processes=2, accumulation=2)
-    with pytest.raises(ValueError, match="no samples"):
-        GlobalBatches(0, 6, 0, 1)
-
-
-# --- determinism of whole samples ------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -184,92 +113,6 @@ def test_dropped_conditions_reach_the_batch(manifest):
     assert all(caption.startswith("a photo of person") for caption in batch.captions)
 
 
-# --- references ------------------------------------------------------------------------------------------
-
-
-def make_record(name, identity, photo_hash=None, crop_hash=None):
-    return Record(name, Path(name), "", (0, 0, 9, 9), (0, 0, 9, 9), None, None, identity, photo_hash, crop_hash)
-
-
-def test_references_are_other_photos_of_the_person():
-    records = [make_record(f"{n}.jpg", "ann" if n < 8 else "bob" if n == 8 else None) for n in range(11)]
-    references = References(records, most=5, retrieval=True, duplicate_distance=4)
-    counts = Counter()
-    for visit in range(500):
-        drawn = [reference.index for reference in references.draw(3, 0, visit)]
-        assert 3 not in drawn and len(set(drawn)) == len(drawn) and set(drawn) <= set(range(8))
-        counts[len(drawn)] += 1
-    assert sorted(counts) == [1, 2, 3, 4, 5] and min(counts.values()) > 70
-    assert references.draw(8, 0, 0) == (Reference(8),)  # the only photo of bob
-    assert references.draw(9, 0, 0) == (Reference(9),)  # nobody knows who that is
-    off = References(records, most=5, retrieval=False, duplicate_distance=4)
-    assert off.draw(3, 0, 0) == (Reference(3),)
-
-
-def test_near_duplicates_are_no_references():
-    base = 0x0F0F0F0F0F0F0F0F
-    records = [
-        make_record("a", "ann", base, base),
-        make_record("b", "ann", base ^ 0b11, ~base & (2**64 - 1)),  # the photo again, recompressed
-        make_record("c", "ann", ~base & (2**64 - 1), base ^ 0b1111),  # the photo again, cut differently
-        make_record("d", "ann", base ^ 0b11111, base ^ 0xFF),  # five and eight bits apart: another photo
-        make_record("a", "ann"),  # the photo again, with another caption
-    ]
-    assert References(records, 5, True, 4).candidates(0) == [3]
-    assert References(records, 5, True, 0).candidates(0) == [1, 2, 3]
-
-
-def test_perceptual_hash_survives_recompression_only(tmp_path):
-    data = pytest.importorskip("skimage.data")
-    photo = Image.fromarray(data.astronaut())
-    photo.resize((300, 300)).save(tmp_path / "small.jpg", quality=60)
-    again = pictures.open_photo(tmp_path / "small.jpg")
-    first = pictures.perceptual_hash(photo)
-    assert pictures.hash_distance(first, pictures.perceptual_hash(again)) <= 2
-    other = Image.fromarray(data.coffee())
-    assert pictures.hash_distance(first, pictures.perceptual_hash(other)) > 15
-    assert (
-        pictures.hash_distance(first, pictures.perceptual_hash(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) > 15
-    )
-
-
-# --- pictures --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "face", "expected"),
-    [
-        ((100, 60), None, (20, 0, 60)),
-        ((100, 60), (30, 10, 50, 30), (20, 0, 60)),  # inside already
-        ((100, 60), (2, 10, 20, 30), (2, 0, 60)),
-        ((100, 60), (80, 10, 99.5, 30), (40, 0, 60)),
-        ((100, 60), (-8, 10, 20, 30), (0, 0, 60)),  # past the border
-        ((60, 100), (10, 5, 50, 45), (0, 5, 60)),
-        ((60, 200), (10, 90, 50, 190), (0, 110, 60)),  # longer than the square: centred
-        ((64, 64), (0, 0, 64, 64), (0, 0, 64)),
-    ],
-)
-def test_training_square_moves_as_little_as_it_takes(size, face, expected):
-    assert pictures.training_square(*size, face) == expected
-
-
-def test_mask_is_cut_like_the_photo(tmp_path):
-    photo = Image.new("RGB", (100, 60), "black")
-    photo.paste("white", (40, 20, 60, 40))
-    mask = Image.new("L", (50, 30), 0)  # half the photo's size
-    mask.paste(23, (20, 10, 30, 20))  # the lowest class of the released masks
-    mask.save(tmp_path / "mask.png")
-    square = pictures.training_square(100, 60, None)
-    pixels = pictures.cut_pixels(photo, square, 60)
-    cut = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, 6)
-    expected = torch.zeros(6, 6)
-    expected[2:4, 2:4] = 1.0
-    assert torch.equal(cut[0], expected)
-    assert torch.equal((pixels[0] > 0).float(), expected.repeat_interleave(10, 0).repeat_interleave(10, 1))
-    coarse = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, 4)
-    assert coarse[0, 1, 1].item() == pytest.approx((10 / 15) ** 2, abs=1e-5)  # the share of the cell it covers
-
-
 def test_flip_mirrors_photo_and_mask_together(manifest):
     dataset = make_dataset(manifest)
     index, entries = 0, {}
@@ -282,26 +125,12 @@ def test_flip_mirrors_photo_and_mask_together(manifest):
     assert not any(make_dataset(manifest, data__flip=False).draws(index, visit).flip for visit in range(40))
 
 
-def test_photos_are_upright_and_in_colour(tmp_path):
-    photo = Image.new("RGB", (8, 4), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned
-    photo.save(tmp_path / "turned.jpg", exif=exif)
-    assert pictures.open_photo(tmp_path / "turned.jpg").size == (4, 8)
-    Image.new("L", (4, 4), 100).save(tmp_path / "grey.png")
-    assert pictures.open_photo(tmp_path / "grey.png").getpixel((0, 0)) == (100, 100, 100)
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert pictures.open_photo(tmp_path / "clear.png").getpixel((0, 0)) == (128, 128, 128)
-    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert pictures.open_photo(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
-
-
 def test_crop_made_in_advance_equals_the_one_cut_anew(tmp_path, manifest):
     record = read_manifest(manifest)[0][0]
     crop = read_crop(record, 64)
     assert crop.shape == (64, 64, 3)
     pictures.to_picture(crop).save(tmp_path / "crop.png")
-    again = read_crop(replace(record, crop=tmp_path / "crop.png"), 64)
+    again = read_crop(replace(record, crop_path=tmp_path / "crop.png"), 64)
     assert (again - crop).abs().max() <= 0.5 / 255 + 1e-6
-    other = read_crop(replace(record, crop=tmp_path / "crop.png"), 32)  # of another size: cut from the photo
+    other = read_crop(replace(record, crop_path=tmp_path / "crop.png"), 32)  # of another size: cut from the photo
     assert torch.equal(other, read_crop(record, 32))

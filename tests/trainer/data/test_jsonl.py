@@ -35,9 +35,7 @@ def test_journal_restores_a_caption_with_any_line_boundary(tmp_path):
     journal = Journal(tmp_path, "settings")
     row = {"caption": CAPTION, "mask_path": "mask.png", "crop_path": "mask.png"}
     journal.add(Photo("a", picture, row=row))
-    journal.close()
     again, photo = Journal(tmp_path, "settings"), Photo("a", picture)
-    again.load()
     assert again.restore(photo, False, "no") and photo.row["caption"] == CAPTION
 
 

@@ -17,12 +17,14 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from support.small_training import largest_difference, make_config, make_models, make_photos, run, weights
 
+from feedface_core.errors import FeedFaceError
 from trainer import train
 from trainer.data import pictures
 from trainer.data.batch import Batch
-from trainer.data.dataset import REPLACEMENTS, DataError, FaceDataset, TensorShapes, make_loader
+from trainer.data.dataset import REPLACEMENTS, FaceDataset, TensorShapes, make_loader
 from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
+from trainer.errors import TrainerError
 
 SHAPES = TensorShapes((4, 8, 8))
 
@@ -100,7 +102,7 @@ def test_broken_reference_is_named_and_not_the_photo_it_was_meant_for(manifest):
 
 def test_when_nothing_can_be_read_it_ends(manifest):
     truncate(manifest, *(f"{n}.png" for n in range(12)))
-    with pytest.raises(DataError, match=f"nor can any of {REPLACEMENTS} others .* not a readable picture"):
+    with pytest.raises(TrainerError, match=f"nor can any of {REPLACEMENTS} others .* not a readable picture"):
         make_dataset(manifest)[0, 0]
 
 
@@ -168,6 +170,6 @@ def test_whatever_is_wrong_with_a_file_it_is_an_error_of_the_picture(kind, tmp_p
         for read in (pictures.open_photo, lambda file: pictures.read_mask(file, (64, 48))):
             try:
                 read(path)
-            except pictures.PictureError:
+            except FeedFaceError:
                 failed += 1
     assert failed > 50

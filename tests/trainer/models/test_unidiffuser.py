@@ -21,10 +21,10 @@ from tools.tiny_diffusers import TinySize, make_base, make_encoder
 from trainer import export, train
 from trainer.cache import make_cache
 from trainer.config import Config, ModelSettings, load_config
-from trainer.models.frozen_model import Base, BaseError, load_base
+from trainer.errors import TrainerError
+from trainer.models.frozen_model import FrozenModel, load_frozen_model
 from trainer.models.unidiffuser import pack, rows_below, unpack
 from trainer.models.unidiffuser_files import is_unidiffuser
-from trainer.settings import build
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -68,7 +68,7 @@ def settings(files: Path, **changes) -> ModelSettings:
 
 @pytest.fixture
 def base(files):
-    return load_base(settings(files))
+    return load_frozen_model(settings(files))
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +84,17 @@ def golden_inputs(base, golden) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The golden input as latents, timesteps counted from 0, and text."""
     latents = pack(golden["in.latent"], golden["in.clip_img"])
     with torch.no_grad():
-        text = {"states": base._prefix(golden["in.text_states"])}
+        text = {"states": base.modules["text"](golden["in.text_states"])}
     return latents, golden["in.t_img"].long() - 1, text
 
 
 def test_interface(base):
-    assert isinstance(base, Base) and base.family == "unidiffuser" and base.context_width == 48
+    assert isinstance(base, FrozenModel) and base.family == "unidiffuser" and base.context_width == 48
     assert not any(parameter.requires_grad for parameter in base.host.parameters()) and not base.host.training
     assert base.latent_shape(512, 512) == (4, 66, 64)  # 512 numbers of the token in two rows of 4 x 64
     assert base.latent_shape(64, 128) == (4, 16, 16)
-    assert base.schedule.steps == 1000 and base.schedule.prediction == "epsilon"
-    assert [float(base.schedule.alphas_cumprod[t]) for t in (0, 999)] == pytest.approx([0.99915, 0.00466], rel=1e-3)
+    assert base.scheduler.config.num_train_timesteps == 1000 and base.prediction == "epsilon"
+    assert [float(base.scheduler.alphas_cumprod[t]) for t in (0, 999)] == pytest.approx([0.99915, 0.00466], rel=1e-3)
     states = base.encode_text(["a photo", ""])["states"]
     assert states.shape == (2, 77, 64) and torch.equal(states[1:], base.null_text()["states"])
 
@@ -138,7 +138,7 @@ def test_latents_hold_the_picture_and_its_token(base):
     picture, token = unpack(base.sample_latents(moments), 512)
     assert torch.equal(token, base.image_token(pixels))  # not scaled, and without noise
     assert torch.equal(unpack(base.sample_latents(moments, torch.randn(2, 4, 24, 8)), 512)[1], token)
-    theirs = base._parts.sample_latents(base._parts.encode_pixels(pixels))
+    theirs = base.stable_diffusion.sample_latents(base.stable_diffusion.encode_pixels(pixels))
     torch.testing.assert_close(picture, theirs)
     assert base.decode(base.sample_latents(moments)).shape == pixels.shape
 
@@ -159,7 +159,7 @@ def test_image_token_is_clips_embedding(base, files):
 
 
 def test_encoders_compute_in_full_precision(files, base):
-    half = load_base(settings(files, precision="bf16"))
+    half = load_frozen_model(settings(files, precision="bf16"))
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     moments, states = base.encode_pixels(pixels), base.encode_text(["a photo"])["states"]
     for autocast in (False, True):
@@ -182,7 +182,7 @@ def test_cells_that_hold_nothing_have_no_loss(base):
     assert shape == (2, 4, 23, 12)
     noise, timesteps = torch.randn(shape), torch.tensor([5, 900])
     latents = pack(torch.randn(2, 4, 12, 12), torch.randn(2, 1, 512))
-    noisy = base.schedule.add_noise(latents, noise, timesteps)
+    noisy = base.scheduler.add_noise(latents, noise, timesteps)
     prediction = base.predict(noisy, timesteps, base.encode_text(["", "a"]))
     over = pack(torch.ones(2, 4, 12, 12), torch.ones(2, 1, 512)) == 0
     assert int(over.sum()) == 2 * 16
@@ -192,7 +192,7 @@ def test_cells_that_hold_nothing_have_no_loss(base):
 def test_gradient_checkpointing_changes_no_gradient(files, golden):
     gradients = []
     for recompute in (False, True):
-        base = load_base(settings(files))
+        base = load_frozen_model(settings(files))
         released = load_adapter(files / "feed.pt")
         adapter = released.build().requires_grad_(True)
         base.attach(adapter)
@@ -215,20 +215,20 @@ def test_sites(base):
     assert [site.name for site in base.sites("default")] == ["in_blocks.0", "out_blocks.0"]
     assert {(site.heads, site.head_dim) for site in base.sites("all")} == {(2, 24)} and len(base.sites("all")) == 5
     assert base.sites(["mid_block"], heads=4)[0].head_dim == 12
-    with pytest.raises(BaseError, match=r"adapter\.sites: .* has no site 'in_blocks\.9'; it has in_blocks\.0"):
+    with pytest.raises(TrainerError, match=r"adapter\.sites: .* has no site 'in_blocks\.9'; it has in_blocks\.0"):
         base.sites(["in_blocks.9"])
-    with pytest.raises(BaseError, match=r"adapter\.heads: 5 does not divide the width 48"):
+    with pytest.raises(TrainerError, match=r"adapter\.heads: 5 does not divide the width 48"):
         base.sites("all", heads=5)
 
 
 def test_fingerprints_and_release(files, base):
-    other = load_base(settings(files), parts=("autoencoder", "text"))
+    other = load_frozen_model(settings(files), components=("autoencoder", "text"))
     assert base.fingerprint(["autoencoder"]) == other.fingerprint(["autoencoder"]) != base.fingerprint(["text"])
     base.release("text", "autoencoder")
     assert base.null_text()["states"].shape == (1, 77, 64)
-    with pytest.raises(BaseError, match="autoencoder part was not loaded, or has been released"):
+    with pytest.raises(TrainerError, match="autoencoder component was not loaded, or has been released"):
         base.encode_pixels(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(BaseError, match="host part was not loaded"):
+    with pytest.raises(TrainerError, match="host component was not loaded"):
         _ = other.host
 
 
@@ -239,7 +239,7 @@ def test_fingerprints_and_release(files, base):
         ({"stable_diffusion": None}, r"model\.stable_diffusion: .*autoencoder and text encoder"),
         ({"stable_diffusion": "absent"}, r"model\.stable_diffusion: "),
         ({"caption_decoder": "absent.pth"}, r"model\.caption_decoder: no file .*absent\.pth"),
-        ({"image_encoder": "{files}/plain_clip"}, r"is no CLIPModel with its projection: 1 weights are missing"),
+        ({"image_encoder": "{files}/plain_clip"}, r"is no CLIPVisionModelWithProjection: 1 weights are missing"),
         ({"base": "{files}/caption_decoder.pth"}, r"model\.base: .*this is UniDiffuser's caption decoder"),
         (
             {"base": "{files}/sd", "family": "unidiffuser"},
@@ -250,8 +250,8 @@ def test_fingerprints_and_release(files, base):
 def test_errors(files, changes, message):
     make_encoder(files / "plain_clip", image_size=64)
     given = {name: value and value.format(files=files) for name, value in changes.items()}
-    with pytest.raises(BaseError, match=message):
-        load_base(settings(files, **given))
+    with pytest.raises(TrainerError, match=message):
+        load_frozen_model(settings(files, **given))
 
 
 def test_told_apart(files):
@@ -272,31 +272,27 @@ def test_published_settings():
 def test_short_run(files, tmp_path, monkeypatch):
     """Cache, train and export: the adapter has the released form and loads as the released one does."""
     encoder = make_encoder(files / "face_encoder", image_size=64)
-    config = build(
-        Config,
-        {
-            "model": settings(files).model_dump(),
-            "adapter": {"encoder": {"path": str(encoder), "image_size": 64}, "tap": "output"},
-            "data": {
-                "manifest": str(make_photos(tmp_path / "photos")),
-                "resolution": 64,
-                "workers": 0,
-                "references": 2,
-                "cache": str(tmp_path / "cache"),
-            },
-            "optimiser": {"lr": 1e-3, "warmup_steps": 1},
-            "train": {
-                "output": str(tmp_path / "run"),
-                "steps": 4,
-                "batch_size": 4,
-                "checkpoint_every": 2,
-                "log_every": 2,
-                "validate_every": 4,
-                "tracker": "none",
-            },
-            "validation": {"prompts": ["a person"], "steps": 2},
+    config = Config.load(
+        model=settings(files).model_dump(),
+        adapter={"encoder": {"path": str(encoder), "image_size": 64}, "tap": "output"},
+        data={
+            "manifest": str(make_photos(tmp_path / "photos")),
+            "resolution": 64,
+            "workers": 0,
+            "references": 2,
+            "cache": str(tmp_path / "cache"),
         },
-        "test",
+        optimiser={"lr": 1e-3, "warmup_steps": 1},
+        train={
+            "output": str(tmp_path / "run"),
+            "steps": 4,
+            "batch_size": 4,
+            "checkpoint_every": 2,
+            "log_every": 2,
+            "validate_every": 4,
+            "tracker": "none",
+        },
+        validation={"prompts": ["a person"], "steps": 2},
     )
     make_cache(config, progress=False)
     try:

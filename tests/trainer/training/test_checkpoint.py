@@ -13,14 +13,14 @@ import torch
 from safetensors import SafetensorError
 from support.small_training import run
 
+from trainer.errors import TrainerError
 from trainer.training import checkpoint
 from trainer.training.checkpoint import (
     CheckpointError,
-    RunLock,
-    RunLocked,
     list_checkpoints,
     load_checkpoint,
     load_latest,
+    run_lock,
     save_checkpoint,
 )
 
@@ -123,14 +123,14 @@ def test_other_errors_are_not_called_a_full_disk(tmp_path, monkeypatch):
 def test_second_run_is_kept_out(tmp_path):
     (tmp_path / ".writing-checkpoint-00000009").mkdir(parents=True)
     code = (
-        "import sys; from pathlib import Path; from trainer.training.checkpoint import RunLock; "
-        "RunLock(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from trainer.training.checkpoint import run_lock; "
+        "run_lock(Path(sys.argv[1])).__enter__()"
     )
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert not (tmp_path / ".writing-checkpoint-00000009").exists(), "what a killed run left is swept away"
         other = run([sys.executable, "-c", code, str(tmp_path)])
         assert other.returncode == 1
-        assert f"RunLocked: {tmp_path} is in use by process {os.getpid()}" in other.stderr
-        with pytest.raises(RunLocked):
-            RunLock(tmp_path)
+        assert f"TrainerError: {tmp_path} is in use by process {os.getpid()}" in other.stderr
+        with pytest.raises(TrainerError, match="is in use by"), run_lock(tmp_path):
+            pass
     assert run([sys.executable, "-c", code, str(tmp_path)]).returncode == 0

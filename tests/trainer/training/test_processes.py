@@ -12,7 +12,7 @@ from support.launching import SLOWLY, Run, command, free_port, launch, write_run
 from support.small_training import largest_difference, make_config, make_models, make_photos, weights
 
 from trainer.cache import make_cache
-from trainer.training.build import SetupError
+from trainer.errors import TrainerError
 from trainer.training.processes import make_accelerator
 
 FILES = ("trainables", "optimiser", "ema")
@@ -89,11 +89,9 @@ def own_folder(arguments):
 train.parse = own_folder
 run = loop.Trainer.run
 def told(self):
-    first = self.done
+    first = self.state.done
     finished = run(self)
-    from trainer.training.processes import digest
-    states = [digest(self.parts.adapter.state_dict())]
-    states.append(digest(loop.optimiser_tensors(self._plain_optimiser, self.parameters)))
+    states = [processes.digest(own) for own in (self.state.model.state_dict(), self.state.optimiser_tensors())]
     print("\\n" + json.dumps({"rank": rank, "first": first, "states": states}), flush=True)
     return finished
 loop.Trainer.run = told
@@ -120,14 +118,13 @@ def test_every_process_goes_on_from_the_main_ones_checkpoint(files, tmp_path, ma
 
 
 OTHER_BASE = """
-from trainer import build
-load_base = build.load_base
+load = adapter.load_frozen_model
 def changed(*arguments):
-    base = load_base(*arguments)
+    frozen = load(*arguments)
     if rank == 1:
-        next(base.host.parameters()).add_(1.0)
-    return base
-build.load_base = changed
+        next(frozen.host.parameters()).add_(1.0)
+    return frozen
+adapter.load_frozen_model = changed
 """
 
 
@@ -144,14 +141,14 @@ def fail(self, step):
         raise ValueError("no picture today")
     time.sleep(5)
 validation.Validation.__call__ = fail
-encode = loop.encode_batch
+encode = step.encode_batch
 seen = []
-def truncated(batch, base, encoder):
+def truncated(batch, frozen, encoder):
     seen.append(batch)
     if rank == 1 and len(seen) == 6:
         raise OSError("image file is truncated")
-    return encode(batch, base, encoder)
-loop.encode_batch = truncated
+    return encode(batch, frozen, encoder)
+step.encode_batch = truncated
 """
 
 
@@ -189,8 +186,10 @@ def test_the_cache_waits_as_long(files, tmp_path, monkeypatch):
 @pytest.mark.parametrize("variable, name", [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
 def test_other_engines_are_refused(files, tmp_path, monkeypatch, variable, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
-    with pytest.raises(SetupError, match=f"^accelerate is configured for {name}, which this trainer does not support"):
-        make_accelerator(make_config(*files, tmp_path))
+    with pytest.raises(
+        TrainerError, match=f"^accelerate is configured for {name}, which this trainer does not support"
+    ):
+        make_accelerator(make_config(*files, tmp_path).train)
 
 
 def test_fsdp_of_the_launcher_is_refused(files, tmp_path):

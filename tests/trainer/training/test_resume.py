@@ -15,10 +15,10 @@ from trainer import train
 
 KILL_AFTER_FIVE_STEPS = """
 import os, signal
-from trainer import loop
+from trainer.training import trainer as loop
 forward = loop.Trainer._forward_backward
 def kill(self, batch):
-    if self.done == 5:
+    if self.state.done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, batch)
 loop.Trainer._forward_backward = kill

@@ -13,8 +13,8 @@ from feedface_core.conditioning import Face
 from trainer.data.batch import collate
 from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
-from trainer.training.build import build_parts
-from trainer.training.step import Plan, TrainingStep, encode_batch
+from trainer.models.adapter import load_models
+from trainer.training.step import AdapterStep, Plan, encode_batch
 
 
 @pytest.fixture(scope="module")
@@ -29,32 +29,31 @@ class Case:
     def __init__(self, files, **changes):
         models, manifest, root = files
         self.config = make_config(models, manifest, root / "run", **changes)
-        self.parts = build_parts(self.config, "cpu")
+        self.models = load_models(self.config, "cpu")
         torch.manual_seed(0)
-        for branch in self.parts.adapter.branches:
+        for branch in self.models.adapter.branches:
             torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
         records, _ = read_manifest(manifest)
-        dataset = FaceDataset(records, self.config, TensorShapes.of(self.parts.base, 64))
+        dataset = FaceDataset(records, self.config, TensorShapes.of(self.models.frozen, 64))
         batch = collate([dataset[index, 0] for index in range(6)])
         faces = [bool(count) for count in batch.reference_counts]
         self.batch = dataclasses.replace(
             batch, drop_face=[not face for face in faces], standard_loss=[False, True, False, False, True, False]
         )
-        self.features = encode_batch(self.batch, self.parts.base, self.parts.encoder)
-        own = self.config
-        self.step = TrainingStep(self.parts.adapter, self.parts.base, own.loss, own.adapter.combination)
+        self.features = encode_batch(self.batch, self.models.frozen, self.models.encoder)
+        self.step = AdapterStep(self.models, self.config.loss, self.config.adapter.combination)
 
     def gradients(self):
-        loss, losses = self.step(self.batch, self.features, self.step.plan(self.batch))
-        self.parts.adapter.zero_grad()
+        loss, record = self.step(self.batch)
+        self.models.adapter.zero_grad()
         loss.backward()
-        named = self.parts.adapter.named_parameters()
-        return loss.detach(), losses, {name: value.grad for name, value in named}
+        named = self.models.adapter.named_parameters()
+        return loss.detach(), record.losses, {name: value.grad for name, value in named}
 
 
 def written_out(case: Case) -> torch.Tensor:
     """The mean loss with a forward pass of its own for each sample, twice where the loss needs the frozen model."""
-    batch, features, base, adapter = case.batch, case.features, case.parts.base, case.parts.adapter
+    batch, features, base, adapter = case.batch, case.features, case.models.frozen, case.models.adapter
     total, place = torch.zeros(()), 0
     for row in range(len(batch)):
         count = batch.reference_counts[row]
@@ -62,10 +61,10 @@ def written_out(case: Case) -> torch.Tensor:
         place += count
         one = slice(row, row + 1)
         timesteps, text = batch.timesteps[one], {name: value[one] for name, value in features.text.items()}
-        alpha = base.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        alpha = base.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * features.latents[one] + (1 - alpha).sqrt() * batch.noise[one]
         target = batch.noise[one]
-        if base.schedule.prediction == "v":
+        if base.prediction == "v":
             target = alpha.sqrt() * batch.noise[one] - (1 - alpha).sqrt() * features.latents[one]
         if count:
             control = adapter.control_of(Face(hidden), "cpu", torch.float32)
@@ -93,34 +92,35 @@ def test_step_is_the_written_out_one(files, null, prediction):
     assert 0 < sum(case.batch.drop_face) < 6
     assert len({count for count in case.batch.reference_counts if count}) > 1, "references of different numbers"
     loss, losses, gradients = case.gradients()
-    case.parts.adapter.zero_grad()
+    case.models.adapter.zero_grad()
     expected = written_out(case)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert len(losses) == (6 if null != "off" else 6 - sum(case.batch.drop_face))
-    for name, parameter in case.parts.adapter.named_parameters():
+    for name, parameter in case.models.adapter.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_base_takes_no_gradient(files):
     case = Case(files)
     case.gradients()
-    modules = [case.parts.base.host, case.parts.base._autoencoder, *case.parts.base._text_encoders]
-    frozen = [value for module in (*modules, case.parts.encoder.module) for value in module.parameters()]
+    modules = [*case.models.frozen.modules.values(), case.models.encoder.module]
+    frozen = [value for module in modules for value in module.parameters()]
+    assert len(modules) == 4
     assert frozen and all(value.grad is None and not value.requires_grad for value in frozen)
-    assert all(value.grad is not None for value in case.parts.adapter.parameters())
+    assert all(value.grad is not None for value in case.models.adapter.parameters())
 
 
 def test_frozen_prediction_only_where_the_loss_needs_it(files, monkeypatch):
     case = Case(files, loss__face_dropout=0.4)
     calls = []
-    predict = case.parts.base.predict
+    predict = case.models.frozen.predict
 
     def counting(noisy, timesteps, text, rows=None):
         calls.append((len(noisy), rows is not None, torch.is_grad_enabled()))
         return predict(noisy, timesteps, text, rows)
 
-    monkeypatch.setattr(case.parts.base, "predict", counting)
+    monkeypatch.setattr(case.models.frozen, "predict", counting)
     case.gradients()
     batch = case.batch
     with_face = [row for row in range(6) if not batch.drop_face[row]]
@@ -155,7 +155,7 @@ def test_bf16_is_close_to_fp32(files):
     with torch.autocast("cpu", torch.bfloat16):
         other, *_ = half.gradients()
     assert other.item() == pytest.approx(loss.item(), rel=0.03)
-    assert all(value.dtype == torch.float32 for value in half.parts.adapter.parameters())
+    assert all(value.dtype == torch.float32 for value in half.models.adapter.parameters())
 
 
 @pytest.mark.parametrize("null", ["off", "zero_crop"])
@@ -163,21 +163,22 @@ def test_bf16_narrows_no_frozen_encoder(files, null):
     exact, half = Case(files, adapter__null=null), Case(files, adapter__null=null, model__precision="bf16")
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            features = encode_batch(half.batch, half.parts.base, half.parts.encoder)
-            again = half.parts.encoder.null_hidden()
+            features = encode_batch(half.batch, half.models.frozen, half.models.encoder)
+            again = half.models.encoder.null_hidden()
         assert torch.equal(features.latents, exact.features.latents)
         assert torch.equal(features.text["states"], exact.features.text["states"])
         assert torch.equal(features.hidden, exact.features.hidden)
-        assert torch.equal(again, exact.parts.encoder.null_hidden())
+        assert torch.equal(again, exact.models.encoder.null_hidden())
     if null == "zero_crop":
-        assert torch.equal(half.parts.adapter.null_hidden, exact.parts.adapter.null_hidden)
+        assert torch.equal(half.models.adapter.null_hidden, exact.models.adapter.null_hidden)
 
 
 def test_min_snr_weighs_the_gradient(files):
     plain, weighted = Case(files), Case(files, loss__min_snr_gamma=1.0)
     _, losses, _ = plain.gradients()
     loss, other, _ = weighted.gradients()
-    snr = plain.parts.base.schedule.snr(plain.batch.timesteps[~torch.tensor(plain.batch.drop_face)])
+    alpha = plain.models.frozen.scheduler.alphas_cumprod[plain.batch.timesteps[~torch.tensor(plain.batch.drop_face)]]
+    snr = alpha / (1 - alpha)
     expected = (losses * snr.clamp(max=1.0) / snr).sum() / 6
     assert torch.allclose(losses, other) and loss.item() == pytest.approx(expected.item(), rel=1e-4)
 

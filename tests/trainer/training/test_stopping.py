@@ -15,7 +15,7 @@ from support.launching import SLOWLY, Run, command, write_run
 from support.small_training import largest_difference, make_config, make_models, make_photos, weights
 
 from trainer import train
-from trainer.training import processes, stopping
+from trainer.training import processes, state, step, stopping
 from trainer.training import trainer as loop
 from trainer.training.checkpoint import list_checkpoints
 from trainer.training.stopping import StopRequest, find_launcher
@@ -142,7 +142,7 @@ def test_stopped_amid_a_step_is_bit_identical(files, tmp_path, monkeypatch):
     forward, passes = loop.Trainer._forward_backward, []
 
     def ask(self, batch):
-        passes.append(self.done)
+        passes.append(self.state.done)
         if len(passes) == 14:  # the second pass of the fourth step
             os.kill(os.getpid(), signal.SIGTERM)
         return forward(self, batch)
@@ -163,7 +163,7 @@ def test_a_pass_that_takes_too_long_is_saved_beside(files, tmp_path, monkeypatch
     forward, found = loop.Trainer._forward_backward, []
 
     def long(self, batch):
-        if self.done == 3:
+        if self.state.done == 3:
             os.kill(os.getpid(), signal.SIGTERM)
             while not found and time.monotonic() < deadline:  # each in one call that does not come back to Python
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
@@ -184,14 +184,14 @@ def test_a_pass_that_takes_too_long_is_saved_beside(files, tmp_path, monkeypatch
 
 @pytest.mark.usefixtures("alone")
 def test_a_signal_during_a_checkpoint_needs_no_second_one(files, tmp_path, monkeypatch):
-    save, saved = loop.save_checkpoint, []
+    save, saved = state.save_checkpoint, []
 
     def ask(output, tensors, state, keep):
         os.kill(os.getpid(), signal.SIGTERM)
         saved.append(state["step"])
         return save(output, tensors, state, keep)
 
-    monkeypatch.setattr(loop, "save_checkpoint", ask)
+    monkeypatch.setattr(state, "save_checkpoint", ask)
     assert train.train(make_config(*files, tmp_path)) is False
     assert saved == [2] and names(tmp_path) == ["checkpoint-00000002"]
 
@@ -259,14 +259,15 @@ def test_an_ignored_signal_stays_ignored(handler, monkeypatch, torchrun):
 
 @pytest.mark.usefixtures("alone")
 def test_an_exception_saves_first(files, tmp_path, monkeypatch, caplog):
-    record = loop.Trainer._record
+    forward, passes = step.AdapterStep.forward, []
 
-    def fail(self, batch, plan):
-        if self.done == 3:
+    def fail(self, batch):
+        passes.append(batch)
+        if len(passes) == 4:
             raise OSError("image file is truncated")
-        return record(self, batch, plan)
+        return forward(self, batch)
 
-    monkeypatch.setattr(loop.Trainer, "_record", fail)
+    monkeypatch.setattr(step.AdapterStep, "forward", fail)
     with pytest.raises(OSError, match="truncated"):
         train.train(make_config(*files, tmp_path, train__checkpoint_every=100))
     assert names(tmp_path) == ["checkpoint-00000003"]
@@ -278,7 +279,7 @@ def test_the_exception_is_shown_even_if_saving_fails(files, tmp_path, monkeypatc
     def fail(*_):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(loop, "save_checkpoint", fail)
+    monkeypatch.setattr(state, "save_checkpoint", fail)
     monkeypatch.setattr(loop.Trainer, "_log", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.train(make_config(*files, tmp_path))
@@ -289,17 +290,17 @@ def test_the_exception_is_shown_even_if_saving_fails(files, tmp_path, monkeypatc
 @pytest.mark.parametrize("damage, told", [("half a step", "was broken off"), ("no numbers", "are not numbers")])
 def test_unsound_weights_are_not_saved(files, tmp_path, monkeypatch, caplog, damage, told):
     """An exception between the optimiser and the moving average, or with weights that are no numbers."""
-    step = loop.Trainer._step
+    step = state.TrainingState.step
 
-    def fail(self):
+    def fail(self, *arguments):
         if self.done == 3 and damage == "half a step":
-            self.average = object()  # has no update: an AttributeError
-        step(self)
+            self.average = object()  # has no step: an AttributeError
+        step(self, *arguments)
         if self.done == 3 and damage == "no numbers":
-            self.parts.adapter.branches[0].zero_linear.weight.data[0, 0] = float("nan")
+            self.model.branches[0].zero_linear.weight.data[0, 0] = float("nan")
             raise AttributeError
 
-    monkeypatch.setattr(loop.Trainer, "_step", fail)
+    monkeypatch.setattr(state.TrainingState, "step", fail)
     with pytest.raises(AttributeError):
         train.train(make_config(*files, tmp_path))
     assert names(tmp_path) == ["checkpoint-00000002"]

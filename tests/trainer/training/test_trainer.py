@@ -26,17 +26,13 @@ from support.small_training import (
 )
 
 from trainer import train
+from trainer.errors import TrainerError
+from trainer.training import state
+from trainer.training import step as training_step
 from trainer.training import trainer as loop
-from trainer.training.build import SetupError
-from trainer.training.checkpoint import RunLock, RunLocked
+from trainer.training.checkpoint import run_lock
 from trainer.training.metrics import TrainingDiverged
-from trainer.training.optimiser import (
-    MovingAverage,
-    learning_rate,
-    load_optimiser_tensors,
-    make_optimiser,
-    optimiser_tensors,
-)
+from trainer.training.optimiser import learning_rate
 
 FILES = ("trainables", "optimiser", "ema")
 #: Keeps AdamW, which divides a gradient by its own size, from blowing the rounding of the smallest ones up.
@@ -82,7 +78,7 @@ def test_stopped_and_resumed_is_bit_identical(files, tmp_path, uninterrupted, mo
     forward = loop.Trainer._forward_backward
 
     def ask(self, batch):
-        if self.done == 2:
+        if self.state.done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return forward(self, batch)
 
@@ -96,7 +92,7 @@ def test_stopped_and_resumed_is_bit_identical(files, tmp_path, uninterrupted, mo
 
 KILL_BEFORE_RENAME = """
 import os, signal
-from trainer import checkpoint
+from trainer.training import checkpoint
 rename = os.rename
 def kill(a, b):
     if "00000004" in str(b):
@@ -106,10 +102,10 @@ checkpoint.os.rename = kill
 """
 KILL_AFTER_FIVE_STEPS = """
 import os, signal
-from trainer import loop
+from trainer.training import trainer as loop
 forward = loop.Trainer._forward_backward
 def kill(self, batch):
-    if self.done == 5:
+    if self.state.done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, batch)
 loop.Trainer._forward_backward = kill
@@ -171,7 +167,7 @@ def test_sigusr1_from_outside_writes_a_checkpoint(files, tmp_path):
 
 
 def test_loss_that_is_no_number_stops_with_step_and_samples(files, tmp_path, monkeypatch):
-    encode = loop.encode_batch
+    encode = training_step.encode_batch
 
     def poison(batch, base, encoder):
         features = encode(batch, base, encoder)
@@ -182,7 +178,7 @@ def test_loss_that_is_no_number_stops_with_step_and_samples(files, tmp_path, mon
         return features
 
     trained = {"steps": 0}
-    monkeypatch.setattr(loop, "encode_batch", poison)
+    monkeypatch.setattr(training_step, "encode_batch", poison)
     config = make_config(*files, tmp_path, loss__face_dropout=0.0)
     with pytest.raises(TrainingDiverged) as caught:
         train.train(config)
@@ -199,7 +195,7 @@ def test_weights_that_are_no_numbers_are_not_saved(files, tmp_path, monkeypatch)
     def poison(self, batch):
         stepped = forward(self, batch)
         with torch.no_grad():
-            self.parts.adapter.branches[0].zero_linear.weight[0, 0] = float("inf")
+            self.state.model.branches[0].zero_linear.weight[0, 0] = float("inf")
         return stepped
 
     monkeypatch.setattr(loop.Trainer, "_forward_backward", poison)
@@ -218,7 +214,7 @@ def test_full_disk_stops_with_the_last_good_checkpoint(files, tmp_path, monkeypa
             monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
         return save(output, tensors, state, keep)
 
-    monkeypatch.setattr(loop, "save_checkpoint", fill)
+    monkeypatch.setattr(state, "save_checkpoint", fill)
     monkeypatch.setattr(train, "parse", lambda _: config)
     assert train.main() == 1
     told = capsys.readouterr().err
@@ -232,7 +228,7 @@ def test_without_clipping_the_norm_is_still_told(files, tmp_path):
 
 
 def test_two_runs_in_one_folder(files, tmp_path):
-    with RunLock(tmp_path), pytest.raises(RunLocked, match="is in use by process"):
+    with run_lock(tmp_path), pytest.raises(TrainerError, match="is in use by process"):
         train.train(make_config(*files, tmp_path))
 
 
@@ -244,11 +240,11 @@ def test_checkpoint_of_another_base_or_adapter_is_refused(files, tmp_path):
     make_base(other / "base", seed=9)
     output = tmp_path / "run"
     train.train(make_config(models, manifest, output, train__steps=2))
-    with pytest.raises(SetupError, match="was trained on another base"):
+    with pytest.raises(TrainerError, match="was trained on another base"):
         train.train(make_config(other, manifest, output))
-    with pytest.raises(SetupError, match="an adapter with tap = input, these settings make output"):
+    with pytest.raises(TrainerError, match="an adapter with tap = input, these settings make output"):
         train.train(make_config(models, manifest, output, adapter__tap="output"))
-    with pytest.raises(SetupError, match="train.resume is false"):
+    with pytest.raises(TrainerError, match="train.resume is false"):
         train.train(make_config(models, manifest, output, train__resume=False))
 
 
@@ -262,7 +258,7 @@ def test_changed_settings_are_warned_about(files, tmp_path, caplog):
 def test_batch_that_does_not_divide(files, tmp_path):
     config = make_config(*files, tmp_path).model_copy(update={"train": make_config(*files, tmp_path).train})
     config = config.model_copy(update={"optimiser": config.optimiser.model_copy(update={"accumulation": 3})})
-    with pytest.raises(SetupError, match=r"train\.batch_size is 4, which does not divide by 1 process\(es\) × 3"):
+    with pytest.raises(TrainerError, match=r"train\.batch_size is 4, which does not divide by 1 process\(es\) × 3"):
         train.train(config)
 
 
@@ -281,7 +277,7 @@ def test_pictures_tracker_and_start_from_an_adapter(files, tmp_path):
     second = tmp_path / "second"
     train.train(make_config(*files, second, train__steps=1, adapter__init=str(adapter), optimiser__lr=1e-12))
     assert largest_difference(weights(first, 4), weights(second, 1)) < 1e-6
-    with pytest.raises(SetupError, match="adapter.init: .* differs in self_attention"):
+    with pytest.raises(TrainerError, match="adapter.init: .* differs in self_attention"):
         train.train(make_config(*files, tmp_path / "third", adapter__init=str(adapter), adapter__self_attention=False))
 
 
@@ -323,45 +319,15 @@ def test_learning_rate_counts_optimiser_steps(files, tmp_path):
     assert rates[12] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_moving_average():
-    parameters = {"a": torch.nn.Parameter(torch.tensor([0.0]))}
-    average = MovingAverage(parameters, 0.5)
-    parameters["a"].data.fill_(10.0)
-    average.update(parameters, 0)  # d = min(0.5, 1 / 10)
-    assert average.values["a"].item() == pytest.approx(9.0)
-    average.update(parameters, 100)
-    assert average.values["a"].item() == pytest.approx(9.5)
-    with average.applied(parameters):
-        assert parameters["a"].item() == pytest.approx(9.5)
-    assert parameters["a"].item() == 10.0
-
-
-def test_optimiser_state_by_name(files, tmp_path):
-    settings = make_config(*files, tmp_path).optimiser
-    module = torch.nn.Linear(3, 2)
-    named = dict(module.named_parameters())
-    optimiser = make_optimiser(named, settings)
-    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.03, 0.0]
-    module(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
-    tensors = optimiser_tensors(optimiser, named)
-    assert tensors["step.weight"].item() == 1.0 and tensors["exp_avg.bias"].tolist() == pytest.approx([0.1, 0.1])
-    other = make_optimiser(named, settings)
-    load_optimiser_tensors(other, named, tensors)
-    assert all(torch.equal(value, tensors[name]) for name, value in optimiser_tensors(other, named).items())
-    with pytest.raises(ValueError, match="does not fit the trained parameters: bias"):
-        load_optimiser_tensors(other, named, {"step.weight": torch.tensor(1.0)})
-
-
 def test_plain_attention_is_on_during_training_and_not_after(files, tmp_path, monkeypatch):
     used = []
-    forward = loop.TrainingStep.forward
+    forward = training_step.AdapterStep.forward
 
     def watched(self, *inputs):
         used.append(torch.backends.cuda.flash_sdp_enabled())
         return forward(self, *inputs)
 
-    monkeypatch.setattr(loop.TrainingStep, "forward", watched)
+    monkeypatch.setattr(training_step.AdapterStep, "forward", watched)
     for attention in ("fused", "plain"):
         config = make_config(*files, tmp_path / attention, model__attention=attention, train__steps=1)
         train.train(config)

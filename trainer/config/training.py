@@ -1,34 +1,19 @@
-"""Settings of the trainer.
-
-Every command reads a YAML file and takes overrides behind it::
-
-    python -m trainer.train trainer/configs/sd15.yaml train.steps=100 data.references=3
-
-A setting that does not exist is refused with the nearest name that does. Paths are relative to the current
-folder. The whole configuration goes into every checkpoint and into the metadata of the adapter
-(``config.to_json()``).
-"""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from .settings import ConfigError, Settings, load
+from .settings import Count, NotNegative, Positive, PositiveFloat, Probability, Section, Settings
 
-__all__ = ["Config", "ConfigError", "load_config"]
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
 Triple = tuple[float, float, float]
-
 MAX_REFERENCES = 5
 
 
-class ModelSettings(Settings):
+class ModelSettings(Section):
     """The frozen base model."""
 
     base: str
@@ -50,18 +35,17 @@ class ModelSettings(Settings):
     prediction: Literal["auto", "epsilon", "v"] = "auto"
     """What the base predicts; auto reads it from the scheduler's configuration."""
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
-    """Number format of the frozen U-Net or U-ViT and of autocast. The frozen encoders (autoencoder, text, faces) and
-    the trained weights are in fp32."""
+    """Number format of the frozen U-Net or U-ViT and of autocast. Encoders and trained weights are in fp32."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the base in the backward pass: less memory, about a third slower."""
     attention: Literal["fused", "plain"] = "fused"
-    """Attention in training: torch's fused kernels, or plain matrix products, which need memory for every logit but
-    on a CPU, with sequences of a few hundred tokens, are faster in the backward pass."""
+    """torch's fused kernels, or plain matrix products, which need memory for every logit but on a CPU, with sequences
+    of a few hundred tokens, are faster in the backward pass."""
     allow_hub: bool = False
     """Allow model names that have to be downloaded from the Hugging Face hub."""
 
 
-class EncoderSettings(Settings):
+class EncoderSettings(Section):
     """The frozen image encoder of the face crops."""
 
     path: str
@@ -80,7 +64,7 @@ class EncoderSettings(Settings):
     """Name of the encoder for an adapter file that does not include it."""
 
 
-class AdapterSettings(Settings):
+class AdapterSettings(Section):
     """The trained part: control branches and the projection of the face tokens."""
 
     encoder: EncoderSettings
@@ -96,7 +80,7 @@ class AdapterSettings(Settings):
     """Attention heads of every branch; null takes those of the frozen block."""
     context_width: Positive | None = None
     """Width of the projected face tokens; null takes the base's cross-attention width."""
-    null: Literal["off", "learned", "zero_crop"] = "off"
+    dropped_face: Literal["none", "learned", "zero_crop"] = "none"
     """What a dropped face is: no branch, learned tokens, or the tokens of a crop of zeros."""
     combination: Literal["concat", "average"] = "concat"
     """How several references become one context."""
@@ -105,8 +89,23 @@ class AdapterSettings(Settings):
     title: str = ""
     """Title in the adapter's metadata."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_name(cls, values: Any) -> Any:
+        """``dropped_face: none`` was ``null: off`` before, which YAML reads as ``None: False``."""
+        if isinstance(values, dict):
+            values = {"dropped_face" if name in ("null", None) else name: value for name, value in values.items()}
+            if values.get("dropped_face") in ("off", False):
+                values["dropped_face"] = "none"
+        return values
 
-class DataSettings(Settings):
+    @property
+    def null(self) -> str:
+        """``dropped_face`` as an adapter's own configuration says it."""
+        return "off" if self.dropped_face == "none" else self.dropped_face
+
+
+class DataSettings(Section):
     """Photos, references and how they are drawn."""
 
     manifest: str | list[str]
@@ -133,13 +132,13 @@ class DataSettings(Settings):
     """Take the references from other photos of the same identity where there are any."""
     duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 4
     """Photos or face crops whose hashes differ in at most this many of 64 bits are the same picture."""
-    augment_variants: Annotated[int, Field(ge=0)] = 8
+    augment_variants: Count = 8
     """Where the own photo is the reference, because there is no other one of the person: in how many ways its crop is
     changed (place, size, tilt, colours, blur, background). The cache holds all of them; 0 takes the crop as it is."""
-    unreadable_photos: Annotated[int, Field(ge=0)] = 10
+    unreadable_photos: Count = 10
     """Photos that may turn out to be unreadable in one start of a run: their samples are replaced by others, and they
     are named; one more saves and stops."""
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: Count = 4
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Positive = 1
     """How often a photo comes in one epoch."""
@@ -150,7 +149,7 @@ class DataSettings(Settings):
         return self.flip if self.flip_references is None else self.flip_references
 
 
-class LossSettings(Settings):
+class LossSettings(Section):
     """The loss and the conditions dropped from it. Every draw is made for each sample on its own."""
 
     kind: Literal["standard", "mask", "regularised"] = "regularised"
@@ -163,27 +162,26 @@ class LossSettings(Settings):
     """Share of samples whose face is dropped."""
     text_dropout: Probability = 0.1
     """Share of samples whose caption is replaced by the empty one."""
-    image_token_weight: Annotated[float, Field(ge=0)] = 1.0
-    """For UniDiffuser: how much a value of the CLIP image token counts beside one of the picture; the published
-    training has 0, the picture alone."""
-    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    image_token_weight: NotNegative = 1.0
+    """For UniDiffuser: how much a value of the CLIP image token counts beside one of the picture; published: 0."""
+    min_snr_gamma: PositiveFloat | None = None
     """Min-SNR weighting of timesteps (Hang et al. 2023); null weighs all timesteps the same."""
 
 
-class OptimiserSettings(Settings):
+class OptimiserSettings(Section):
     """AdamW."""
 
-    lr: Annotated[float, Field(gt=0)] = 2e-5
+    lr: PositiveFloat = 2e-5
     """Learning rate after the warm-up."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     """Decay of the running means; the published training has (0.9, 0.9)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.03
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: NotNegative = 0.03
+    eps: PositiveFloat = 1e-8
+    warmup_steps: Count = 100
     """Optimiser steps of linear warm-up, whatever the number of processes."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up, until train.steps."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    clip: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null does not clip."""
     accumulation: Positive = 1
     """Backward passes for one optimiser step; train.batch_size is split into so many parts."""
@@ -191,7 +189,7 @@ class OptimiserSettings(Settings):
     """The fused AdamW of torch."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(Section):
     """Length, seed, checkpoints and logs."""
 
     output: str
@@ -216,14 +214,13 @@ class TrainSettings(Settings):
     """Steps between validation pictures; null makes none."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves and pictures go."""
-    timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
-    """How long processes wait for one another before the run is given up. Pictures, checkpoints and reading the cache
-    on the main process may take this long."""
+    timeout_minutes: PositiveFloat = 120.0
+    """How long processes wait for one another (pictures, checkpoints, reading the cache) before the run is given up."""
     deterministic: bool = True
     """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
 
 
-class ValidationSettings(Settings):
+class ValidationSettings(Section):
     """Pictures made during training, on fixed seeds and references."""
 
     prompts: list[str] = ["a photo of a person smiling in a garden", "an oil painting of a person"]
@@ -241,7 +238,7 @@ class ValidationSettings(Settings):
     """Scale of the face; not used by joint."""
     both_scale: float = 5.0
     """Scale of text and face together, of three_weights only."""
-    strength: Annotated[float, Field(ge=0)] = 1.0
+    strength: NotNegative = 1.0
     """Factor of the branches' output."""
 
 
@@ -257,19 +254,10 @@ class Config(Settings):
     validation: ValidationSettings = ValidationSettings()
 
     @model_validator(mode="after")
-    def _check_together(self) -> Config:
+    def _check_together(self) -> Self:
         if self.train.batch_size % self.optimiser.accumulation:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) has to divide by "
                 f"optimiser.accumulation ({self.optimiser.accumulation})"
             )
         return self
-
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a training run: a YAML file and dotted overrides.
-
-    Raises:
-        ConfigError: see :func:`trainer.settings.load`.
-    """
-    return load(Config, path, overrides)

@@ -1,4 +1,4 @@
-"""Settings of ``python -m trainer.prepare``."""
+"""The settings of ``python -m trainer.prepare``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..settings import Settings
-
-Positive = Annotated[int, Field(gt=0)]
+from .settings import Count, NotNegative, Positive, Probability, Section, Settings
 
 
-class DetectSettings(Settings):
+class DetectSettings(Section):
     """The face detector; a table that gives boxes makes it unnecessary."""
 
     detector: Literal["auto", "insightface", "mtcnn", "whole image"] = "auto"
@@ -25,18 +23,18 @@ class DetectSettings(Settings):
     device: str = "cpu"
 
 
-class FilterSettings(Settings):
+class FilterSettings(Section):
     """Which photos are kept: those with exactly one recognisable face."""
 
     minimum_face: Positive = 48
     """Smallest longer side of the face box, in pixels of the photo."""
-    ignore_below: Annotated[float, Field(ge=0, le=1)] = 0.35
+    ignore_below: Probability = 0.35
     """Other faces smaller than this share of the largest are background, not a second person."""
-    minimum_sharpness: Annotated[float, Field(ge=0)] = 0.05
+    minimum_sharpness: NotNegative = 0.05
     """Smallest variance of the Laplacian over that of the face; sharp ones have 0.2 to 0.7, 0 keeps all."""
 
 
-class CropSettings(Settings):
+class CropSettings(Section):
     """The square face crop."""
 
     scale: Annotated[float, Field(ge=1)] = 1.1
@@ -47,7 +45,7 @@ class CropSettings(Settings):
     """Side of the saved crop in pixels: the encoder's image size saves cutting it again."""
 
 
-class MaskSettings(Settings):
+class MaskSettings(Section):
     """The mask of face and hair, for the loss."""
 
     parser: Literal["auto", "facer", "ellipse"] = "auto"
@@ -57,7 +55,7 @@ class MaskSettings(Settings):
     device: str = "cpu"
 
 
-class CaptionSettings(Settings):
+class CaptionSettings(Section):
     """Captions come with the photos (a table, or a .txt file beside each), or from a model."""
 
     model: str | None = None
@@ -71,7 +69,7 @@ class CaptionSettings(Settings):
     device: str = "cpu"
 
 
-class IdentitySettings(Settings):
+class IdentitySettings(Section):
     """Who is in the photo; retrieval needs to know."""
 
     source: Literal["auto", "given", "pattern", "folder", "cluster", "none"] = "auto"
@@ -100,9 +98,9 @@ class PrepareSettings(Settings):
     identity: IdentitySettings = IdentitySettings()
     manifest: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the manifest."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Count = 0
     """Processes that work on photos side by side; 0 works in this one."""
     batch_size: Positive = 8
     """Photos that go through the stages together."""
-    sheet: Annotated[int, Field(ge=0)] = 64
+    sheet: Count = 64
     """Photos on the contact sheet; 0 makes none."""

@@ -1,0 +1,85 @@
+"""The settings of the small model: ``small.yaml``, and overrides behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config import OptimiserSettings, TrainSettings
+from trainer.config.settings import Count, NotNegative, Positive, Section, Settings
+
+FILE = Path(__file__).with_name("small.yaml")
+STAGES = ("autoencoder", "unet", "encoder", "masks", "recogniser")
+#: A few people and steps, to see that the build works.
+QUICK = (
+    "people.splits.train.identities=12",
+    "people.splits.heldout.identities=32",
+    *(f"{stage}.{length}" for stage in STAGES for length in ("steps=6", "batch_size=4", "optimiser.warmup_steps=2")),
+)
+
+
+class Split(Section):
+    """People that others never see."""
+
+    number: Count
+    """Seeds the people."""
+    identities: Positive
+    pictures: Positive
+    """Of each person."""
+
+
+class Complexion(Section):
+    """Colours that go together, as ``#rrggbb``."""
+
+    skin: list[str]
+    hair: list[str]
+
+
+class PeopleSettings(Section):
+    """The drawn people."""
+
+    size: Annotated[int, Field(ge=16, multiple_of=16)]
+    """Side of the pictures and masks in pixels."""
+    seed: int
+    complexions: dict[str, Complexion]
+    skin_jitter: NotNegative
+    """How far a person's skin may lie from a colour of the palette, of 255 in each channel."""
+    hair_jitter: NotNegative
+    splits: dict[str, Split]
+
+
+class Stage(TrainSettings):
+    """Length and optimiser of a stage; its output is a folder of the build."""
+
+    output: str = ""
+    ema: float = 0.995
+    """Decay of the moving average of the weights, which is what the stage hands on."""
+    checkpoint_every: Positive = 500
+    keep: Positive = 1
+    log_every: Positive = 50
+    validate_every: None = None
+    tracker: Literal["none"] = "none"
+    optimiser: OptimiserSettings
+
+
+class SmallModelSettings(Settings):
+    """Everything the small model depends on but its adapter."""
+
+    people: PeopleSettings
+    crop: Positive
+    """Side of a face crop in pixels."""
+    pictures: Positive
+    """How many of the training pictures the U-Net and the adapter see."""
+    autoencoder: Stage
+    unet: Stage
+    encoder: Stage
+    masks: Stage
+    recogniser: Stage
+
+
+def load(overrides: Sequence[str] = ()) -> SmallModelSettings:
+    """The settings of ``small.yaml``, changed by overrides such as ``unet.steps=100``. Raises ``TrainerError``."""
+    return SmallModelSettings.load(FILE, overrides)

@@ -1,0 +1,103 @@
+"""The adapter to train, attached to its frozen models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from feedface_core.config import AdapterConfig
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.adapter_file import load_adapter
+from feedface_core.modules.adapter import FaceAdapter
+
+from ..config import Config
+from ..data.manifest import DEFAULT_RULE, CropRule
+from ..errors import TrainerError
+from .face_encoder import FaceEncoder, load_face_encoder
+from .frozen_model import FrozenModel, load_frozen_model
+
+
+@dataclass
+class Models:
+    """What a run is made of.
+
+    Args:
+        frozen: on the run's device.
+        encoder: of the faces, frozen, on the run's device.
+        adapter: float32, attached to the frozen model, on the run's device.
+    """
+
+    frozen: FrozenModel
+    encoder: FaceEncoder
+    adapter: FaceAdapter
+
+
+def load_models(config: Config, device: torch.device | str, rule: CropRule = DEFAULT_RULE) -> Models:
+    """Load the frozen models and make the adapter, attached.
+
+    Args:
+        rule: how the face crops were made, which the adapter's configuration says.
+
+    Raises:
+        TrainerError: for models that are missing or do not fit.
+    """
+    frozen = load_frozen_model(config.model, device)
+    encoder = load_face_encoder(config.adapter.encoder, "cpu", config.model.allow_hub)
+    adapter = make_adapter(config, adapter_config(config, frozen, encoder, rule), encoder).to(device)
+    frozen.attach(adapter)
+    if config.model.gradient_checkpointing:
+        frozen.enable_gradient_checkpointing()
+    return Models(frozen, encoder.to(device), adapter)
+
+
+def adapter_config(config: Config, frozen: FrozenModel, encoder: FaceEncoder, rule: CropRule) -> AdapterConfig:
+    """What the settings, the frozen model, the encoder and the face crops make of an adapter."""
+    settings = config.adapter
+    return AdapterConfig(
+        host=frozen.family,
+        sites=tuple(frozen.sites(settings.sites, settings.heads)),
+        context_width=settings.context_width or frozen.context_width,
+        encoder=replace(encoder.config, crop_scale=rule.scale, crop_border=rule.border, crop_fill=rule.fill),
+        null=settings.null,
+        max_references=config.data.references,
+        prediction=frozen.prediction,
+        **settings.model_dump(include={"tap", "self_attention", "depth", "combination", "title"}),
+    )
+
+
+def make_adapter(config: Config, described: AdapterConfig, encoder: FaceEncoder) -> FaceAdapter:
+    """A new adapter in float32 on the CPU, its weights drawn from the seed, or those of ``adapter.init``.
+
+    Raises:
+        TrainerError: when the adapter file to start from is of another shape.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        adapter = FaceAdapter(described, dtype=torch.float32)
+    if described.null == "zero_crop":
+        adapter.null_hidden.copy_(encoder.null_hidden())
+    if config.adapter.init is not None:
+        try:
+            start = load_adapter(config.adapter.init)
+        except (OSError, FeedFaceError) as error:
+            raise TrainerError(f"adapter.init: {error}") from error
+        if odd := first_difference(start.config, described):
+            name, found, wanted = odd
+            raise TrainerError(
+                f"adapter.init: {config.adapter.init} differs in {name}: it has {found}, these settings make {wanted}"
+            )
+        adapter.load_state_dict({name: tensor.float() for name, tensor in start.tensors.items()})
+    return adapter
+
+
+def first_difference(found: AdapterConfig, wanted: AdapterConfig) -> tuple[str, Any, Any] | None:
+    """Name and both values of what keeps the weights of one adapter from going into another; None if nothing does."""
+    for name in ("host", "sites", "context_width", "tap", "self_attention", "depth", "null", "prediction"):
+        if getattr(found, name) != getattr(wanted, name):
+            return name, getattr(found, name), getattr(wanted, name)
+    for name in ("width", "tokens", "layer"):
+        if getattr(found.encoder, name) != getattr(wanted.encoder, name):
+            return f"encoder.{name}", getattr(found.encoder, name), getattr(wanted.encoder, name)
+    return None

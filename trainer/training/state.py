@@ -1,0 +1,161 @@
+"""What a checkpoint holds of a training run, and what one optimiser step changes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import TrainerError
+from .checkpoint import Checkpoint, CheckpointError, newest_name, save_checkpoint
+from .metrics import TrainingDiverged
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingState:
+    """Weights, optimiser state, moving average, loss scale, and the optimiser steps behind them.
+
+    They change together: a checkpoint, which another thread may ask for at any time, is of whole steps.
+
+    Args:
+        model: its parameters that require a gradient are trained.
+        optimisers: over those, each in one of them.
+        ema: decay of the moving average of the weights, less in the first steps (diffusers' ``EMAModel``);
+            None keeps none.
+        accelerator: of the process; only the main one has a moving average.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimisers: Sequence[Optimizer], ema: float | None, accelerator: Accelerator
+    ) -> None:
+        self.model, self.optimisers, self.accelerator = model, optimisers, accelerator
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.done = self.saved = 0
+        self.average: EMAModel | None = None
+        if ema is not None and accelerator.is_main_process:
+            self.average = EMAModel(self.parameters.values(), decay=ema, foreach=True)
+        self._lock = threading.Lock()
+        self._amid_step = False
+
+    def step(self, optimisers: Sequence[Optimizer], rate: float) -> None:
+        """One optimiser step at a learning rate.
+
+        Args:
+            optimisers: those of the state, prepared by the accelerator.
+        """
+        with self._lock:
+            self._amid_step = True
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                optimiser.step()
+                optimiser.zero_grad()
+            if self.average is not None:
+                self.average.step(self.parameters.values())
+            self.done += 1
+            self._amid_step = False
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the model has the moving average of its weights, where there is one."""
+        parameters = self.parameters.values()
+        with self._lock:
+            if self.average is None:
+                yield
+                return
+            self.average.store(parameters)
+            self.average.copy_to(parameters)
+            try:
+                yield
+            finally:
+                self.average.restore(parameters)
+
+    def optimiser_tensors(self) -> dict[str, Tensor]:
+        """The optimisers' state of each parameter, ``<state>.<parameter name>`` → tensor."""
+        return {
+            f"{key}.{name}": value
+            for optimiser in self.optimisers
+            for name, parameter in self.parameters.items()
+            for key, value in optimiser.state.get(parameter, {}).items()
+        }
+
+    def write(self, output: Path, metadata: Mapping[str, Any], keep: int) -> None:
+        """Write a checkpoint of the steps done so far, unless there is one.
+
+        Args:
+            output, keep: see :func:`~trainer.training.checkpoint.save_checkpoint`.
+            metadata: further JSON values of the checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            TrainingDiverged: the weights are not numbers.
+        """
+        with self._lock:
+            if self.saved == self.done:
+                return
+            began = time.perf_counter()
+            if self._amid_step:
+                raise CheckpointError(f"step {self.done + 1} was broken off while it changed the weights")
+            norms = torch.stack(torch._foreach_norm([value.detach() for value in self.parameters.values()]))
+            if not torch.isfinite(norms).all():
+                raise TrainingDiverged(
+                    f"the weights after step {self.done} are not numbers. Last good checkpoint: {newest_name(output)}. "
+                    "Lower optimiser.lr"
+                )
+            files = {"trainables": self.model.state_dict(), "optimiser": self.optimiser_tensors()}
+            if self.average is not None:
+                files["ema"] = dict(zip(self.parameters, self.average.shadow_params, strict=True))
+            scaler = self.accelerator.scaler
+            state = {**metadata, "step": self.done, "scaler": None if scaler is None else scaler.state_dict()}
+            path = save_checkpoint(output, files, state, keep)
+            self.saved = self.done
+            logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
+
+    @torch.no_grad()
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. A run that had no moving average starts one from the weights it has reached.
+
+        Raises:
+            TrainerError: it is of other weights.
+        """
+        try:
+            self.model.load_state_dict(checkpoint.tensors["trainables"])
+        except RuntimeError as error:
+            raise TrainerError(f"{checkpoint.path} is of another model than this run trains: {error}") from error
+        saved: dict[str, dict[str, Tensor]] = {}  # parameter → state → tensor
+        for name, tensor in checkpoint.tensors["optimiser"].items():
+            key, _, parameter = name.partition(".")
+            saved.setdefault(parameter, {})[key] = tensor
+        odd = sorted(saved.keys() ^ self.parameters.keys())
+        if saved and odd:
+            raise TrainerError(
+                f"{checkpoint.path}: the optimiser's state does not fit the trained parameters: {', '.join(odd[:3])}"
+            )
+        owners = {value: one for one in self.optimisers for group in one.param_groups for value in group["params"]}
+        for name, states in saved.items():
+            parameter, optimiser = self.parameters[name], owners[self.parameters[name]]
+            device = parameter.device if optimiser.defaults.get("fused") else "cpu"
+            optimiser.state[parameter] = {
+                key: value.to(device) if key == "step" else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                for key, value in states.items()
+            }
+        if self.average is not None:
+            start = checkpoint.weights()
+            for name, value in zip(self.parameters, self.average.shadow_params, strict=True):
+                value.copy_(start[name])
+            self.average.optimization_step = checkpoint.step
+        if self.accelerator.scaler is not None and checkpoint.state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.done = self.saved = checkpoint.step
+        logger.info("going on from %s", checkpoint.path)
