@@ -42,7 +42,7 @@ def changed(folder: Path, **changes) -> Path:
         ({"in_blocks__0__norm3__weight": None}, "pre-norm"),
         ({"norm__weight": None}, "1 missing: norm.weight"),
         ({"surplus": torch.zeros(1)}, "1 surplus: surplus"),
-        ({"decoder_pred__weight": torch.zeros(2, 2)}, r"decoder_pred.weight is \(2, 2\), not \(16, 48\)"),
+        ({"decoder_pred__weight": torch.zeros(2, 2)}, r"decoder_pred.weight is \(2, 2\), expected \(16, 48\)"),
     ],
     ids=["v0", "no text", "no skip", "pre-norm", "missing", "surplus", "shape"],
 )
