@@ -208,7 +208,7 @@ class FaceControl:
         """
         if self.mask is not None and len(self.mask) not in (1, noise.shape[0]):
             raise FeedFaceError(
-                f"FeedFace: {len(self.mask)} face masks for a batch of {noise.shape[0]} pictures: give one, or one each."
+                f"FeedFace: {len(self.mask)} face masks for a batch of {noise.shape[0]} pictures: give one or one each"
             )
         masks = {"mask": self.mask, "regions": self.face.masks if isinstance(self.face, People) else None}
         return {name: None if mask is None else latent_masks(mask, noise) for name, mask in masks.items()}
