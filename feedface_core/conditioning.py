@@ -135,11 +135,51 @@ def combine_references(
 
 
 @dataclass(frozen=True, eq=False)
+class People:
+    """Several faces in one picture, each in its own region: a token of the picture attends to the faces of its region
+    only, in one pass of the branches however many they are.
+
+    Args:
+        faces: R of them, from one encoder.
+        masks: ``(R, H, W)`` with values 0…1, in any resolution of the picture's shape. Where regions overlap, a token
+            attends to all faces there, each with the weight of its mask.
+        strengths: one for each face; all ones when left out.
+
+    Raises:
+        FeedFaceError: another number of masks or strengths than faces, or faces of different encoders.
+    """
+
+    faces: tuple[Face, ...]
+    masks: Tensor
+    strengths: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if not self.strengths:
+            object.__setattr__(self, "strengths", (1.0,) * len(self.faces))
+        counts = (len(self.faces), len(self.masks), len(self.strengths))
+        if self.masks.ndim != 3 or len(set(counts)) != 1 or 0 in (*counts, *self.masks.shape):
+            raise FeedFaceError(
+                f"{counts[0]} faces, {counts[1]} regions and {counts[2]} strengths: give one of each for a face"
+            )
+        if len({(face.encoder, face.hidden.shape[2]) for face in self.faces}) > 1:
+            names = ", ".join(face.encoder or "unknown" for face in self.faces)
+            raise FeedFaceError(f"the faces come from different encoders ({names}); encode all with the same adapter")
+        for number, face in enumerate(self.faces, 1):
+            if face.empty:
+                raise FeedFaceError(f"face {number} of {len(self.faces)} has no reference with a weight above 0")
+
+    @property
+    def empty(self) -> bool:
+        """True when no face acts anywhere."""
+        return not any(strength and bool(mask.any()) for mask, strength in zip(self.masks, self.strengths, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
 class FaceControl:
     """What a face does to rows of a batch, and when.
 
     Args:
-        face: whose it is; None for a dropped face, or for faces that have no name (training).
+        face: whose it is, or several people's; None for a dropped face, or for faces that have no name (training).
         strength: factor on what the branches add.
         mask: ``(1 or rows, H, W)`` with values 0…1, multiplied onto what the branches add; in any resolution of the
             picture's shape.
@@ -148,15 +188,19 @@ class FaceControl:
             rows. They do not change over a run, so :meth:`FaceAdapter.control` computes them once, when the
             conditioning is made ready.
         bias: ``(F, 1, 1, L)`` added to the logits of the attention to the face, or None.
+        regions: ``(R, h, w)`` where each of several people is; their tokens follow one another among the L, as many as
+            ``lengths`` says.
     """
 
-    face: Face | None = None
+    face: Face | People | None = None
     strength: float = 1.0
     mask: Tensor | None = None
     start: float = 0.0
     end: float = 1.0
     kv: Sequence[Sequence[KeysValues]] = ()
     bias: Tensor | None = None
+    regions: Tensor | None = None
+    lengths: tuple[int, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -169,35 +213,74 @@ class FaceControl:
             and (self.mask is None or bool(self.mask.any()))
         )
 
-    def latent_mask(self, noise: Tensor) -> Tensor | None:
-        """The mask, in any resolution of the picture's shape, as ``(1 or B, h, w)`` for latents ``(B, C, h, w)``.
+    def at_latents(self, noise: Tensor) -> dict[str, Tensor | None]:
+        """``mask`` and ``regions`` as ``(count, h, w)`` for latents ``(B, C, h, w)``.
 
         Raises:
             FeedFaceError: the shape or the number of masks does not fit the latents.
         """
-        if self.mask is None:
-            return None
-        height, width = noise.shape[-2:]
-        count, mask_height, mask_width = self.mask.shape
-        # One latent pixel of rounding on either side is no reason to refuse.
-        if abs(mask_width * height - mask_height * width) > max(mask_width, mask_height, width, height):
+        if self.mask is not None and len(self.mask) not in (1, noise.shape[0]):
             raise FeedFaceError(
-                f"FeedFace: the face mask is {mask_width} × {mask_height} pixels, but the picture being made has the "
-                f"shape {width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at that size."
+                f"FeedFace: {len(self.mask)} face masks for a batch of {noise.shape[0]} pictures: give one or one each"
             )
-        if count not in (1, noise.shape[0]):
-            raise FeedFaceError(
-                f"FeedFace: {count} face masks for a batch of {noise.shape[0]} pictures; give one, or one each."
-            )
-        mask = functional.interpolate(self.mask.unsqueeze(1).float(), size=(height, width), mode="area")
-        return mask.squeeze(1).to(noise.device)
+        masks = {"mask": self.mask, "regions": self.face.masks if isinstance(self.face, People) else None}
+        return {name: None if mask is None else latent_masks(mask, noise) for name, mask in masks.items()}
 
     def cropped(self, area: Sequence[int] | None) -> FaceControl:
-        """The same with its mask cut to a conditioning's area (h, w, y, x) in latent pixels."""
-        if self.mask is None or area is None:
+        """The same with its masks cut to a conditioning's area (h, w, y, x) in latent pixels."""
+        if area is None:
             return self
         height, width, top, left = area
-        return replace(self, mask=self.mask[:, top : top + height, left : left + width])
+        window = (slice(None), slice(top, top + height), slice(left, left + width))
+        own = {"mask": self.mask, "regions": self.regions}
+        return replace(self, **{name: None if mask is None else mask[window] for name, mask in own.items()})
+
+    def at_tokens(self, grid: tuple[int, int] | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """At a site with tokens on a grid (h, w): the bias ``(F, 1, 1 or h·w, L)`` of the attention logits, and the
+        weight ``(1 or rows, h·w, 1)`` of what a branch adds; None where there is none.
+
+        Raises:
+            FeedFaceError: there are masks and the grid is not known.
+        """
+        weight = None if self.mask is None else token_mask(self.mask, grid, like)
+        if self.regions is None:
+            return self.bias, weight
+        masks = token_mask(self.regions, grid, like).squeeze(-1)  # (R, h·w)
+        strengths = masks.new_tensor(self.face.strengths)
+        # A token outside all regions may attend to anyone: its weight is 0, and a row of -inf would be NaN.
+        logits = torch.where(masks.amax(0) > 0, masks.log(), 0.0).T  # (h·w, R)
+        logits = logits.repeat_interleave(torch.tensor(self.lengths, device=logits.device), dim=1)[None, None]
+        share = (strengths @ masks / masks.sum(0).clamp(min=1.0))[None, :, None]  # (1, h·w, 1)
+        return logits if self.bias is None else logits + self.bias, share if weight is None else weight * share
+
+
+def latent_masks(masks: Tensor, noise: Tensor) -> Tensor:
+    """Masks ``(M, H, W)`` in any resolution of the picture's shape → ``(M, h, w)`` for latents ``(B, C, h, w)``.
+
+    Raises:
+        FeedFaceError: the shapes differ.
+    """
+    (height, width), (mask_height, mask_width) = noise.shape[-2:], masks.shape[-2:]
+    # One latent pixel of rounding on either side is no reason to refuse.
+    if abs(mask_width * height - mask_height * width) > max(mask_width, mask_height, width, height):
+        raise FeedFaceError(
+            f"FeedFace: the face mask is {mask_width} × {mask_height} pixels, but the picture being made has the "
+            f"shape {width} × {height} (latent; {width * 8} × {height * 8} pixels). Make the mask at that size."
+        )
+    small = functional.interpolate(masks.unsqueeze(1).float(), size=(height, width), mode="area")
+    return small.squeeze(1).to(noise.device)
+
+
+def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tensor:
+    """A mask ``(M, H, W)`` averaged over the cells of a token grid (h, w): ``(M, h·w, 1)``.
+
+    Raises:
+        FeedFaceError: the grid is not known.
+    """
+    if grid is None:
+        raise FeedFaceError("a face mask needs the token grid of the site")
+    mask = functional.interpolate(mask.to(like.device, torch.float32).unsqueeze(1), size=grid, mode="area")
+    return mask.flatten(1).unsqueeze(-1).to(like.dtype)
 
 
 Rows = Sequence[tuple[int, "FaceControl | None"]]

@@ -15,7 +15,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..feedface_core.conditioning import Face
+from ..feedface_core.conditioning import Face, People
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.files.adapter_file import AdapterFile, load_adapter
 from ..feedface_core.modules.attention import scaled_dot_product_attention
@@ -93,8 +93,9 @@ class LoadedAdapter:
             progress.update(batch.shape[0])
         return torch.cat(states)
 
-    def check_face(self, face: Face) -> None:
+    def check_face(self, face: Face | People) -> None:
         """Raises :class:`FeedFaceError` for a face from an encoder this adapter was not trained with."""
+        face = face.faces[0] if isinstance(face, People) else face  # people have one encoder
         own, width = self.config.encoder, face.hidden.shape[-1]
         if width != own.width or (face.encoder and face.encoder != self.encoder_fingerprint):
             raise FeedFaceError(

@@ -12,12 +12,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..feedface_core.conditioning import Face
+from ..feedface_core.conditioning import Face, People
 from ..feedface_core.errors import FeedFaceError
 from .adapter import LoadedAdapter
 
 #: What the sockets carry that hold one object.
-_CLASSES = {"MODEL": ModelPatcher, "FEEDFACE_ADAPTER": LoadedAdapter, "FEEDFACE_FACE": Face}
+_CLASSES = {"MODEL": ModelPatcher, "FEEDFACE_ADAPTER": LoadedAdapter, "FEEDFACE_FACE": (Face, People)}
 _SOCKETS = {*_CLASSES, "IMAGE", "MASK"}
 
 

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..feedface_core.conditioning import Face, mix_faces
+from ..feedface_core.conditioning import Face, People, mix_faces
 from ..feedface_core.config import COMBINATIONS
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.files.face_file import load_face, save_face
@@ -39,6 +39,12 @@ def parse_weights(text: str, count: int) -> tuple[float, ...]:
     if len(weights) != count:
         raise FeedFaceError(f"{len(weights)} weights ({text!r:.80}) for {count} crops; give one for each, or none")
     return weights
+
+
+def single_person(*faces: Face | People) -> None:
+    """Raises :class:`FeedFaceError` for what FeedFace Regions gives."""
+    if any(isinstance(face, People) for face in faces):
+        raise FeedFaceError("the face is several people with regions; connect the face of one person")
 
 
 class EncodeFaces(io.ComfyNode):
@@ -102,6 +108,7 @@ class CombineFaces(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, face_a: Face, face_b: Face, share_b: float, combination: str) -> io.NodeOutput:
+        single_person(face_a, face_b)
         return io.NodeOutput(mix_faces(face_a, face_b, share_b, combination))
 
 
@@ -123,6 +130,7 @@ class SaveFace(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, face: Face, name: str, overwrite: bool) -> io.NodeOutput:
+        single_person(face)
         path, number = folders.face_path(name), 2
         while path.exists() and not overwrite:
             path = folders.face_path(f"{name.strip().removesuffix('.safetensors')}_{number}")

@@ -212,8 +212,7 @@ class FacePatch(Shared):
             own = cond["model_conds"].pop(self.key, _NO_FACE)
             if own.active and own not in made:
                 self.loaded.check_face(own.face)
-                mask = own.latent_mask(noise)
-                made[own] = adapter.control_of(own.face, **factory, strength=own.strength, mask=mask)
+                made[own] = adapter.control_of(own.face, **factory, strength=own.strength, **own.at_latents(noise))
             if own.active:
                 cond[self.key] = made[own].cropped(cond.get("area"))
         dropped = adapter.null_control(**factory, strength=self.control.strength) if made else None

@@ -46,13 +46,13 @@ def draw_faces(image: Tensor, selection: Selection, crop_scale: float = CROP_SCA
         if chosen:
             rectangle(square_box(face.box, crop_scale_of(face, crop_scale)), colour, max(1, line // 2))
         rectangle(face.box, colour, line * 2 if chosen else line)
-        _label(draw, str(number), (face.box[0] * factor, face.box[1] * factor), colour, 8 * line)
+        draw_label(draw, str(number), (face.box[0] * factor, face.box[1] * factor), colour, 8 * line)
     if selection.outcome == "skipped":
-        _label(draw, "no face: skipped", (line, line), OTHER, 8 * line)
+        draw_label(draw, "no face: skipped", (line, line), OTHER, 8 * line)
     return torch.from_numpy(numpy.array(picture)).float() / 255
 
 
-def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple, height: int) -> None:
+def draw_label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple, height: int) -> None:
     """Write text on a ground of colour, above the corner where there is room, and always inside the picture."""
     from PIL import ImageFont
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..conditioning import FaceControl, Rows
 from ..config import SiteConfig
@@ -146,21 +144,9 @@ def add_control(
         stop = start + count
         if control is not None and control.strength != 0.0:
             x = source[start:stop, first:]  # (count, h·w, width)
-            added = adapter.branches[index](x, control.kv[index], control.bias)
-            if control.mask is not None:
-                added = added * token_mask(control.mask, grid, added)
+            bias, weight = control.at_tokens(grid, x)
+            added = adapter.branches[index](x, control.kv[index], bias)
+            added = added if weight is None else added * weight
             out[start:stop, first:].add_(added, alpha=control.strength)
         start = stop
     return out
-
-
-def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tensor:
-    """A mask ``(M, H, W)`` averaged over the cells of a token grid (h, w): ``(M, h·w, 1)``.
-
-    Raises:
-        FeedFaceError: the grid is not known.
-    """
-    if grid is None:
-        raise FeedFaceError("a face mask needs the token grid of the site")
-    mask = functional.interpolate(mask.to(like.device, torch.float32).unsqueeze(1), size=grid, mode="area")
-    return mask.flatten(1).unsqueeze(-1).to(like.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import Face, FaceControl, combine_references
+from ..conditioning import Face, FaceControl, People, combine_references
 from ..config import AdapterConfig
 from .attention import Attention, scaled_dot_product_attention
 from .branch import ControlBranch
@@ -63,10 +63,17 @@ class FaceAdapter(nn.Module):
         kv = [branch.project_face(tokens) for branch in self.branches]
         return FaceControl(kv=kv, bias=None if bias is None else bias.to(tokens), **fields)
 
-    def control_of(self, face: Face, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl:
-        """The control of one face, computed on a device in a floating-point type."""
-        hidden, bias = combine_references(face.hidden, [len(face.hidden)], face.combination, face.weights)
-        return self.control(self.project(hidden.to(device, dtype)), bias, face=face, **fields)
+    def control_of(self, face: Face | People, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl:
+        """The control of one face, or of several people, computed on a device in a floating-point type."""
+        faces = face.faces if isinstance(face, People) else (face,)
+        states, biases = [], []
+        for one in faces:
+            hidden, bias = combine_references(one.hidden, [len(one.hidden)], one.combination, one.weights)
+            states.append(hidden)
+            biases.append(hidden.new_zeros(1, 1, 1, hidden.shape[1]) if bias is None else bias)
+        bias, lengths = torch.cat(biases, dim=-1), tuple(hidden.shape[1] for hidden in states)
+        tokens = self.project(torch.cat(states, dim=1).to(device, dtype))
+        return self.control(tokens, bias if bias.any() else None, face=face, lengths=lengths, **fields)
 
     def null_control(self, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl | None:
         """The control of a dropped face; None for an adapter that switches its branches off instead."""

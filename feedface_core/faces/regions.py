@@ -1,0 +1,88 @@
+"""Where in a picture each of several people is: masks from columns or boxes, and which face belongs where."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import FeedFaceError
+from .box import faces_from_json
+
+
+def column_masks(count: int, height: int, width: int) -> Tensor:
+    """``(count, height, width)``: columns of equal width, from left to right."""
+    owner = torch.arange(width) * count // width  # (width,)
+    return functional.one_hot(owner, count).T.float()[:, None, :].expand(-1, height, -1).contiguous()
+
+
+def box_masks(boxes: str, scale: float, height: int, width: int) -> Tensor:
+    """Boxes as text → ``(R, height, width)``; where boxes overlap, a pixel belongs to the one whose centre is nearest.
+
+    Args:
+        boxes: as :func:`faces_from_json` reads them, in pixels of the picture.
+        scale: sides of a region over those of its box: a head is larger than a face.
+        height, width: of the picture.
+
+    Raises:
+        FeedFaceError: not boxes, or a box outside the picture.
+    """
+    regions, distances = [], []
+    rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width)[None, :] + 0.5
+    for number, face in enumerate(faces_from_json(boxes, 1)[0], 1):
+        x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+        across, down = (columns - x).abs() / (face.width * scale / 2), (rows - y).abs() / (face.height * scale / 2)
+        if not 0 <= x <= width or not 0 <= y <= height:
+            found = ", ".join(f"{value:g}" for value in face.box)
+            raise FeedFaceError(f"boxes: box {number} ({found}) lies outside the picture of {width} × {height} pixels")
+        regions.append(torch.maximum(across, down) <= 1.0)
+        distances.append(across**2 + down**2)
+    nearest = torch.stack(distances).argmin(0)
+    return torch.stack([region & (nearest == index) for index, region in enumerate(regions)]).float()
+
+
+def match_faces(faces: Sequence[Tensor], found: Tensor) -> tuple[list[int], list[float]]:
+    """Which face belongs to which of the faces found in a first pass: the assignment of greatest likeness (Hungarian).
+
+    Args:
+        faces: hidden states ``(N, T, E)`` of the references of each of R people.
+        found: hidden states ``(R, T, E)`` of the faces found, one for each region.
+
+    Returns:
+        For each region the index of its face, and their likeness −1…1: the cosine of the class tokens, from whose mean
+        over all the faces they are measured.
+
+    Raises:
+        FeedFaceError: another number of faces found.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if len(faces) != len(found):
+        raise FeedFaceError(f"{len(found)} faces were found for {len(faces)} people; encode one crop for each region")
+    own, theirs = torch.stack([face[:, 0].float().mean(0) for face in faces]), found[:, 0].float()
+    centre = torch.cat([own, theirs]).mean(0)
+    likeness = functional.normalize(theirs - centre, dim=-1) @ functional.normalize(own - centre, dim=-1).T  # (R, R)
+    regions, chosen = linear_sum_assignment(likeness.cpu().numpy(), maximize=True)
+    return chosen.tolist(), [float(likeness[region, face]) for region, face in zip(regions, chosen, strict=True)]
+
+
+def draw_regions(masks: Tensor, labels: Sequence[str]) -> Tensor:
+    """Masks ``(R, H, W)`` → a picture ``(H, W, 3)`` with a colour and a label for each."""
+    from PIL import Image, ImageDraw
+
+    from .preview import draw_label
+
+    colours = [colorsys.hls_to_rgb(index / len(masks), 0.55, 0.7) for index in range(len(masks))]
+    picture = torch.einsum("rhw,rc->hwc", masks.cpu().float(), torch.tensor(colours)).clamp(0, 1)
+    image = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
+    draw, size = ImageDraw.Draw(image), max(12, image.height // 24)
+    for mask, label in zip(masks, labels, strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        if len(rows):
+            corner = (float(columns.float().mean()) - size, float(rows.float().mean()) + size)
+            draw_label(draw, label, corner, (255, 255, 255), size)
+    return torch.from_numpy(numpy.array(image)).float() / 255
