@@ -33,9 +33,12 @@ def checked(execute: Callable) -> Callable:
     @functools.wraps(execute)
     def run(cls, *positional: Any, **values: Any) -> Any:
         schema, values = cls.define_schema(), {**dict(zip(names, positional, strict=False)), **values}
+        # As in ComfyUI, what validate_inputs takes is the node's own to check.
+        own = inspect.signature(cls.validate_inputs).parameters if "validate_inputs" in vars(cls) else ()
         try:
             for one in schema.inputs:
-                if one.id in values and not (values[one.id] is None and one.optional and one.get_io_type() in _SOCKETS):
+                absent = values.get(one.id) is None and one.optional and one.get_io_type() in _SOCKETS
+                if one.id in values and one.id not in own and not absent:
                     values[one.id] = check_input(one, values[one.id])
             return execute(cls, **values)
         except FeedFaceError as error:

@@ -154,6 +154,7 @@ class LoadFace(io.ComfyNode):
         return folders.found(folders.FACES, face_name)
 
     @classmethod
+    @checked
     def execute(cls, face_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_face(folders.find(folders.FACES, face_name)))
 

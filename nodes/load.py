@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from . import folders
 from .adapter import LoadedAdapter
+from .checks import checked
 from .types import Adapter, make_schema
 
 _AUTO = "auto"
@@ -35,6 +36,7 @@ class LoadAdapter(io.ComfyNode):
         return folders.found(folders.ADAPTERS, adapter_name)
 
     @classmethod
+    @checked
     def execute(cls, adapter_name: str, face_encoder: str = _AUTO) -> io.NodeOutput:
         encoder = None if face_encoder == _AUTO else folders.find("clip_vision", face_encoder)
         return io.NodeOutput(LoadedAdapter(folders.find(folders.ADAPTERS, adapter_name), encoder))
@@ -58,6 +60,7 @@ class AdapterInfo(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, adapter: LoadedAdapter) -> io.NodeOutput:
         return io.NodeOutput(adapter.description, ui=ui.PreviewText(adapter.description))
 
