@@ -59,7 +59,7 @@ def test_adapter_that_is_not_there(pack, model_folder):
 
 
 def test_face_encoder_that_is_not_there(pack, adapter):
-    with pytest.raises(ValueError, match="^FeedFace Load Adapter: face_encoder is 'gone.safetensors', expected one of auto"):
+    with pytest.raises(ValueError, match="^FeedFace Load Adapter: face_encoder is 'gone.safetensors'"):
         pack.loaders.LoadAdapter.execute(adapter.path, "gone.safetensors")
 
 
