@@ -97,6 +97,12 @@ def encode(adapter, crops: Tensor):
     return pack("nodes.encode").EncodeFaces.execute(adapter, crops).args[0]
 
 
+def people(face, count: int, side: int):
+    """What FeedFace Regions makes of ``count`` faces in columns of a square picture."""
+    conditioning, regions = pack("feedface_core.conditioning"), pack("feedface_core.faces.regions")
+    return conditioning.People((face,) * count, regions.column_masks(count, side, side))
+
+
 def apply(model, adapter, face, strength: float):
     """What FeedFace Apply Adapter makes of a model."""
     return pack("nodes.apply").ApplyFeedFace.execute(model, adapter, strength, 0.0, 1.0, face).args[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
-from benchmarks.support.comfy_models import DTYPE, apply, branches_of, encode
+from benchmarks.support.comfy_models import DTYPE, apply, branches_of, encode, people
 
 GUIDANCE = 6.0
 #: Steps of the run that counts projections of keys and values.
@@ -128,6 +128,7 @@ def measure(
     steps = Steps(latent)
     patched = apply(model, adapter, face, strength)
     variants = {"unpatched": model, "face": patched, "off": apply(model, adapter, face, 0.0)}
+    variants["people"] = apply(model, adapter, people(face, 4, 8 * latent), strength)
     variants |= {"plain": plain} if plain else {}
     medians = time_variants(variants, steps, rounds, say)
     counted = {name: steps.operations(variant) for name, variant in variants.items() if name != "off"}
@@ -141,6 +142,8 @@ def measure(
         "overhead": medians["face"] / medians["unpatched"] - 1,
         "counted_overhead": counted["face"] / counted["unpatched"] - 1,
         "off_ratio": medians["off"] / medians["unpatched"],
+        "four_people_ratio": medians["people"] / medians["face"],
+        "four_people_counted_ratio": counted["people"] / counted["face"],
         "sites": len(adapter.config.sites),
         "kv_projections": projections,
         "swap_s": swap,
@@ -158,11 +161,13 @@ def measure(
 
 def table(result: Mapping[str, float | int]) -> str:
     """The result for people."""
+    counted = f"counted {result['four_people_counted_ratio']:.3f}"
     face = f"+{result['overhead']:.1%}; counted in operations +{result['counted_overhead']:.1%}"
     rows = {
         "step, unpatched": f"{result['unpatched_s']:.3f} s",
         "step, with a face": f"{result['face_s']:.3f} s   ({face})",
         "step, patched but off": f"{result['off_s']:.3f} s   ({result['off_ratio']:.3f} of unpatched)",
+        "step, four people": f"{result['four_people_ratio']:.3f} of one   ({counted})",
     }
     if "plain_s" in result:
         plain = f"+{result['plain_overhead']:.1%}; counted +{result['plain_counted_overhead']:.1%}"

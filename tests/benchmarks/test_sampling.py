@@ -14,6 +14,8 @@ KEYS = {
     "overhead",
     "counted_overhead",
     "off_ratio",
+    "four_people_ratio",
+    "four_people_counted_ratio",
     "sites",
     "kv_projections",
     "swap_s",
