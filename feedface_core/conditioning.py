@@ -70,29 +70,6 @@ class Face:
         return not any(self.weights)
 
 
-def mix_faces(first: Face, second: Face, share: float, combination: str) -> Face:
-    """The references of two faces as one face, the second with ``share`` (0…1) of the weight.
-
-    Raises:
-        FeedFaceError: the faces come from different encoders.
-    """
-    if first.encoder != second.encoder or first.hidden.shape[1:] != second.hidden.shape[1:]:
-        raise FeedFaceError(
-            f"face A comes from encoder {first.encoder or 'unknown'}, face B from "
-            f"{second.encoder or 'unknown'}; encode both with the same adapter"
-        )
-    if combination == "average":  # the mean within each face; between them the share decides
-        combination, own = "weighted_average", [[float(w > 0) for w in face.weights] for face in (first, second)]
-    else:
-        own = [face.weights for face in (first, second)]
-    weights = [
-        part * weight / (sum(face) or 1.0)
-        for face, part in zip(own, (1.0 - share, share), strict=True)
-        for weight in face
-    ]
-    return Face(torch.cat([first.hidden, second.hidden]), tuple(weights), combination, first.encoder)
-
-
 def combine_references(
     hidden: Tensor, counts: Sequence[int], combination: str = "concat", weights: Sequence[float] | None = None
 ) -> tuple[Tensor, Tensor | None]:

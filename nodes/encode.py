@@ -9,7 +9,8 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..feedface_core.conditioning import Face, People, mix_faces
+from ..feedface_core.arithmetic import mix_faces
+from ..feedface_core.conditioning import Face, People
 from ..feedface_core.config import COMBINATIONS
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.files.face_file import load_face, save_face

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from feedface_core.conditioning import Face, FaceControl, combine_references, mix_faces
+from feedface_core.arithmetic import mix_faces
+from feedface_core.conditioning import Face, FaceControl, combine_references
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
 from feedface_core.hosts.site import add_control, merge_rows
 from feedface_core.modules.adapter import FaceAdapter
@@ -153,7 +154,7 @@ def test_mixing_follows_the_share():
             torch.testing.assert_close(tokens[0], (1 - share) * own + share * HIDDEN[2])
     tokens, bias = combined(mix_faces(a, b, 0.2, "concat"))
     assert bias.flatten()[[0, 5, 10]].exp().tolist() == pytest.approx([1.0, 1 / 3, 1 / 3])
-    with pytest.raises(ValueError, match="face A comes from encoder e, face B from f"):
+    with pytest.raises(ValueError, match="face_a comes from encoder e .*face_b from f"):
         mix_faces(a, Face(HIDDEN, encoder="f"), 0.5, "concat")
 
 

@@ -59,6 +59,12 @@ NODES = {
     },
     "encode.CombineFaces": {"share_b": "FLOAT", "combination": "COMBO"},
     "encode.SaveFace": {"name": "STRING"},
+    "arithmetic.InterpolateFaces": {"steps": "INT", "first": "FLOAT", "last": "FLOAT", "path": "COMBO"},
+    "arithmetic.VaryFace": {"amount": "FLOAT", "seed": "INT"},
+    "arithmetic.AddFaceDifference": {"amount": "FLOAT"},
+    "regions.Regions": {
+        "regions": "COMBO", "width": "INT", "height": "INT", "boxes": "STRING", "box_scale": "FLOAT", "masks": "MASK",
+    },
     "apply.ApplyFeedFace": {"strength": "FLOAT", "start": "FLOAT", "end": "FLOAT", "mask": "MASK"},
     "apply.SetFace": {"strength": "FLOAT", "mask": "MASK"},
     "guider.Guider": {"text_scale": "FLOAT", "face_scale": "FLOAT", "both_scale": "FLOAT", "form": "COMBO"},
@@ -85,6 +91,10 @@ def good(model, adapter, face, other_face, crops, model_folder) -> dict[str, dic
         "encode.EncodeFaces": {"adapter": adapter, "crops": crops[:1]},
         "encode.CombineFaces": {"face_a": face, "face_b": other_face, "share_b": 0.5, "combination": "average"},
         "encode.SaveFace": {"face": face, "name": "ann", "overwrite": False},
+        "arithmetic.InterpolateFaces": {"face_a": face, "face_b": other_face, "steps": 3, "first": 0.0, "last": 1.0},
+        "arithmetic.VaryFace": {"face": face, "amount": 0.5, "seed": 1},
+        "arithmetic.AddFaceDifference": {"face": face, "plus": other_face, "minus": face, "amount": 1.0},
+        "regions.Regions": {"face_1": face, "face_2": other_face, "regions": "columns", "width": 64, "height": 64},
         "apply.ApplyFeedFace": {
             "model": model, "adapter": adapter, "face": face, "strength": 1.0, "start": 0.0, "end": 1.0,
         },
