@@ -213,7 +213,7 @@ def test_face_of_another_encoder(pack, model, adapter, make_adapter, crops):
 
 def test_faces_that_do_not_combine(pack, face, make_adapter, crops):
     stranger = pack.face.EncodeFaces.execute(make_adapter(seed=7), crops[:1]).args[0]
-    with pytest.raises(ValueError, match="FeedFace Combine Faces: face A comes from encoder"):
+    with pytest.raises(ValueError, match="FeedFace Combine Faces: face_a comes from encoder"):
         pack.face.CombineFaces.execute(face, stranger, 0.5, "concat")
 
 
