@@ -88,7 +88,11 @@ class ComfyClient:
         return answer
 
     def get(self, path: str) -> Any:
-        return self.request("GET", path).json()
+        answer = self.request("GET", path)
+        try:
+            return answer.json()
+        except ValueError as problem:
+            raise ServerError(f"{self.address}{path}: the answer is no JSON: is this ComfyUI?") from problem
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         answer = self.request("POST", path, json=body)
@@ -107,7 +111,7 @@ class ComfyClient:
         self.post("/interrupt", {"prompt_id": prompt_id})
 
     def waits(self, prompt_id: str) -> bool:
-        """Whether a prompt is in the queue or runs. Ask this before :meth:`history`: a prompt moves there at its end."""
+        """Whether a prompt is in the queue or runs. To be asked before :meth:`history`, where it moves at its end."""
         queue = self.get("/queue")
         return any(prompt_id == item[1] for item in queue["queue_running"] + queue["queue_pending"])
 
@@ -171,7 +175,9 @@ class ComfyClient:
             raise Refused(str(problem)) from problem
         if errors:
             self.cancel(prompt_id)
-            raise Refused("\n".join([f"{self.address}: the server refused a part of the workflow", *wrong_nodes(errors)]))
+            raise Refused(
+                "\n".join([f"{self.address}: the server refused a part of the workflow", *wrong_nodes(errors)])
+            )
 
     def connect(self, timeout: float) -> Any:
         """The websocket: messages about what this client queues. Raises ``Unreachable``."""

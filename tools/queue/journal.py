@@ -64,23 +64,28 @@ class Journal:
                 raise QueueError(
                     f"{folder}: another queue works in this folder: wait for it, or choose another --output"
                 ) from None
-            raise QueueError(f"{self.path}: cannot be written: {problem}: free space, or choose another --output") from None
+            raise QueueError(
+                f"{self.path}: cannot be written: {problem}: free space, or choose another --output"
+            ) from None
         except sqlite3.DatabaseError as problem:
             raise QueueError(
-                f"{self.path}: not a journal of this queue ({problem}): choose another --output, or delete the file to make "
-                "every picture again"
+                f"{self.path}: not a journal of this queue ({problem}): choose another --output, or delete the file "
+                "to make every picture again"
             ) from None
 
     def entries(self) -> dict[str, Entry]:
         with self._lock:
-            rows = self._database.execute("SELECT name, digest, state, server, prompt_id, sent, result FROM job").fetchall()
+            rows = self._database.execute(
+                "SELECT name, digest, state, server, prompt_id, sent, result FROM job"
+            ).fetchall()
         return {row[0]: Entry(*row[:-1], json.loads(row[-1])) for row in rows}
 
     def begin(self, job: Job, server: str, prompt_id: str) -> None:
         """Written before a job is sent, so that whoever comes after us can ask the server about it."""
         self._write(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, 1, '{}') ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, "
-            "state = excluded.state, server = excluded.server, prompt_id = excluded.prompt_id, sent = sent + 1, result = '{}'",
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, 1, '{}') ON CONFLICT (name) DO UPDATE SET "
+            "digest = excluded.digest, state = excluded.state, server = excluded.server, "
+            "prompt_id = excluded.prompt_id, sent = sent + 1, result = '{}'",
             (job.name, job.digest, SENT, server, prompt_id),
         )
 

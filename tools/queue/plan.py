@@ -32,6 +32,7 @@ class Job:
         name: of its pictures.
         prompt: the workflow with the values in it; the photo loaders hold nothing yet.
         photos: the file for each photo loader.
+        seed: the task's, or the one in the workflow.
         digest: of the workflow, the values and the content of the photos.
     """
 
@@ -40,6 +41,7 @@ class Job:
     prompt: Prompt
     photos: Mapping[Target, Path]
     digest: str
+    seed: int | None = None
 
     def filled(self, uploaded: Mapping[Path, str]) -> Prompt:
         """The workflow to queue, given what the photos are called on the server."""
@@ -52,7 +54,7 @@ class Job:
     def metadata(self) -> dict[str, Any]:
         """What the saved picture is to say about itself."""
         task = self.task
-        told = {"person": task.person, "prompt": task.prompt, "seed": task.seed, **task.settings}
+        told = {"person": task.person, "prompt": task.prompt, "seed": self.seed, **task.settings}
         told = {"id": self.name, **{name: value for name, value in told.items() if value is not None}}
         return told | ({"photos": [path.name for path in self.photos.values()]} if self.photos else {})
 
@@ -129,7 +131,9 @@ def named(tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[str, Task]]
             if not task.prompt_name:
                 count[name] += 1
             name += f"_{FORBIDDEN.sub('_', task.prompt_name) or f'{count[name]:02d}'}"
-        made += [(name, replace(task, seed=seed)) for seed in ([task.seed] if task.seed is not None else seeds or [None])]
+        made += [
+            (name, replace(task, seed=seed)) for seed in ([task.seed] if task.seed is not None else seeds or [None])
+        ]
     places: dict[tuple[str, str], set[int | None]] = {}
     for name, task in made:
         places.setdefault((name, task.where), set()).add(task.seed)
@@ -143,7 +147,7 @@ def check_name(name: str, task: Task) -> None:
         raise QueueError(f"{task.where}: id {name!r} holds {bad[0]!r}: a file cannot be called so; rename it")
     if name[0] == "." or name[-1] in ". " or name.split(".")[0].lower() in RESERVED or len(name) > LONGEST_NAME:
         raise QueueError(
-            f"{task.where}: id {name[:60]!r} cannot be the name of a file: no dot in front, no dot or space at the end, "
+            f"{task.where}: id {name[:60]!r} cannot name a file: no dot in front, no dot or space at the end, "
             f"at most {LONGEST_NAME} characters, and not a device of Windows such as con"
         )
 
@@ -162,7 +166,7 @@ def make_job(
     for kind, value in (("prompt", task.prompt), ("seed", task.seed)):
         to = getattr(targets, kind)
         if value is not None and not to:
-            problems.append(f"{where}: the workflow does not show where the {kind} goes: --{kind}-node \"TITLE.input\"")
+            problems.append(f'{where}: the workflow does not show where the {kind} goes: --{kind}-node "TITLE.input"')
         values |= dict.fromkeys(to, value) if value is not None else {}
     if task.photos and not targets.photos:
         problems.append(f'{where}: the workflow does not show where the photos go: --photo-node "TITLE.input"')
@@ -201,7 +205,8 @@ def make_job(
             problems.append(f"{where}: {problem}")
     refuse(problems)
     text = json.dumps([prompt, contents], sort_keys=True)
-    return Job(name, task, prompt, photos, hashlib.sha256(text.encode()).hexdigest())
+    seed = next((prompt[node]["inputs"][name] for node, name in targets.seed), None)
+    return Job(name, task, prompt, photos, hashlib.sha256(text.encode()).hexdigest(), seed)
 
 
 def setting_photo(value: Any, task: Task) -> Path:

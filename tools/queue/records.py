@@ -4,8 +4,8 @@
     {"person": "anna", "photos": ["anna/1.jpg"], "prompt": "a photo of …", "seed": 1, "KSampler.steps": 20}
     {"id": "1433", "caption_list": ["a man …"], "source_group": [{"path": "data_examples/1433_0.jpg"}]}
 
-In CSV a row has the second form, with several photos separated by ``|``. A photo may be a folder of photos. A name with a
-dot is an input of the workflow: title of the node, dot, name of the input.
+In CSV a row has the second form, with several photos separated by ``|``. A photo may be a folder of photos. A name with
+a dot is an input of the workflow: title of the node, dot, name of the input.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ def row_task(where: Any, row: Row, folder: Path) -> Task:
             near = get_close_matches(name, fields, 1)
             meant = f"; is {near[0]!r} meant?" if near else ""
             raise QueueError(
-                f"{where}: no column {name!r} is known{meant} There are {', '.join(fields)}, and inputs of the workflow "
-                "such as 'KSampler.steps'."
+                f"{where}: no column {name!r} is known{meant}: there are {', '.join(fields)}, and inputs of the "
+                "workflow, such as 'KSampler.steps'"
             )
     if not (row.photos or row.prompt or row.model_extra):
         raise QueueError(f"{where}: nothing to make: give photos, a prompt, or both")
@@ -226,7 +226,9 @@ def photos_of(where: Any, named: list[str] | tuple[str, ...], folder: Path, by_n
         place = next((place for place in places if os.path.exists(place)), None)
         if place is None:
             looked = " and ".join(str(place) for place in dict.fromkeys(places))
-            problems.append(f"{where}: no photo {name!r}: looked for {looked}; mend the path, or name the folder: --photos")
+            problems.append(
+                f"{where}: no photo {name!r}: looked for {looked}; mend the path, or name the folder: --photos"
+            )
         elif place.is_dir():
             inside = sorted(file for file in place.iterdir() if file.suffix.lower() in PICTURES)
             found += inside

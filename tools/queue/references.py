@@ -34,7 +34,9 @@ def fit_photos(
             f"{count} photos, and the workflow takes {len(loaders)}: add photos, or use a workflow that loads fewer"
         )
     encoder = encoders.pop()
-    inputs = sorted((entry[0] for entry in inputs_of(object_info[ENCODER]) if entry[0].startswith("crops")), key=numbered)
+    inputs = sorted(
+        (entry[0] for entry in inputs_of(object_info[ENCODER]) if entry[0].startswith("crops")), key=numbered
+    )
     count = min(count, len(inputs))
     if str(workflow[encoder]["inputs"].get("weights", "")).strip() and count != len(loaders):
         raise QueueError(
@@ -80,7 +82,9 @@ def branch_of(prompt: Prompt, loader: str) -> Branch | None:
 def remove_branch(prompt: Prompt, branch: Branch) -> None:
     """Without the nodes of a branch, and without those that only show something of them."""
     gone = {node for node, _ in branch[:-1]}
-    for name in [name for name, value in prompt[branch[-1][0]]["inputs"].items() if is_link(value) and value[0] in gone]:
+    for name in [
+        name for name, value in prompt[branch[-1][0]]["inputs"].items() if is_link(value) and value[0] in gone
+    ]:
         del prompt[branch[-1][0]]["inputs"][name]
     for node in gone:
         del prompt[node]

@@ -14,12 +14,11 @@ from tools.queue.journal import DONE, FAILED, Entry
 from tools.queue.plan import Job
 from tools.queue.workflow import numbered, title_of
 
-LEAST_SPACE = 100 * 2**20  # bytes free in the output folder before anything is queued
-
 
 def save_pictures(client: ComfyClient, outputs: Mapping[str, Any], job: Job, folder: Path) -> dict[str, Any]:
     """Fetch what a run saved; names of the files, texts that nodes showed.
 
+    A single picture is called like the job; several lie in a folder of that name, by the titles of their nodes.
     The files are as the server wrote them: a picture of Save Image holds the workflow and :attr:`Job.metadata`.
 
     Raises:
@@ -28,13 +27,15 @@ def save_pictures(client: ComfyClient, outputs: Mapping[str, Any], job: Job, fol
     """
     saved = list(files_of(outputs))
     nodes = list(dict.fromkeys(node for node, _ in saved))
-    names = []
+    names: list[str] = []
     for node in nodes:
         files = [file for owner, file in saved if owner == node]
         for number, file in enumerate(files, 1):
-            name = job.name + (f"_{slug(title_of(job.prompt, node))}" if len(nodes) > 1 else "")
-            name += f"_{number}" if len(files) > 1 else ""
-            name = unused(name, PurePosixPath(file["filename"]).suffix, names)
+            suffix = PurePosixPath(file["filename"]).suffix
+            title = [slug(title_of(job.prompt, node))] if len(nodes) > 1 else []
+            inside = "_".join([*title, *([str(number)] if len(files) > 1 else [])])
+            name = unused(f"{job.name}/{inside}" if inside else job.name, suffix, names)
+            (folder / name).parent.mkdir(exist_ok=True)
             write_whole(folder / name, client.request("GET", "/view", params=file).content)
             names.append(name)
     return {"files": names, "texts": texts_of(outputs, job)}
@@ -88,7 +89,11 @@ def write_summary(folder: Path, jobs: Sequence[Job], entries: Mapping[str, Entry
 
 def summary_of(job: Job, entry: Entry | None) -> dict[str, Any]:
     ended = entry is not None and entry.state in (DONE, FAILED) and entry.digest == job.digest
-    told = {"state": entry.state, "server": entry.server, "sent": entry.sent, **entry.result} if ended else {"state": "left"}
+    told = (
+        {"state": entry.state, "server": entry.server, "sent": entry.sent, **entry.result}
+        if ended
+        else {"state": "left"}
+    )
     return {**job.metadata, "from": job.task.where, **told}
 
 
@@ -104,7 +109,7 @@ def table(summary: Mapping[str, Any]) -> str:
         what = ", ".join(f"[{name}](pictures/{name.replace(' ', '%20')})" for name in job.get("files", []))
         seconds = f"{job['seconds']:.1f}" if "seconds" in job else ""
         cells = [job["id"], job.get("person", ""), job.get("prompt", ""), job.get("seed", ""), job["state"], seconds]
-        lines.append("| " + " | ".join(cell(value) for value in [*cells, what or job.get("error", "")]) + " |")
+        lines.append("| " + " | ".join([*map(cell, cells), what or cell(job.get("error", ""))]) + " |")
     return "\n".join(lines) + "\n"
 
 

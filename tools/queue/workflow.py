@@ -77,7 +77,9 @@ def find_target(prompt: Prompt, name: str, usual: Sequence[str] = ()) -> Target:
         raise QueueError(f"{name!r}: no node is titled {title!r}. {meant}The titles: {', '.join(sorted(set(titles)))}")
     if len(nodes) > 1:
         ids = ", ".join(f"#{node}" for node in nodes)
-        raise QueueError(f"{name!r}: {len(nodes)} nodes are titled {title!r}: rename one, or write the id for it: {ids}")
+        raise QueueError(
+            f"{name!r}: {len(nodes)} nodes are titled {title!r}: rename one, or write the id for it: {ids}"
+        )
     inputs = prompt[nodes[0]]["inputs"]
     wanted = wanted or next((one for one in usual if one in inputs), usual[0] if usual else "")
     values = [one for one, value in inputs.items() if not is_link(value)]
@@ -100,8 +102,8 @@ def find_targets(
 ) -> Targets:
     """Where prompt, photos and seed go: as named, else as the graph shows; empty where it does not show.
 
-    The prompt goes to the one text that reaches an input ``positive``, photos to the loaders that feed a FeedFace node (or
-    to the only one) in the order of their titles, the seed to every sampler and noise.
+    The prompt goes to the one text that reaches an input ``positive``, photos to the loaders that feed a FeedFace node
+    (or to the only one) in the order of their titles, the seed to every sampler and noise.
 
     Raises:
         QueueError: a name that leads nowhere.
@@ -148,7 +150,9 @@ def face_photos(prompt: Prompt) -> list[Target]:
         if is_link(value)
     }
     faces = [node for node in loaders if node in feeding] or (loaders if len(loaders) == 1 else [])
-    return [Target(node, "image") for node in sorted(faces, key=lambda node: numbered(f"{title_of(prompt, node)} {node}"))]
+    return [
+        Target(node, "image") for node in sorted(faces, key=lambda node: numbered(f"{title_of(prompt, node)} {node}"))
+    ]
 
 
 def numbered(text: str) -> list[Any]:
