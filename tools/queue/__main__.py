@@ -16,6 +16,7 @@ from typing import Any
 
 from tools.comfy_client import ServerError
 from tools.queue.errors import QueueError
+from tools.queue.records import LARGEST_SEED
 from tools.queue.run import Order, run_queue
 from tools.queue.worker import Limits
 
@@ -55,8 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def seed(text: str) -> int:
     value = int(text)
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 to {2**64 - 1}")
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 to {LARGEST_SEED}")
     return value
 
 

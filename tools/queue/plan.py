@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Job:
         prompt: the workflow with the values in it; the photo loaders hold nothing yet.
         photos: the file for each photo loader.
         seed: the task's, or the one in the workflow.
+        settings: the task's, as they went into the workflow.
         digest: of the workflow, the values and the content of the photos.
     """
 
@@ -42,6 +43,7 @@ class Job:
     photos: Mapping[Target, Path]
     digest: str
     seed: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def filled(self, uploaded: Mapping[Path, str]) -> Prompt:
         """The workflow to queue, given what the photos are called on the server."""
@@ -54,7 +56,7 @@ class Job:
     def metadata(self) -> dict[str, Any]:
         """What the saved picture is to say about itself."""
         task = self.task
-        told = {"person": task.person, "prompt": task.prompt, "seed": self.seed, **task.settings}
+        told = {"person": task.person, "prompt": task.prompt, "seed": self.seed, **self.settings}
         told = {"id": self.name, **{name: value for name, value in told.items() if value is not None}}
         return told | ({"photos": [path.name for path in self.photos.values()]} if self.photos else {})
 
@@ -162,6 +164,7 @@ def make_job(
 ) -> Job:
     where, problems = task.where, []
     values: dict[Target, Any] = {}
+    set_here: dict[str, Target] = {}
     photos: dict[Target, Path] = {}
     for kind, value in (("prompt", task.prompt), ("seed", task.seed)):
         to = getattr(targets, kind)
@@ -188,6 +191,7 @@ def make_job(
             photos[target] = setting_photo(value, task)
         else:
             values[target] = value
+            set_here[setting] = target
     prompt = deepcopy(workflow)
     for target, value in values.items():
         node = prompt[target.node]
@@ -206,7 +210,8 @@ def make_job(
     refuse(problems)
     text = json.dumps([prompt, contents], sort_keys=True)
     seed = next((prompt[node]["inputs"][name] for node, name in targets.seed), None)
-    return Job(name, task, prompt, photos, hashlib.sha256(text.encode()).hexdigest(), seed)
+    told = {setting: prompt[target.node]["inputs"][target.input] for setting, target in set_here.items()}
+    return Job(name, task, prompt, photos, hashlib.sha256(text.encode()).hexdigest(), seed, told)
 
 
 def setting_photo(value: Any, task: Task) -> Path:

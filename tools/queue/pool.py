@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from tools.queue.errors import QueueError
 from tools.queue.journal import Entry, Journal, Rest
 from tools.queue.plan import Job
 from tools.queue.worker import Limits, Worker
+
+LAST_WORDS = 10.0  # seconds for a worker to write down what it has, once it is to stop
 
 
 class Pool:
@@ -47,7 +50,7 @@ class Pool:
             else:
                 say(f"{job.name} was sent to {entry.server}, which is not among the servers: it is made anew")
                 self._waiting.append(job)
-        self._running = 0
+        self._running = self._alive = 0
         self._problem: BaseException | None = None
         self._gone: list[str] = []
 
@@ -57,17 +60,14 @@ class Pool:
         Raises:
             QueueError: it cannot go on: no server is left, or nothing can be written.
         """
-        threads = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in self.workers]
-        for thread in threads:
-            thread.start()
+        self._alive = len(self.workers)
+        for worker in self.workers:
+            threading.Thread(target=self._work, args=(worker,), daemon=True).start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)  # a join without end would not hear Ctrl-C on Windows
+            self._wait(None)
         finally:
             self.stop()
-            for thread in threads:
-                thread.join(10)
+            self._wait(LAST_WORDS)
         if self._problem:
             raise self._problem
         if self._waiting:
@@ -76,6 +76,13 @@ class Pool:
                 f"{left}\nNo server is left for {len(self._waiting)} jobs. Start one, then run the same command again: "
                 "it goes on where it stopped"
             )
+
+    def _wait(self, seconds: float | None) -> None:
+        """For the end of the workers. Not by ``Thread.join``: interrupted by Ctrl-C, that takes the thread for ended."""
+        deadline = time.monotonic() + (seconds or float("inf"))
+        with self._change:
+            while self._alive and time.monotonic() < deadline:
+                self._change.wait(0.2)  # a wait without end would not hear Ctrl-C on Windows
 
     def stop(self) -> None:
         self.stopping.set()
@@ -88,6 +95,10 @@ class Pool:
         except BaseException as problem:
             self._problem = self._problem or problem
             self.stop()
+        finally:
+            with self._change:
+                self._alive -= 1
+                self._change.notify_all()
 
     def take(self, worker: Worker) -> tuple[Job, Entry | None] | None:
         """The next job for a worker, which waits while others may give theirs back; None when all have ended."""

@@ -23,12 +23,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from tools.queue.errors import QueueError, refuse
 from tools.queue.files import read_records
 
+LARGEST_SEED = 2**64 - 1
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def not_a_boolean(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected a whole number")
+    return value
+
+
+def seed_range(value: int) -> int:
+    if not 0 <= value <= LARGEST_SEED:
+        raise ValueError(f"expected 0 to {LARGEST_SEED}")
     return value
 
 
@@ -44,7 +51,7 @@ def finite(value: Any) -> Any:
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Seed = Annotated[int, BeforeValidator(not_a_boolean), Field(ge=0, lt=2**64)]
+Seed = Annotated[int, BeforeValidator(not_a_boolean), AfterValidator(seed_range)]
 Photos = Annotated[tuple[Text, ...], BeforeValidator(as_list), Field(min_length=1)]
 Value = Annotated[bool | int | float | str, AfterValidator(finite)]
 
@@ -200,7 +207,7 @@ def row_task(where: Any, row: Row, folder: Path) -> Task:
     for name in row.model_extra:
         if "." not in name:
             near = get_close_matches(name, fields, 1)
-            meant = f"; is {near[0]!r} meant?" if near else ""
+            meant = f" (is {near[0]!r} meant?)" if near else ""
             raise QueueError(
                 f"{where}: no column {name!r} is known{meant}: there are {', '.join(fields)}, and inputs of the "
                 "workflow, such as 'KSampler.steps'"

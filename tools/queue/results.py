@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tools.comfy_client import ComfyClient
+from tools.queue.errors import QueueError
 from tools.queue.files import write_whole
 from tools.queue.journal import DONE, FAILED, Entry
 from tools.queue.plan import Job
@@ -78,13 +79,24 @@ def unused(name: str, suffix: str, names: Sequence[str]) -> str:
 
 
 def write_summary(folder: Path, jobs: Sequence[Job], entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """``summary.json`` and ``summary.md``; what the first holds."""
+    """``summary.json`` and ``summary.md``; what the first holds. Raises ``QueueError`` if they cannot be written."""
     made = [summary_of(job, entries.get(job.name)) for job in jobs]
     counts = {state: sum(one["state"] == state for one in made) for state in (DONE, FAILED, "left")}
     summary = {**counts, "jobs": made}
-    write_whole(folder / "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(folder / "summary.md", table(summary).encode())
+    try:
+        write_whole(folder / "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(folder / "summary.md", table(summary).encode())
+    except OSError as problem:
+        raise unwritable(problem, folder) from problem
     return summary
+
+
+def unwritable(problem: OSError, folder: Path) -> QueueError:
+    """A disk that is full, most often."""
+    return QueueError(
+        f"{folder}: cannot be written: {problem.strerror or problem}. Free space there, then run the same command "
+        "again: it goes on where it stopped"
+    )
 
 
 def summary_of(job: Job, entry: Entry | None) -> dict[str, Any]:

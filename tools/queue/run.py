@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,11 +171,17 @@ def carry_out(
 
     try:
         Pool(rest, clients, journal, pictures, order.limits, say, report, step).run()
+    except BaseException:
+        with suppress(QueueError):  # the first problem is the one to tell
+            tell_summary(order.output, jobs, journal)
+        raise
     finally:
         bar.close()
-        summary = write_summary(order.output, jobs, journal.entries())
-        print(
-            f"{summary[DONE]} done, {summary[FAILED]} failed, {summary['left']} left: {order.output / 'summary.md'}",
-            flush=True,
-        )
-    return int(summary[FAILED] > 0)
+    return int(tell_summary(order.output, jobs, journal)[FAILED] > 0)
+
+
+def tell_summary(folder: Path, jobs: Sequence[Job], journal: Journal) -> dict[str, Any]:
+    summary = write_summary(folder, jobs, journal.entries())
+    counts = ", ".join(f"{summary[state]} {state}" for state in (DONE, FAILED, "left"))
+    print(f"{counts}: {folder / 'summary.md'}", flush=True)
+    return summary

@@ -19,7 +19,7 @@ from tools.comfy_client import ComfyClient, Refused, ServerError, Unreachable, m
 from tools.queue.errors import QueueError
 from tools.queue.journal import DONE, FAILED, Entry, Journal
 from tools.queue.plan import Job
-from tools.queue.results import save_pictures
+from tools.queue.results import save_pictures, unwritable
 from tools.queue.workflow import title_of
 
 if TYPE_CHECKING:
@@ -191,10 +191,7 @@ class Worker:
         try:
             result = save_pictures(self.client, ended["outputs"], job, self.pictures)
         except OSError as problem:
-            raise QueueError(
-                f"{problem.filename or self.pictures}: cannot be written: {problem.strerror or problem}. Free space "
-                "there, then run the same command again: it goes on where it stopped"
-            ) from problem
+            raise unwritable(problem, self.pictures) from problem
         if not result["files"]:
             return {}, "the workflow saved no picture: add a Save Image node", False
         start, end = (happened.get(kind, {}).get("timestamp") for kind in ("execution_start", "execution_success"))
