@@ -78,7 +78,7 @@ class Pool:
             )
 
     def _wait(self, seconds: float | None) -> None:
-        """For the end of the workers. Not by ``Thread.join``: interrupted by Ctrl-C, that takes the thread for ended."""
+        """For the end of the workers. ``Thread.join`` interrupted by Ctrl-C takes the thread for ended."""
         deadline = time.monotonic() + (seconds or float("inf"))
         with self._change:
             while self._alive and time.monotonic() < deadline:
