@@ -240,11 +240,15 @@ class ComfyClient:
 
 def messages(connection: Any, prompt_id: str, deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """(type, data) of the websocket's messages about a prompt or about none, to the one that ends it."""
+    import websocket
+
     kind, data = "", {}
     # The last one is sent once the history holds the outputs.
     while not (kind == "executing" and data["node"] is None and data.get("prompt_id")):
         connection.settimeout(max(0.1, deadline - time.monotonic()))
         message = connection.recv()
+        if message == "":  # what a server says last when it ends of itself
+            raise websocket.WebSocketConnectionClosedException("closed by the server")
         if not isinstance(message, str):
             continue  # a preview picture
         message = json.loads(message)

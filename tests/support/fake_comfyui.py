@@ -44,16 +44,17 @@ WORKFLOW: dict[str, Any] = {
     "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0]}, "_meta": {"title": "Save Image"}},
 }
 
-DONE, OUT_OF_MEMORY, RAISES, CRASH, DEAF, LOST, REFUSED, UNHEARD = (
-    "done",
-    "out of memory",
-    "a node raises",
-    "the server ends",
-    "the websocket closes",
-    "the job is lost",
-    "the workflow is refused",
-    "the answer to the prompt is lost",
-)
+DONE = "done"
+OUT_OF_MEMORY = "out of memory"
+RAISES = "a node raises"
+CRASH = "the server ends"
+DEAF = "the websocket breaks"
+GOODBYE = "the websocket is closed"
+LOST = "the job is lost"
+HANGS = "the job never ends"
+STUBBORN = "the job never ends, and cannot be stopped"
+REFUSED = "the workflow is refused"
+UNHEARD = "the answer to the prompt is lost"
 
 
 class FakeComfyUI:
@@ -90,6 +91,7 @@ class FakeComfyUI:
     def start(self) -> None:
         self.history: dict[str, Any] = {}
         self.waiting: dict[str, tuple[str, dict[str, Any], str]] = {}
+        self.interrupted: set[str] = set()
         self.pictures: dict[str, bytes] = {}
         self.sockets: dict[str, web.WebSocketResponse] = {}
         ready = threading.Event()
@@ -115,6 +117,8 @@ class FakeComfyUI:
                 web.get("/history/{id}", self._history),
                 web.get("/view", self._view),
                 web.post("/free", self._free),
+                web.post("/queue", self._accept),
+                web.post("/interrupt", self._interrupt),
                 web.get("/ws", self._socket),
             ]
         )
@@ -139,6 +143,13 @@ class FakeComfyUI:
 
     async def _free(self, _: web.Request) -> web.Response:
         self.freed += 1
+        return web.Response()
+
+    async def _accept(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _interrupt(self, request: web.Request) -> web.Response:
+        self.interrupted.add((await request.json())["prompt_id"])
         return web.Response()
 
     async def _upload(self, request: web.Request) -> web.Response:
@@ -199,6 +210,10 @@ class FakeComfyUI:
         if fate == CRASH:
             self._over.set()
             await asyncio.sleep(60)
+        while fate == STUBBORN or (fate == HANGS and name not in self.interrupted):
+            await asyncio.sleep(0.02)
+        if fate == GOODBYE:
+            await self.sockets.pop(client).close()
         if fate == DEAF:
             self.sockets.pop(client)._req.transport.abort()
         messages: list[Any] = [["execution_start", {"timestamp": 1000}]]
@@ -206,6 +221,9 @@ class FakeComfyUI:
             kind = "torch.OutOfMemoryError" if fate == OUT_OF_MEMORY else "NoFaceError"
             error = {"exception_type": kind, "exception_message": "no room", "node_id": "3", "node_type": "KSampler"}
             messages.append(["execution_error", error])
+            outputs = {}
+        elif fate == HANGS:
+            messages.append(["execution_interrupted", {}])
             outputs = {}
         else:
             self.made.append(text)

@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--seed-node", metavar="TITLE.INPUT", action="append", default=[], help="may be repeated")
     parser.add_argument("--attempts", type=at_least_one, default=3, help="how often a picture is tried (default 3)")
     parser.add_argument("--patience", type=float, default=300, help="seconds that a server may be away (default 300)")
+    parser.add_argument("--timeout", type=float, help="seconds for a picture, others' work on the server included")
     parser.add_argument(
         "--remake", action="store_true", help="make pictures anew whose prompt, photo or seed has changed"
     )
@@ -85,7 +86,7 @@ def order_of(options: argparse.Namespace) -> Order:
         seeds=options.seeds,
         settings=settings,
         names=names,
-        limits=Limits(options.attempts, options.patience),
+        limits=Limits(options.attempts, options.patience, options.timeout),
         remake=options.remake,
         dry_run=options.dry_run,
     )

@@ -170,7 +170,7 @@ def tasks_of(where: Any, value: Any, folder: Path) -> Iterator[Task]:
         record = validated(Released, value, where)
         photos = photos_of(where, [source.path for source in record.source_group], folder, by_name=True)
         for number, caption in enumerate(record.caption_list, 1):
-            yield Task(str(where), None, record.id, photos, caption, f"{number:02d}")
+            yield Task(f"{where}: caption_list[{number - 1}]", None, record.id, photos, caption, f"{number:02d}")
     elif "people" in value or "prompts" in value:
         yield from product(where, validated(Batch, value, where), folder)
     else:

@@ -21,7 +21,7 @@ from tools.queue.files import write_whole
 from tools.queue.journal import DONE, FAILED, Journal, Rest, what_is_left
 from tools.queue.plan import Job, Photos, make_plan
 from tools.queue.pool import Pool
-from tools.queue.records import read_tasks
+from tools.queue.records import Task, read_tasks
 from tools.queue.results import write_summary
 from tools.queue.worker import Limits
 from tools.queue.workflow import find_targets, missing_nodes, read_workflow, saves
@@ -63,7 +63,9 @@ def run_queue(order: Order) -> int:
     clients = [ComfyClient(address) for address in dict.fromkeys(order.servers)]
     jobs, photo_digest = [], Photos().digest
     for client in clients:  # each server may know other nodes and files
-        jobs = make_plan(tasks, workflow, targets, checked_server(client, workflow), order.seeds, photo_digest)
+        object_info = checked_server(client, workflow)
+        make_plan([Task("--set", settings=order.settings)], workflow, targets, object_info, (), photo_digest)
+        jobs = make_plan(tasks, workflow, targets, object_info, order.seeds, photo_digest)
     tell_left_out(jobs)
     if order.dry_run:
         show_plan(jobs)

@@ -29,6 +29,7 @@ UPLOADS = "feedface_queue"  # folder inside the server's input folder
 CONNECT = 10.0  # seconds to open the websocket
 LISTEN = 1.0  # seconds at the websocket before looking whether we are to stop
 ASK = 5.0  # seconds of silence before the server is asked about the job
+GRACE = 60.0  # seconds for a server to stop a job that takes too long
 LONGEST_WAIT = 10.0  # seconds between two tries to reach a server
 
 
@@ -47,10 +48,12 @@ class Limits:
     Attributes:
         attempts: how often a job is sent at most.
         patience: seconds that a server may be away.
+        timeout: seconds from sending a job to its end; None for no limit.
     """
 
     attempts: int = 3
     patience: float = 300
+    timeout: float | None = None
 
 
 class Worker:
@@ -66,6 +69,8 @@ class Worker:
         self.uploaded: dict[Path, str] = {}
         self.accepted = False  # whether this server took a job of ours
         self.away_since: float | None = None
+        self.sent_at = 0.0
+        self.overdue: set[str] = set()
 
     def run(self) -> None:
         """Until the pool has no more jobs, or the server is gone.
@@ -94,17 +99,20 @@ class Worker:
             entry: the job was sent here by a queue that ended before us.
         """
         prompt_id, sent = entry.prompt_id if entry else "", 0
+        self.sent_at = time.monotonic()
         while True:
             try:
                 with closing(self.client.connect(CONNECT)) as connection:
-                    self.is_back()
                     while True:
-                        if prompt_id and self.client.waits(prompt_id):
+                        waits = self.client.waits(prompt_id)
+                        self.is_back()
+                        if waits:
+                            self.check_time(prompt_id)
                             self.listen(connection, prompt_id, job)
                             continue
                         error, again = "", True
                         if prompt_id:
-                            result, error, again = self.outcome(job, self.client.history(prompt_id))
+                            result, error, again = self.outcome(job, prompt_id)
                             if result:
                                 return DONE, result
                             if not again or sent >= self.limits.attempts:
@@ -128,6 +136,7 @@ class Worker:
             if path not in self.uploaded:
                 self.uploaded[path] = self.upload(path)
         self.journal.begin(job, self.client.address, prompt_id)
+        self.sent_at = time.monotonic()
         try:
             self.client.queue_whole(job.filled(self.uploaded), prompt_id, {"feedface_queue": job.metadata})
             self.accepted = True
@@ -143,6 +152,16 @@ class Worker:
             raise QueueError(f"{path}: cannot be read any more: {problem.strerror}") from problem
         stem, digest = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60], hashlib.sha256(content).hexdigest()[:16]
         return self.client.upload(content, f"{stem}_{digest}{path.suffix.lower()}", UPLOADS)
+
+    def check_time(self, prompt_id: str) -> None:
+        """Stop a job that takes too long. Raises ``Gone`` if the server cannot."""
+        if self.limits.timeout is None or (late := time.monotonic() - self.sent_at - self.limits.timeout) < 0:
+            return
+        if late > GRACE:
+            raise Gone(f"{self.client.address} did not stop a job that took longer than {self.limits.timeout:g} s")
+        if prompt_id not in self.overdue:
+            self.overdue.add(prompt_id)
+            self.client.cancel(prompt_id)
 
     def listen(self, connection: Any, prompt_id: str, job: Job) -> None:
         """Follow a job on the websocket to its end, for at most ``ASK`` seconds of silence."""
@@ -164,19 +183,19 @@ class Worker:
             except (OSError, websocket.WebSocketException) as problem:
                 raise Unreachable(f"{self.client.address}: the connection ended: {problem}") from problem
 
-    def outcome(self, job: Job, ended: dict[str, Any] | None) -> tuple[dict[str, Any], str, bool]:
+    def outcome(self, job: Job, prompt_id: str) -> tuple[dict[str, Any], str, bool]:
         """What became of a run: its result, or else what went wrong and whether to try again.
-
-        Args:
-            ended: the server's history of it; None if it knows nothing of it.
 
         Raises:
             QueueError: the pictures cannot be written.
         """
+        ended = self.client.history(prompt_id)
+        happened = dict(((ended or {}).get("status") or {}).get("messages") or [])
+        if prompt_id in self.overdue and "execution_success" not in happened:
+            return {}, f"took longer than {self.limits.timeout:g} s", True
         if ended is None:
             return {}, f"{self.client.address} ended with it, or somebody took it out of the queue", True
         self.accepted = True
-        happened = dict((ended.get("status") or {}).get("messages") or [])
         if failure := happened.get("execution_error"):
             text = f"{failure['exception_type']}: {failure['exception_message'].strip()}"
             again = "OutOfMemory" in failure["exception_type"]

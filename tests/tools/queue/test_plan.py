@@ -292,6 +292,13 @@ def test_a_photo_in_a_column_of_its_own(desk: Any) -> None:
         assert server.received == ["x"]
 
 
+def test_a_wrong_set_is_told_once(desk: Any, refused: Callable[..., str]) -> None:
+    with FakeComfyUI() as server:
+        said = refused(desk.tasks(5), server, set="KSampler.cfg=nan")
+        assert said == "FeedFace: --set: KSampler.cfg: nan is not a finite number\n" and server.received == []
+        assert "--set KSampler.cfg: expected TITLE.INPUT=VALUE" in refused(desk.tasks(5), server, set="KSampler.cfg")
+
+
 def test_set_holds_for_every_task_that_does_not_say_otherwise(desk: Any) -> None:
     tasks = desk.write("tasks.jsonl", '{"prompt": "x"}\n{"prompt": "y", "KSampler.steps": 9}')
     with FakeComfyUI() as server:

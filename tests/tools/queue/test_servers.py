@@ -10,7 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.fake_comfyui import CRASH, DEAF, DONE, LOST, OUT_OF_MEMORY, RAISES, REFUSED, UNHEARD, FakeComfyUI
+from support.fake_comfyui import (
+    CRASH,
+    DEAF,
+    DONE,
+    GOODBYE,
+    HANGS,
+    LOST,
+    OUT_OF_MEMORY,
+    RAISES,
+    REFUSED,
+    STUBBORN,
+    UNHEARD,
+    FakeComfyUI,
+)
 
 from tools.queue import results, run, worker
 from tools.queue.journal import Journal
@@ -63,6 +76,7 @@ def test_again_makes_nothing_and_a_deleted_picture_alone(desk: Any) -> None:
     [
         (OUT_OF_MEMORY, 2, 1),  # after the models were unloaded
         (DEAF, 1, 1),  # the picture is found by asking
+        (GOODBYE, 1, 1),
         (LOST, 2, 1),
         (UNHEARD, 1, 1),  # the server has it, though it could not say so
     ],
@@ -150,6 +164,22 @@ def test_a_server_that_stays_away_ends_the_run(desk: Any, refused: Refusal) -> N
         server.start()
         assert desk.run(desk.tasks(3), server) == 0
         assert server.made == ["prompt 1", "prompt 2", "prompt 3"]
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_job_that_hangs_is_stopped_and_tried_again(desk: Any, times: int) -> None:
+    with FakeComfyUI(first(HANGS, times)) as server:
+        assert desk.run(desk.tasks(3), server, timeout=0.5, attempts=2) == int(times > 1)
+        assert server.received.count("prompt 2") == 2 and len(server.interrupted) == min(times, 2)
+    job = desk.summary["jobs"][1]
+    assert job["state"] == "done" if times == 1 else "took longer than 0.5 s" in job["error"]
+
+
+def test_a_server_that_cannot_stop_a_job_leaves_the_pool(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "GRACE", 0.5)
+    with FakeComfyUI(lambda text, count: STUBBORN) as hangs, FakeComfyUI() as works:
+        assert desk.run(desk.tasks(4), hangs, works, timeout=0.5) == 0
+        assert len(hangs.received) == 1 and sorted(works.made) == [f"prompt {i + 1}" for i in range(4)]
 
 
 def test_pool_shares_the_jobs(desk: Any) -> None:
