@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tools.queue.errors import QueueError, refuse
-from tools.queue.records import Task
+from tools.queue.records import Task, photos_of
 from tools.queue.references import fit_photos
 from tools.queue.workflow import Target, Targets, declared, find_target, takes_picture, title_of, typed
 from tools.workflow_format import Prompt
@@ -30,16 +31,18 @@ class Job:
 
     Attributes:
         name: of its pictures.
-        prompt: the workflow with the values in it; the photo loaders hold nothing yet.
+        workflow: with a loader for each photo; jobs share it.
+        values: what goes into it.
         photos: the file for each photo loader.
-        seed: the task's, or the one in the workflow.
-        settings: the task's, as they went into the workflow.
         digest: of the workflow, the values and the content of the photos.
+        seed: the task's, or the one in the workflow.
+        settings: the task's, as they go into the workflow.
     """
 
     name: str
     task: Task
-    prompt: Prompt
+    workflow: Prompt
+    values: Mapping[Target, Any]
     photos: Mapping[Target, Path]
     digest: str
     seed: int | None = None
@@ -47,18 +50,22 @@ class Job:
 
     def filled(self, uploaded: Mapping[Path, str]) -> Prompt:
         """The workflow to queue, given what the photos are called on the server."""
-        prompt = deepcopy(self.prompt)
-        for (node, name), path in self.photos.items():
-            prompt[node]["inputs"][name] = uploaded[path]
-        return prompt
+        return fill(self.workflow, {**self.values, **{place: uploaded[path] for place, path in self.photos.items()}})
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the saved picture is to say about itself."""
-        task = self.task
-        told = {"person": task.person, "prompt": task.prompt, "seed": self.seed, **self.settings}
+        told = {"person": self.task.person, "prompt": self.task.prompt, "seed": self.seed, **self.settings}
         told = {"id": self.name, **{name: value for name, value in told.items() if value is not None}}
         return told | ({"photos": [path.name for path in self.photos.values()]} if self.photos else {})
+
+
+def fill(workflow: Prompt, values: Mapping[Target, Any]) -> Prompt:
+    """A copy of a workflow with other values."""
+    prompt = deepcopy(workflow)
+    for (node, name), value in values.items():
+        prompt[node]["inputs"][name] = value
+    return prompt
 
 
 class Photos:
@@ -104,10 +111,19 @@ def make_plan(
     problems: list[str] = []
     jobs: dict[str, Job] = {}
     photo_digest = photo_digest or Photos().digest
+
+    @cache
+    def fitted(count: int) -> tuple[Prompt, Targets]:
+        """The workflow for so many photos, and where things go in it."""
+        if not (count and targets.photos):
+            return workflow, targets
+        fit, places = fit_photos(workflow, targets.photos, count, object_info)
+        return fit, replace(targets, photos=places)
+
     for name, task in named(tasks, seeds):
         try:
-            job = make_job(name, task, workflow, targets, object_info, photo_digest)
             check_name(name, task)
+            job = make_job(name, task, *fitted_for(task, fitted), object_info, photo_digest)
         except QueueError as problem:
             problems += str(problem).split("\n")
             continue
@@ -117,6 +133,13 @@ def make_plan(
             problems.append(f"{task.where}: id {name!r} is there twice, first in {first.task.where}: rename one")
     refuse(problems)
     return list(jobs.values())
+
+
+def fitted_for(task: Task, fitted: Callable[[int], tuple[Prompt, Targets]]) -> tuple[Prompt, Targets]:
+    try:
+        return fitted(len(task.photos))
+    except QueueError as problem:
+        raise QueueError(f"{task.where}: {problem}") from None
 
 
 def named(tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[str, Task]]:
@@ -162,63 +185,52 @@ def make_job(
     object_info: dict[str, Any],
     photo_digest: Callable[[Path], str],
 ) -> Job:
-    where, problems = task.where, []
+    """One job. Raises ``QueueError``, a line for each problem."""
+    problems: list[str] = []
     values: dict[Target, Any] = {}
-    set_here: dict[str, Target] = {}
-    photos: dict[Target, Path] = {}
-    for kind, value in (("prompt", task.prompt), ("seed", task.seed)):
-        to = getattr(targets, kind)
-        if value is not None and not to:
-            problems.append(f'{where}: the workflow does not show where the {kind} goes: --{kind}-node "TITLE.input"')
-        values |= dict.fromkeys(to, value) if value is not None else {}
-    if task.photos and not targets.photos:
-        problems.append(f'{where}: the workflow does not show where the photos go: --photo-node "TITLE.input"')
-    elif task.photos:
-        try:
-            workflow, loaders = fit_photos(workflow, targets.photos, len(task.photos), object_info)
-            photos = dict(zip(loaders, task.photos, strict=False))
-        except QueueError as problem:
-            problems.append(f"{where}: {problem}")
+    photos = dict(zip(targets.photos, task.photos, strict=False))
+    for kind in ("prompt", "seed", "photos"):
+        value, places = getattr(task, kind), getattr(targets, kind)
+        if value in (None, ()):
+            continue
+        if not places:
+            option = "--photo-node" if kind == "photos" else f"--{kind}-node"
+            problems.append(f'the workflow shows no place for the {kind}: name it with {option} "TITLE.input"')
+        elif kind != "photos":
+            values |= dict.fromkeys(places, value)
+    named: dict[str, Target] = {}
     for setting, value in task.settings.items():
         try:
-            target = find_target(workflow, setting)
+            place = find_target(workflow, setting)
+            if place in values or place in photos:
+                raise QueueError(f"{setting!r} is filled by another column already: keep one of the two")
+            if takes_picture(declared(object_info, workflow[place.node]["class_type"], place.input)):
+                photos[place] = setting_photo(value, task)
+            else:
+                values[place], named[setting] = value, place
         except QueueError as problem:
-            problems.append(f"{where}: {problem}")
-            continue
-        if target in values or target in photos:
-            problems.append(f"{where}: {setting!r} is filled by another column already: keep one of the two")
-        elif takes_picture(declared(object_info, workflow[target.node]["class_type"], target.input)):
-            photos[target] = setting_photo(value, task)
-        else:
-            values[target] = value
-            set_here[setting] = target
-    prompt = deepcopy(workflow)
-    for target, value in values.items():
-        node = prompt[target.node]
+            problems.append(str(problem))
+    for place, value in values.items():
         try:
-            value = typed(value, declared(object_info, node["class_type"], target.input))
+            values[place] = typed(value, declared(object_info, workflow[place.node]["class_type"], place.input))
         except ValueError as problem:
-            problems.append(f"{where}: {title_of(prompt, target.node)}.{target.input}: {problem}")
-        node["inputs"][target.input] = value
+            problems.append(f"{title_of(workflow, place.node)}.{place.input}: {problem}")
     contents = {}
-    for target, path in photos.items():
-        prompt[target.node]["inputs"][target.input] = ""
+    for place, path in photos.items():
         try:
-            contents[".".join(target)] = photo_digest(path)
+            contents[place] = photo_digest(path)
         except (OSError, ValueError) as problem:
-            problems.append(f"{where}: {problem}")
-    refuse(problems)
-    text = json.dumps([prompt, contents], sort_keys=True)
-    seed = next((prompt[node]["inputs"][name] for node, name in targets.seed), None)
-    told = {setting: prompt[target.node]["inputs"][target.input] for setting, target in set_here.items()}
-    return Job(name, task, prompt, photos, hashlib.sha256(text.encode()).hexdigest(), seed, told)
+            problems.append(str(problem))
+    refuse([f"{task.where}: {problem}" for problem in problems])
+    content = json.dumps(fill(workflow, values | contents), sort_keys=True).encode()
+    seed = next((values.get(place, workflow[place.node]["inputs"][place.input]) for place in targets.seed), None)
+    settings = {setting: values[place] for setting, place in named.items()}
+    return Job(name, task, workflow, values, photos, hashlib.sha256(content).hexdigest(), seed, settings)
 
 
 def setting_photo(value: Any, task: Task) -> Path:
     """A photo named by a column of its own lies where the others of the task do."""
-    from tools.queue.records import photos_of
-
-    (path, *more) = photos_of(task.where, [str(value)], task.folder)
+    (path, *more) = photos_of("", [str(value)], task.folder)
     if more:
-        raise QueueError(f"{task.where}: {value!r} holds {len(more) + 1} photos, and this input takes one")
+        raise QueueError(f"{value!r} holds {len(more) + 1} photos, and this input takes one")
     return path

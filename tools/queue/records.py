@@ -170,7 +170,9 @@ def tasks_of(where: Any, value: Any, folder: Path) -> Iterator[Task]:
         record = validated(Released, value, where)
         photos = photos_of(where, [source.path for source in record.source_group], folder, by_name=True)
         for number, caption in enumerate(record.caption_list, 1):
-            yield Task(f"{where}: caption_list[{number - 1}]", None, record.id, photos, caption, f"{number:02d}")
+            yield Task(
+                f"{where}: caption_list[{number - 1}]", None, record.id, photos, caption, f"{number:02d}", folder=folder
+            )
     elif "people" in value or "prompts" in value:
         yield from product(where, validated(Batch, value, where), folder)
     else:
@@ -227,20 +229,20 @@ def photos_of(where: Any, named: list[str] | tuple[str, ...], folder: Path, by_n
     Raises:
         QueueError: one is missing.
     """
-    found, problems = [], []
+    found, problems, prefix = [], [], f"{where}: " if where else ""
     for name in named:
         places = [folder / name, *([folder / Path(name).name] if by_name else [])]
         place = next((place for place in places if os.path.exists(place)), None)
         if place is None:
             looked = " and ".join(str(place) for place in dict.fromkeys(places))
             problems.append(
-                f"{where}: no photo {name!r}: looked for {looked}; mend the path, or name the folder: --photos"
+                f"{prefix}no photo {name!r}: looked for {looked}; mend the path, or name the folder: --photos"
             )
         elif place.is_dir():
             inside = sorted(file for file in place.iterdir() if file.suffix.lower() in PICTURES)
             found += inside
             if not inside:
-                problems.append(f"{where}: no photos in the folder {place} ({', '.join(sorted(PICTURES))})")
+                problems.append(f"{prefix}no photos in the folder {place} ({', '.join(sorted(PICTURES))})")
         else:
             found.append(place)
     refuse(problems)

@@ -33,7 +33,7 @@ def save_pictures(client: ComfyClient, outputs: Mapping[str, Any], job: Job, fol
         files = [file for owner, file in saved if owner == node]
         for number, file in enumerate(files, 1):
             suffix = PurePosixPath(file["filename"]).suffix
-            title = [slug(title_of(job.prompt, node))] if len(nodes) > 1 else []
+            title = [slug(title_of(job.workflow, node))] if len(nodes) > 1 else []
             inside = "_".join([*title, *([str(number)] if len(files) > 1 else [])])
             name = unused(f"{job.name}/{inside}" if inside else job.name, suffix, names)
             (folder / name).parent.mkdir(exist_ok=True)
@@ -59,9 +59,9 @@ def files_of(outputs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]
 def texts_of(outputs: Mapping[str, Any], job: Job) -> dict[str, str]:
     """Texts that nodes showed, by title."""
     return {
-        title_of(job.prompt, node): "\n".join(map(str, outputs[node]["text"]))
+        title_of(job.workflow, node): "\n".join(map(str, outputs[node]["text"]))
         for node in sorted(outputs, key=numbered)
-        if outputs[node].get("text") and node in job.prompt
+        if outputs[node].get("text") and node in job.workflow
     }
 
 

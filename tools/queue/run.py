@@ -64,7 +64,8 @@ def run_queue(order: Order) -> int:
     jobs, photo_digest = [], Photos().digest
     for client in clients:  # each server may know other nodes and files
         object_info = checked_server(client, workflow)
-        make_plan([Task("--set", settings=order.settings)], workflow, targets, object_info, (), photo_digest)
+        common = Task("--set", folder=tasks[0].folder, settings=order.settings)
+        make_plan([common], workflow, targets, object_info, (), photo_digest)
         jobs = make_plan(tasks, workflow, targets, object_info, order.seeds, photo_digest)
     tell_left_out(jobs)
     if order.dry_run:

@@ -175,8 +175,8 @@ class Worker:
                 for kind, data in messages(connection, prompt_id, time.monotonic() + LISTEN):
                     if data.get("prompt_id") == prompt_id:
                         heard = time.monotonic()
-                    if kind == "progress" and data.get("node") in job.prompt:
-                        self.pool.progress(self, title_of(job.prompt, data["node"]), data["value"], data["max"])
+                    if kind == "progress" and data.get("node") in job.workflow:
+                        self.pool.progress(self, title_of(job.workflow, data["node"]), data["value"], data["max"])
                 return
             except websocket.WebSocketTimeoutException:
                 continue
@@ -202,7 +202,9 @@ class Worker:
             if again:
                 self.client.free()
             title = (
-                title_of(job.prompt, failure["node_id"]) if failure["node_id"] in job.prompt else failure["node_type"]
+                title_of(job.workflow, failure["node_id"])
+                if failure["node_id"] in job.workflow
+                else failure["node_type"]
             )
             return {}, f"{title}: {text}", again
         if "execution_interrupted" in happened:

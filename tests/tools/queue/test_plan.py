@@ -272,7 +272,7 @@ def test_a_fault_is_told_before_anything_is_sent(
         ),
         (
             {key: node for key, node in WORKFLOW.items() if key != "1"},
-            'where the photos go: --photo-node "TITLE.input"',
+            'shows no place for the photos: name it with --photo-node "TITLE.input"',
         ),
     ],
 )
