@@ -211,6 +211,7 @@ class FakeComfyUI:
             self._over.set()
             await asyncio.sleep(60)
         while fate == STUBBORN or (fate == HANGS and name not in self.interrupted):
+            await self._tell(client, "progress", {"node": "3", "value": 2, "max": 4, "prompt_id": name})
             await asyncio.sleep(0.02)
         if fate == GOODBYE:
             await self.sockets.pop(client).close()

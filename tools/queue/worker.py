@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UPLOADS = "feedface_queue"  # folder inside the server's input folder
 CONNECT = 10.0  # seconds to open the websocket
 LISTEN = 1.0  # seconds at the websocket before looking whether we are to stop
-ASK = 5.0  # seconds of silence before the server is asked about the job
+ASK = 5.0  # seconds at the websocket before the server is asked about the job
 GRACE = 60.0  # seconds for a server to stop a job that takes too long
 LONGEST_WAIT = 10.0  # seconds between two tries to reach a server
 
@@ -164,20 +164,21 @@ class Worker:
             self.client.cancel(prompt_id)
 
     def listen(self, connection: Any, prompt_id: str, job: Job) -> None:
-        """Follow a job on the websocket to its end, for at most ``ASK`` seconds of silence."""
+        """Follow a job on the websocket to its end, for at most ``ASK`` seconds; then the server is to be asked."""
         import websocket
 
-        heard = time.monotonic()
-        while time.monotonic() - heard < ASK:
+        until = time.monotonic() + ASK
+        while time.monotonic() < until:
             if self.pool.stopping.is_set():
                 raise Stopped
             try:
                 for kind, data in messages(connection, prompt_id, time.monotonic() + LISTEN):
-                    if data.get("prompt_id") == prompt_id:
-                        heard = time.monotonic()
                     if kind == "progress" and data.get("node") in job.workflow:
                         self.pool.progress(self, title_of(job.workflow, data["node"]), data["value"], data["max"])
-                return
+                    if time.monotonic() > until or self.pool.stopping.is_set():
+                        break
+                else:
+                    return
             except websocket.WebSocketTimeoutException:
                 continue
             except (OSError, websocket.WebSocketException) as problem:
