@@ -4,11 +4,12 @@
     python run.py test --oldest [...]           the same inside the oldest ComfyUI we support
     python run.py demo [arguments]              people drawn by the small model in a real ComfyUI; or your photo
     python run.py comfyui [ComfyUI arguments]   start ComfyUI with this pack loaded, and print its address
+    python run.py queue TASKS [arguments]       prompts × people on a ComfyUI that runs already, or several
     python run.py bench NAME [arguments]        a benchmark: benchmarks/NAME.py
     python run.py COMMAND --help                what a command takes
 
 Every command makes or reuses a virtual environment, installs what is missing in it, and finds ComfyUI or
-fetches a release. Settings, all optional, are environment variables:
+fetches a release; queue installs a few small packages alone. Settings, all optional, are environment variables:
 
     FEEDFACE_VENV             the virtual environment (default: .venv beside this file)
     FEEDFACE_TORCH            pip arguments that install torch, torchvision and torchaudio where they are
@@ -32,7 +33,7 @@ from pathlib import Path
 if sys.version_info < (3, 10):  # noqa: UP036 — whoever runs this may have an older one
     sys.exit(f"FeedFace needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
-from tools.environment import Environment, environment_folder, prepare, prepare_oldest
+from tools.environment import Environment, environment_folder, prepare, prepare_oldest, prepare_queue
 from tools.find_comfyui import COMFYUI_OLDEST, ROOT, Stop, fetch_comfyui, find_comfyui, say, version_of
 
 
@@ -58,7 +59,7 @@ def module_of(command: str, rest: list[str]) -> str | None:
     """The module that a command runs; None for the tests, and for a benchmark that was not named."""
     if command == "bench":
         return f"benchmarks.{rest[0]}" if rest and rest[0] in benchmarks() else None
-    return {"demo": "tools.demo", "comfyui": "tools.comfyui"}.get(command)
+    return {"demo": "tools.demo", "comfyui": "tools.comfyui", "queue": "tools.queue.__main__"}.get(command)
 
 
 def show_help(command: str, module: str | None) -> int:
@@ -96,8 +97,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     command, rest = arguments[0], arguments[1:]
-    if command not in ("test", "demo", "comfyui", "bench"):
-        raise Stop(f"unknown command {command!r}: expected test, demo, comfyui or bench (python run.py --help).")
+    if command not in ("test", "demo", "comfyui", "queue", "bench"):
+        raise Stop(f"unknown command {command!r}: expected test, demo, comfyui, queue or bench (python run.py --help).")
     module = module_of(command, rest)
     if {"-h", "--help"} & set(rest):
         return show_help(command, module)
@@ -105,6 +106,8 @@ def main(arguments: list[str]) -> int:
         asked = f"no benchmark {rest[0]!r}" if rest else "which benchmark?"
         raise Stop(f"{asked}: there are {', '.join(benchmarks()) or 'none'} (python run.py bench NAME).")
 
+    if command == "queue":
+        return run_module(prepare_queue().python, module, rest, {})
     comfyui = find_comfyui()
     if comfyui is None:
         try:

@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     import numpy
 
 HTTP_TIMEOUT = 60  # seconds
+GATEWAY_ERRORS = (502, 503, 504)  # what a proxy answers while the server behind it is away
 
 
 class ServerError(RuntimeError):
     """The server did not start, does not answer, refused a prompt, or failed while running it."""
+
+
+class Unreachable(ServerError):
+    """Nothing answers at the address, or a proxy says that nothing is behind it; it may be there again later."""
+
+
+class Refused(ServerError):
+    """The server found a workflow invalid; the message names the nodes."""
 
 
 @dataclass
@@ -66,18 +75,24 @@ class ComfyClient:
         """The answer to an HTTP request.
 
         Raises:
-            ServerError: there is none, or its status is an error; the message holds what the server says.
+            Unreachable: there is none.
+            ServerError: its status is an error; the message holds what the server says.
         """
         try:
             answer = self.session.request(method, self.address + path, timeout=HTTP_TIMEOUT, **options)
         except requests.RequestException as problem:
-            raise ServerError(f"{self.address}{path}: no answer: {problem}\n{self.tail()}") from problem
+            raise Unreachable(f"{self.address}{path}: no answer: {problem}\n{self.tail()}") from problem
         if not answer.ok:
-            raise ServerError(f"{self.address}{path}: {answer.status_code} {answer.reason}: {refusal(answer)}")
+            kind = Unreachable if answer.status_code in GATEWAY_ERRORS else ServerError
+            raise kind(f"{self.address}{path}: {answer.status_code} {answer.reason}: {refusal(answer)}")
         return answer
 
     def get(self, path: str) -> Any:
-        return self.request("GET", path).json()
+        answer = self.request("GET", path)
+        try:
+            return answer.json()
+        except ValueError as problem:
+            raise ServerError(f"{self.address}{path}: the answer is no JSON: is this ComfyUI?") from problem
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         answer = self.request("POST", path, json=body)
@@ -90,20 +105,36 @@ class ComfyClient:
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
+    def cancel(self, prompt_id: str) -> None:
+        """Take a prompt out of the queue, or stop it if it runs."""
+        self.post("/queue", {"delete": [prompt_id]})
+        self.post("/interrupt", {"prompt_id": prompt_id})
+
+    def waits(self, prompt_id: str) -> bool:
+        """Whether a prompt is in the queue or runs. To be asked before :meth:`history`, where it moves at its end."""
+        queue = self.get("/queue")
+        return any(prompt_id == item[1] for item in queue["queue_running"] + queue["queue_pending"])
+
+    def history(self, prompt_id: str) -> dict[str, Any] | None:
+        """What became of a prompt that has ended; None if the server does not know it (any more)."""
+        return self.get(f"/history/{prompt_id}").get(prompt_id)
+
     def free(self) -> None:
         """Have the server unload its models and drop its cache (it does so between two prompts)."""
         self.post("/free", {"unload_models": True, "free_memory": True})
 
-    def upload(self, picture: Path | str | bytes, name: str = "picture.png") -> str:
+    def upload(self, picture: Path | str | bytes, name: str = "picture.png", folder: str = "") -> str:
         """Put a picture into the server's input folder; what it is called there, for a LoadImage node.
 
         Args:
             picture: a file, or its content.
             name: of the content; a file keeps its own.
+            folder: inside the input folder.
         """
         if not isinstance(picture, bytes):
             name, picture = Path(picture).name, Path(picture).read_bytes()
-        stored = self.request("POST", "/upload/image", data={"overwrite": "true"}, files={"image": (name, picture)})
+        options = {"overwrite": "true", "subfolder": folder}
+        stored = self.request("POST", "/upload/image", data=options, files={"image": (name, picture)})
         return "/".join(filter(None, [stored.json()["subfolder"], stored.json()["name"]]))
 
     def pictures(self, run: Run, node: str | None = None) -> list[numpy.ndarray]:
@@ -124,6 +155,40 @@ class ComfyClient:
         """
         return self.post("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
 
+    def queue_whole(self, prompt: dict[str, Any], prompt_id: str, metadata: dict[str, Any]) -> None:
+        """Queue a workflow under an id of ours, all its outputs or none.
+
+        Args:
+            prompt_id: a UUID with hyphens.
+            metadata: what Save Image writes into the picture beside the workflow, by name.
+
+        Raises:
+            Refused: an output is invalid. The server alone would run the others.
+        """
+        body = {"prompt": prompt, "client_id": self.client_id, "prompt_id": prompt_id}
+        body |= {"extra_data": {"extra_pnginfo": metadata}}
+        try:
+            errors = self.post("/prompt", body).get("node_errors")
+        except Unreachable:
+            raise
+        except ServerError as problem:
+            raise Refused(str(problem)) from problem
+        if errors:
+            self.cancel(prompt_id)
+            raise Refused(
+                "\n".join([f"{self.address}: the server refused a part of the workflow", *wrong_nodes(errors)])
+            )
+
+    def connect(self, timeout: float) -> Any:
+        """The websocket: messages about what this client queues. Raises ``Unreachable``."""
+        import websocket
+
+        address = f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.client_id}"
+        try:
+            return websocket.create_connection(address, timeout=timeout)
+        except (OSError, websocket.WebSocketException) as problem:
+            raise Unreachable(f"{self.address}: no answer on the websocket: {problem}\n{self.tail()}") from problem
+
     def run(
         self,
         prompt: dict[str, Any],
@@ -143,8 +208,7 @@ class ComfyClient:
 
         start, failure = time.monotonic(), None
         try:
-            address = f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.client_id}"
-            with closing(websocket.create_connection(address, timeout=timeout)) as connection:
+            with closing(self.connect(timeout)) as connection:
                 run = Run(self.queue(prompt))
                 for kind, data in messages(connection, run.prompt_id, start + timeout):
                     if on_event:
@@ -169,18 +233,22 @@ class ComfyClient:
                 f"node {failure['node_id']} ({failure['node_type']}) failed: {failure['exception_type']}: "
                 f"{failure['exception_message'].strip()}\n{''.join(failure['traceback'])}"
             )
-        run.outputs = self.get(f"/history/{run.prompt_id}").get(run.prompt_id, {}).get("outputs", {})
+        run.outputs = (self.history(run.prompt_id) or {}).get("outputs", {})
         run.seconds = time.monotonic() - start
         return run
 
 
 def messages(connection: Any, prompt_id: str, deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """(type, data) of the websocket's messages about a prompt or about none, to the one that ends it."""
+    import websocket
+
     kind, data = "", {}
     # The last one is sent once the history holds the outputs.
     while not (kind == "executing" and data["node"] is None and data.get("prompt_id")):
         connection.settimeout(max(0.1, deadline - time.monotonic()))
         message = connection.recv()
+        if message == "":  # what a server says last when it ends of itself
+            raise websocket.WebSocketConnectionClosedException("closed by the server")
         if not isinstance(message, str):
             continue  # a preview picture
         message = json.loads(message)
@@ -196,7 +264,13 @@ def refusal(answer: requests.Response) -> str:
         lines = [f"the server refused the workflow: {said['error']['message']} {said['error']['details']}"]
     except (ValueError, LookupError, TypeError):
         return answer.text[:1000]
-    for node, wrong in (said.get("node_errors") or {}).items():
-        details = "; ".join(f"{error['message']}: {error['details']}" for error in wrong["errors"])
-        lines.append(f"node {node} ({wrong['class_type']}): {details}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *wrong_nodes(said.get("node_errors") or {})])
+
+
+def wrong_nodes(node_errors: dict[str, Any]) -> list[str]:
+    """A line for each node that the server finds invalid."""
+    return [
+        f"node {node} ({wrong['class_type']}): "
+        + "; ".join(f"{error['message']}: {error['details']}" for error in wrong["errors"])
+        for node, wrong in node_errors.items()
+    ]

@@ -36,8 +36,8 @@ import json, sys
 try: import tomllib
 except ModuleNotFoundError: from pip._vendor import tomli as tomllib
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-extras = project["optional-dependencies"]
-print(json.dumps(project["dependencies"] + [line for name in sys.argv[2:] for line in extras[name]]))
+groups = {"dependencies": project["dependencies"], **project["optional-dependencies"]}
+print(json.dumps([line for name in sys.argv[2:] for line in groups[name]]))
 """
 
 
@@ -174,7 +174,7 @@ def prepare(comfyui: Path | None) -> tuple[Environment, dict]:
     content = (project.read_text(encoding="utf-8"), *EXTRAS)
     if not environment.stamped("feedface", *content):
         say("installing what the project needs")
-        lines = environment.ask(REQUIREMENTS, str(project), *EXTRAS)
+        lines = environment.ask(REQUIREMENTS, str(project), "dependencies", *EXTRAS)
         environment.pip("the requirements of pyproject.toml", lines, keep=facts["torch"])
         environment.stamp("feedface", *content)
 
@@ -186,6 +186,19 @@ def prepare(comfyui: Path | None) -> tuple[Environment, dict]:
             environment.pip("ComfyUI's requirements", ["-r", str(requirements)], keep=facts["torch"])
             environment.stamp("comfyui", content)
     return environment, facts
+
+
+def prepare_queue() -> Environment:
+    """The environment with the few packages that ``tools.queue`` needs; neither torch nor ComfyUI is among them."""
+    environment = Environment(environment_folder())
+    environment.create()
+    project = ROOT / "pyproject.toml"
+    content = project.read_text(encoding="utf-8")
+    if not (environment.stamped("queue", content) or environment.stamped("feedface", content, *EXTRAS)):
+        say("installing what the queue needs")
+        environment.pip('the requirements "queue"', environment.ask(REQUIREMENTS, str(project), "queue"))
+        environment.stamp("queue", content)
+    return environment
 
 
 def prepare_oldest(comfyui: Path, environment: Environment, facts: dict) -> tuple[Path, Path] | None:

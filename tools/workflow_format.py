@@ -134,10 +134,16 @@ def input_problem(
         return link_problem(kind, value, prompt, object_info)
     if not is_widget(kind, options):
         return f"{value!r} is not a link"
+    return None if (node["class_type"], name) in FILES else value_problem(kind, options, value)
+
+
+def value_problem(kind: Any, options: dict[str, Any], value: Any) -> str | None:
+    """What is wrong with the value of a widget; a value of a kind not known here passes."""
     choices = kind if isinstance(kind, list) else options.get("options")
     if choices is not None:
-        known = (node["class_type"], name) in FILES or value in choices
-        return None if known else f"{value!r} is none of {', '.join(map(str, choices))}"
+        return None if value in choices else f"{value!r} is none of {', '.join(map(str, choices))}"
+    if kind not in WIDGETS:
+        return None
     if not isinstance(value, WIDGETS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
         return f"{value!r} is not {kind}"
     if kind in ("INT", "FLOAT") and not options.get("min", value) <= value <= options.get("max", value):

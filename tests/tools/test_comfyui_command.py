@@ -92,6 +92,7 @@ def test_a_base_directory_of_another_is_refused(stand_in: Path, tmp_path: Path) 
         (["comfyui", "--cpu", "--help"], "--listen"),
         (["comfyui", "-h"], "The arguments of .*ComfyUI"),
         (["demo", "--help"], "The face at work"),
+        (["queue", "--help"], "prompts × people, on one ComfyUI or several"),
         (["bench", "identity", "--help"], "published comparisons"),
         (["test", "-h"], "pytest arguments"),
     ],

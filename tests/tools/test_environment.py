@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -86,3 +87,27 @@ def test_an_index_that_cannot_be_reached_is_left_out(
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     assert torch_arguments(NOTHING) == TORCH.split()
     assert f"{TORCH_INDEX}/cpu cannot be reached" in capsys.readouterr().out
+
+
+def test_the_queue_needs_no_torch(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its packages are installed once, and not at all where everything is."""
+    installed: list[list[str]] = []
+    monkeypatch.setenv("FEEDFACE_VENV", str(machine / "venv"))
+    monkeypatch.setattr(environment.Environment, "create", lambda self: self.folder.mkdir(exist_ok=True))
+    monkeypatch.setattr(environment.Environment, "pip", lambda self, what, arguments: installed.append(arguments))
+    monkeypatch.setattr(environment, "environment_python", lambda folder: Path(sys.executable))
+    for _ in range(2):
+        environment.prepare_queue()
+    (lines,) = installed
+    assert {re.split("[>=]", line)[0] for line in lines} == {
+        "pillow",
+        "pydantic",
+        "requests",
+        "tqdm",
+        "websocket-client",
+    }
+    project = (environment.ROOT / "pyproject.toml").read_text("utf-8")
+    (machine / "venv/feedface-stamps.json").unlink()
+    environment.Environment(machine / "venv").stamp("feedface", project, *environment.EXTRAS)
+    environment.prepare_queue()
+    assert len(installed) == 1
