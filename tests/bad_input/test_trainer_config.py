@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -43,7 +43,7 @@ def kinds(annotation: Any) -> set[Any]:
     """The plain types that an annotation is made of; those of its elements are left out."""
     if get_origin(annotation) is Literal:
         return {Literal}
-    if isinstance(annotation, types.UnionType):
+    if get_origin(annotation) in (types.UnionType, Union):
         return set().union(*map(kinds, get_args(annotation)))
     if hasattr(annotation, "__metadata__"):
         return kinds(annotation.__origin__)
