@@ -19,11 +19,11 @@ MOST_TEXT = 10_000
 MOST_PATH = 2000
 """Bytes of a path: with the folder that it is relative to, it stays below what systems take (4096)."""
 
-Count = Annotated[int, Field(ge=0, le=10**6)]
-Positive = Annotated[int, Field(gt=0, le=10**6)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e6)]
-NotNegative = Annotated[float, Field(ge=0, le=1e6)]
-Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**6)]
+Positive = Annotated[int, Field(strict=True, gt=0, le=10**6)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -58,7 +58,7 @@ def _no_number(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else value
 
 
-Text = Annotated[str, Field(max_length=MOST_TEXT), AfterValidator(_writable)]
+Text = Annotated[str, Field(strict=True, max_length=MOST_TEXT), AfterValidator(_writable)]
 PathText = Annotated[Text, AfterValidator(_path)]
 Device = Annotated[Text, AfterValidator(_device)]
 Name = Annotated[Text, Field(pattern=r"\S"), BeforeValidator(_no_number)]

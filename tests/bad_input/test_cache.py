@@ -166,11 +166,11 @@ def test_damaged_file_of_hashes_is_made_again(tmp_path, text) -> None:
     assert json.loads(path.read_text())[str(file)][2] == wanted
 
 
-@pytest.mark.parametrize("name", ["gone", "folder", "/proc/self/mem", "x" * 5000])
+@pytest.mark.parametrize("name", ["gone", "folder", "/proc/self/mem", "a\0b"])
 def test_file_that_cannot_be_hashed(tmp_path, name) -> None:
     (tmp_path / "folder").mkdir()
     hashes = FileHashes(tmp_path / "files.json")
-    refused(lambda: hashes.of(tmp_path / name), name[:100], error=TrainerError)
+    refused(lambda: hashes.of(tmp_path / name), name, error=TrainerError)
 
 
 @pytest.mark.parametrize("folder", ["/proc/cache", "file", "file/cache", "y" * 300])
