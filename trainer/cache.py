@@ -24,8 +24,9 @@ from feedface_core.errors import FeedFaceError
 
 from .config import Config
 from .data.features import FeatureCache
-from .data.manifest import read_manifest
+from .data.manifest import common_rule, read_manifest
 from .errors import TrainerError, first_of
+from .fields import make_folder
 from .models.face_encoder import EncoderError, FaceEncoder, load_face_encoder
 from .models.frozen_model import Base, BaseError, load_base
 from .training.processes import process_timeout
@@ -113,11 +114,13 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
 
     if config.data.cache is None:
         raise TrainerError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
+    make_folder(config.data.cache, "data.cache")
     # Without being told so, accelerate runs several processes on the CPU as if each were alone.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=process_timeout(config))
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     if dropped:
         logger.warning("left out:%s", first_of(dropped))
+    common_rule(records)  # what training would refuse later
     base = load_base(config.model, state.device, parts=("autoencoder", "text"))
     encoder = load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)
     cache = FeatureCache(config, records, base, encoder)

@@ -15,6 +15,7 @@ from feedface_core.files.adapter_file import save_adapter
 
 from .config import Config
 from .errors import TrainerError
+from .fields import as_path
 from .models.face_encoder import EncoderError, load_face_encoder
 from .models.frozen_model import DTYPES
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
@@ -79,7 +80,7 @@ def export(
     Raises:
         CheckpointError, EncoderError, ExportError: for parts that are missing or do not belong together.
     """
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_checkpoint(as_path(source, "source"))
     config = Config.from_json(checkpoint.state["config"])
     described = AdapterConfig.from_json(checkpoint.state["adapter"])
     if title is not None:

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,9 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .config import Config
 from .data.batch import Batch
 from .data.dataset import FaceDataset, TensorShapes, make_loader
+from .data.features import find_cache, open_cache
 from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
 from .errors import TrainerError
+from .fields import make_folder
 from .training.build import Parts, SetupError, build_parts
 from .training.checkpoint import CheckpointError, RunLock, RunLocked
 from .training.metrics import TrainingDiverged
@@ -77,6 +78,20 @@ def be_deterministic(config: Config) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
 
 
+def lock(config: Config) -> RunLock:
+    """The lock on the output folder, which is made if it is not there.
+
+    Raises:
+        TrainerError: a folder that cannot be written to.
+        RunLocked: another run is writing to it.
+    """
+    output = make_folder(config.train.output, "train.output")
+    try:
+        return RunLock(output)
+    except OSError as error:
+        raise TrainerError(f"train.output {output}: cannot be locked ({error})") from error
+
+
 def read_records(config: Config) -> list[Record]:
     """The photos of the run.
 
@@ -100,8 +115,6 @@ def make_batches(
     """
     cache = None
     if config.data.cache is not None:
-        from .data.features import open_cache
-
         cache = open_cache(config, records, parts.base, parts.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(parts.base, config.data.resolution), cache)
 
@@ -150,11 +163,14 @@ def train(config: Config) -> bool:
     be_deterministic(config)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        on_main(accelerator, lambda: stack.enter_context(RunLock(Path(config.train.output))))
+        on_main(accelerator, lambda: stack.enter_context(lock(config)))
         if config.model.attention == "plain":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         records = read_records(config)
-        parts = build_parts(config, accelerator.device, common_rule(records))
+        rule = common_rule(records)
+        if config.data.cache is not None:
+            find_cache(config)
+        parts = build_parts(config, accelerator.device, rule)
         dataset, batches = make_batches(config, accelerator, parts, records)
         validation = make_validation(config, accelerator, parts, dataset, stop)
         release_encoders(config, parts)

@@ -45,13 +45,24 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
-PATHS = [5, 1.5, True, ["a.png"], {"a": 1}, [], "gone.png", "a\0.png", "x" * 5000, "x/" * 3000, "y" * 300 + ".png", "\ud800.png",
+PATHS = [5, 1.5, True, ["a.png"], {"a": 1}, [], "gone.png", "a\0.png", "x" * 5000, "x/" * 3000, "y" * 300 + ".png",
+    "\ud800.png",
          "~nobody-of-that-name/x.png", ".", "/", "a.png/b.png", "pipe.png", "/proc/self/mem/x"]  # fmt: skip
-BOXES = ["text", "1234", "1,2,3,4", 5, True, {}, {"0": 1, "1": 2, "2": 3, "3": 4}, [], [1], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, None, 4],
-         ["a", "b", "c", "d"], [[1], 2, 3, 4], [True, 0, 5, 9], ["1", "2", "3", "4"], [NAN, 0, 5, 9], [0, 0, INF, 9], [-INF, 0, 5, 9],
-         [5, 5, 5, 9], [5, 5, 4, 9], [5, 9, 9, 5], [0, 0, 1e15, 1e15], [-1e15, -1e15, 20, 20], [0, 0, 10**400, 9], [0, 0, 1e7, 1e7],
+BOXES = ["text", "1234", "1,2,3,4", 5, True, {}, {"0": 1, "1": 2, "2": 3, "3": 4}, [], [1], [1, 2, 3], [1, 2, 3, 4,
+    5], [1, 2, None, 4],
+         ["a", "b", "c", "d"], [[1], 2, 3, 4], [True, 0, 5, 9], ["1", "2", "3", "4"], [NAN, 0, 5, 9], [0, 0, INF,
+         9], [-INF, 0, 5, 9],
+         [5, 5, 5, 9], [5, 5, 4, 9], [5, 9, 9, 5], [0, 0, 1e15, 1e15], [-1e15, -1e15, 20, 20], [0, 0, 10**400, 9],
+         [0, 0, 1e7, 1e7],
          [1e300, 0, 1e301, 9], [10, 20, 10 + 1e-320, 60]]  # fmt: skip
-OUTSIDE = [[500, 500, 600, 600], [96, 0, 120, 40], [-40, 0, 0, 40], [0, 80, 40, 120], [10, -40, 50, -1], [-3000, -3000, 3000, 3000]]
+OUTSIDE = [
+    [500, 500, 600, 600],
+    [96, 0, 120, 40],
+    [-40, 0, 0, 40],
+    [0, 80, 40, 120],
+    [10, -40, 50, -1],
+    [-3000, -3000, 3000, 3000],
+]
 TEXTS = [1.5, True, ["a"], {"a": 1}, NAN, "\ud800", "x" * 200_000]
 WHOLES = ["text", "96", 1.5, 0, -1, True, [], NAN, 10**30, 10**400]
 SHARES = ["text", "0.5", True, [], -0.1, NAN, INF, 1e308, 10**400]
@@ -175,7 +186,8 @@ def test_parquet_table(folder, table) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", ".", "gone.jsonl", "table.xlsx", "table", "a\0.jsonl", "x" * 5000 + ".jsonl", "~nobody-of-that-name/m.jsonl",
+    "path", ["", ".", "gone.jsonl", "table.xlsx", "table", "a\0.jsonl", "x" * 5000 + ".jsonl",
+    "~nobody-of-that-name/m.jsonl",
              "\ud800.jsonl", "/dev/null", "pipe.png"]
 )  # fmt: skip
 def test_path_of_the_manifest(folder, monkeypatch, path) -> None:
@@ -195,7 +207,8 @@ def test_root_of_the_paths(folder, root) -> None:
 
 @pytest.mark.parametrize(
     "ids",
-    [["a", "a#2", "a"], ["a", "a", "a#2"], ["a#2", "a", "a"], ["a", "a", "a#2", "a#2"], ["a"] * 4, [None, None, "a.png#2"],
+    [["a", "a#2", "a"], ["a", "a", "a#2"], ["a#2", "a", "a"], ["a", "a", "a#2", "a#2"], ["a"] * 4, [None, None,
+    "a.png#2"],
      [None, "a.png", None], [1, "1", 1]],
 )  # fmt: skip
 def test_ids_of_the_same_name_stay_apart(folder, ids) -> None:
@@ -211,7 +224,8 @@ def test_ids_of_the_same_name_stay_apart(folder, ids) -> None:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 80\n%%EndComments\n(x) run\nshowpage\n%%EOF\n"
 PICTURES = {
     "EPS": EPS,
-    "EPS with a preview": b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + len(EPS).to_bytes(4, "little") + b"\0" * 20 + EPS,
+    "EPS with a preview": b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + len(EPS).to_bytes(4,
+    "little") + b"\0" * 20 + EPS,
     "PDF": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
     "PSD": b"8BPS\0\1\0\0\0\0\0\0\0\3\0\0\0\x50\0\0\0\x60\0\x08\0\3" + b"\0" * 40,
     "WMF": b"\xd7\xcd\xc6\x9a\0\0\0\0\0\0\x60\0\x50\0\x48\0\0\0\0\0\0\0" + b"\1\0\x09\0" + b"\0" * 40,
@@ -268,7 +282,8 @@ def test_error_while_writing_leaves_no_part(tmp_path, suffix) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["table.xlsx", "manifest", "/proc/manifest.jsonl", "file/manifest.jsonl", "x" * 300 + ".jsonl", "folder.jsonl"]
+    "path",
+    ["table.xlsx", "manifest", "/proc/manifest.jsonl", "file/manifest.jsonl", "x" * 300 + ".jsonl", "folder.jsonl"],
 )
 def test_path_that_cannot_be_written(tmp_path, path) -> None:
     (tmp_path / "file").touch()
@@ -296,11 +311,22 @@ def test_order(changes, named) -> None:
 
 # Whatever comes in.
 
-many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+many = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 10**400, 1e308, -1e-320, NAN, INF, 1e7])
-leaves = st.none() | st.booleans() | numbers | st.text(max_size=20) | st.sampled_from(["a.png", "mask.png", "\ud800", "a\0", "~nobody/x"])
-trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
-COLUMNS = ["id", "path", "caption", "width", "height", "bbox", "square_bbox", "mask_path", "crop_path", "crop_scale", "crop_border",
+leaves = (
+    st.none()
+    | st.booleans()
+    | numbers
+    | st.text(max_size=20)
+    | st.sampled_from(["a.png", "mask.png", "\ud800", "a\0", "~nobody/x"])
+)
+trees = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+)
+COLUMNS = ["id", "path", "caption", "width", "height", "bbox", "square_bbox", "mask_path", "crop_path",
+    "crop_scale", "crop_border",
            "crop_fill", "identity", "photo_hash", "crop_hash", "more"]  # fmt: skip
 
 
@@ -309,7 +335,9 @@ def sound(record: Any) -> None:
     assert record.id.strip() and record.path.is_file()
     left, top, right, bottom = record.square
     assert left < 96 and top < 80 and right > 0 and bottom > 0 and right - left <= 4000
-    json.dumps({**asdict(record), "path": 0, "mask_path": 0, "crop_path": 0}, allow_nan=False, ensure_ascii=False).encode()
+    json.dumps(
+        {**asdict(record), "path": 0, "mask_path": 0, "crop_path": 0}, allow_nan=False, ensure_ascii=False
+    ).encode()
     fingerprint([record])
 
 

@@ -34,7 +34,8 @@ SWITCH = ["no", "text", 1, 0.0, [], {}]
 CHOICE = ["other", "", 3, True, ["a", "b"], {"a": 1}]
 
 #: Settings that are text but no path; every other text is a path.
-NO_PATHS = {"adapter.title", "adapter.encoder.name", "caption.prompt", "identity.pattern", "detect.model", "detect.device",
+NO_PATHS = {"adapter.title", "adapter.encoder.name", "caption.prompt", "identity.pattern", "detect.model",
+    "detect.device",
             "mask.device", "caption.device"}  # fmt: skip
 REQUIRED = {"model.base", "adapter.encoder.path", "data.manifest", "train.output", "photos", "output"}
 

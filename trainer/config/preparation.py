@@ -103,7 +103,7 @@ class IdentitySettings(Section):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.source == "pattern" and self.pattern is None:
-            raise ValueError("identity.source is pattern, so identity.pattern has to be given, such as '(.+)_\\d+'")
+            raise ValueError("identity.source=pattern needs a group that is the person in identity.pattern")
         return self
 
 

@@ -251,7 +251,10 @@ class TrainSettings(Section):
 class ValidationSettings(Section):
     """Pictures made during training, on fixed seeds and references."""
 
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] = ["a photo of a person smiling in a garden", "an oil painting of a person"]
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] = [
+        "a photo of a person smiling in a garden",
+        "an oil painting of a person",
+    ]
     references: Annotated[list[PathText], Field(max_length=100)] = []
     """Photos of the person; empty takes the crops of the first samples of the manifest."""
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)] = [0]

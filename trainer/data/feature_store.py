@@ -144,8 +144,8 @@ class FeatureStore:
             raise TrainerError(f"{self.folder / name}: cannot be read ({error}); run trainer.cache again") from error
         if not _finite(tensors):
             raise TrainerError(
-                f"{self.folder / name}: the feature of {self.name(item)} holds NaN or infinity. Delete the file and run "
-                "trainer.cache again"
+                f"{self.folder / name}: the feature of {self.name(item)} holds NaN or infinity. Delete the file and "
+                "run trainer.cache again"
             )
         return tensors
 

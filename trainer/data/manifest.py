@@ -127,7 +127,6 @@ class Record:
         """How the square came from the box."""
         return CropRule(self.crop_scale, self.crop_border, self.crop_fill)
 
-
     def check_place(self, width: int, height: int) -> None:
         """Raises ``TrainerError`` unless the photo has the size of the row, and box and square meet it.
 
@@ -136,7 +135,8 @@ class Record:
         """
         if (self.width or width, self.height or height) != (width, height):
             raise TrainerError(
-                f"width, height: {self.path} has {width} × {height} pixels, the manifest says {self.width} × {self.height}"
+                f"width, height: {self.path} has {width} × {height} pixels, but the manifest says "
+                f"{self.width} × {self.height}"
             )
         for name, box in (("bbox", self.bbox), ("square_bbox", self.square_bbox)):
             if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):

@@ -65,8 +65,8 @@ class GlobalBatches:
             raise TrainerError("there are no samples to train on")
         if self.count * self.repeat > MOST_SAMPLES:
             raise TrainerError(
-                f"data.repeat is {self.repeat}, which makes an epoch of {self.count * self.repeat} samples of {self.count} "
-                f"photos; at most {MOST_SAMPLES} can be put in order"
+                f"data.repeat is {self.repeat}, which makes {self.count * self.repeat} samples an epoch of "
+                f"{self.count} photos; at most {MOST_SAMPLES} can be put in order"
             )
         if self.batch_size % (self.processes * self.accumulation):
             raise TrainerError(

@@ -133,8 +133,8 @@ def named_identity(photo: Photo, settings: IdentitySettings) -> tuple[str | None
             found = regex.search(settings.pattern, photo.path.name, timeout=PATTERN_SECONDS)
         except TimeoutError as error:
             raise TrainerError(
-                f"identity.pattern {settings.pattern!r}: takes more than {PATTERN_SECONDS:g} s for {photo.path.name}; a "
-                "repeat inside a repeat, such as (a+)+, tries every way to part the name"
+                f"identity.pattern {settings.pattern!r}: takes more than {PATTERN_SECONDS:g} s for {photo.path.name}; "
+                "a repeat inside a repeat, such as (a+)+, tries every way to part the name"
             ) from error
         return (found.group(1) or None if found else None), "pattern"
     return (folder_of(photo), "folder") if source == "folder" else (None, "none")

@@ -85,10 +85,11 @@ def _from_table(path: Path) -> list[Photo]:
         except ValidationError as error:
             raise TrainerError(f"{where}: {'; '.join(map(explain, error.errors()[:5]))}") from error
         name = row.path.strip()
-        photo = Photo(row.id or name, path.parent / Path(name).expanduser(), row.model_dump(exclude={"id", "path"}, exclude_none=True))
-        for one in (("path", name), ("id", photo.id)):
+        given = row.model_dump(exclude={"id", "path"}, exclude_none=True)
+        photo = Photo(row.id or name, path.parent / Path(name).expanduser(), given)
+        for one in (name, f"id {photo.id}"):
             if one in seen:
-                raise TrainerError(f"{where}: {' '.join(map(str, one))} was in row {seen[one]} already")
+                raise TrainerError(f"{where}: {one} was in row {seen[one]} already")
             seen[one] = number
         photos.append(photo)
     return photos
