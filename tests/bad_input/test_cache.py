@@ -157,12 +157,12 @@ def make_store_of_files(store: FeatureStore) -> FeatureStore:
     return copy
 
 
-HASHES = ["", "{", "5", "null", "[]", '"text"', "[" * 100_000, "9" * 5000, '{"FILE": 5}', '{"FILE": null}',
-    '{"FILE": []}', '{"FILE": {}}',
-          '{"FILE": [SIZE, TIME]}', '{"FILE": [SIZE, TIME, 5]}', '{"FILE": [SIZE, TIME, null]}', '{"FILE": [SIZE,
-          TIME, ["a"]]}',
-          '{"FILE": [SIZE, TIME, ""]}', '{"FILE": [SIZE, TIME, "xyz"]}', '{"FILE": ["SIZE", TIME, "a"]}',
-          '{"other": 5}', "\ud800"]  # fmt: skip
+FILE_ENTRIES = [
+    *["5", "null", "[]", "{}", "[SIZE, TIME]", "[SIZE, TIME, 5]", "[SIZE, TIME, null]", '[SIZE, TIME, ["a"]]'],
+    *['[SIZE, TIME, ""]', '[SIZE, TIME, "xyz"]', '["SIZE", TIME, "a"]', "[SIZE, TIME, NaN]"],
+]
+HASHES = ["", "{", "5", "null", "[]", '"text"', "[" * 100_000, "9" * 5000, '{"other": 5}', "\ud800"]
+HASHES += [f'{{"FILE": {entry}}}' for entry in FILE_ENTRIES]
 
 
 @pytest.mark.parametrize("text", HASHES)
