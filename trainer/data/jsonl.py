@@ -38,8 +38,10 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in read_lines(path):
         try:
             value = json.loads(line, object_pairs_hook=_without_repeats)
-        except (ValueError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:  # a key twice; endless digits or levels
+            raise ValueError(f"line {number}: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"line {number}: expected an object, found {shown(line)}")
         yield value

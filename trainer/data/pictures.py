@@ -34,10 +34,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 
 def open_picture(path: str | Path) -> Image:
     """``PIL.Image.open`` for photos and masks, as far as the plugins are there. Raises whatever the decoder raises."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()
-    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(path, formats=formats)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"expected one of {', '.join(formats)}") from error
 
 
 def size_of(path: str | Path) -> tuple[int, int] | None:
