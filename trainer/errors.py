@@ -16,6 +16,10 @@ class TrainerError(FeedFaceError):
     The message says what and where first, then what was found, what was expected, and what to do.
     """
 
+    def __init__(self, message: str) -> None:
+        # torch raises an error of a loader process anew, with that process's traceback before the message.
+        super().__init__(message.rpartition("trainer.errors.TrainerError: ")[2].rstrip())
+
 
 def exit_code(command: Callable[[], object]) -> int:
     """Runs a command: 0, or 1 after ``error: …`` on the standard error for an error of the input.

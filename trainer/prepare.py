@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
@@ -184,9 +185,15 @@ def _work(
             # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
             pool = ProcessPoolExecutor(settings.workers, get_context("spawn"), _start_worker, arguments)
             results = stack.enter_context(pool).map(_work_on, batches)
-        for batch in results:
-            yield from batch
-            bar.update(len(batch))
+        try:
+            for batch in results:
+                yield from batch
+                bar.update(len(batch))
+        except BrokenProcessPool as error:
+            raise TrainerError(
+                f"one of workers={settings.workers} processes was ended, as the system does when memory runs out. Go "
+                "on with fewer of them; what was done is kept"
+            ) from error
 
 
 def _start_worker(*arguments: Any) -> None:

@@ -150,6 +150,21 @@ def test_shard_that_vanishes_or_changes_under_the_run(tmp_path) -> None:
     refused(lambda: make_store_of_files(store).get("first"), path, error=TrainerError)
 
 
+class Broken(torch.utils.data.Dataset):
+    """Samples of a cache whose shard is damaged."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise TrainerError("face-0.safetensors: damaged")
+
+
+def test_error_of_a_loader_process_is_the_same_line() -> None:
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    assert refused(lambda: list(loader), error=TrainerError) == "face-0.safetensors: damaged"
+
+
 def make_store_of_files(store: FeatureStore) -> FeatureStore:
     """As a loader process has it: with no file open."""
     copy = object.__new__(FeatureStore)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,16 @@ def test_pattern_without_end(tmp_path, pattern) -> None:
 def test_group_that_took_no_part(tmp_path) -> None:
     settings = PrepareSettings.load(None, ["identity.pattern='(x)?a'"], photos="a", output="b").identity
     assert named_identity(Photo("a.png", Path("a.png")), settings) == (None, "pattern")
+
+
+def end_of_a_process(batch: list[Photo]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_worker_that_the_system_ends(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.prepare._work_on", end_of_a_process)
+    table = write(folder / "good.jsonl", GOOD)
+    refused(lambda: run(table, tmp_path / "out", *QUICK, "workers=1"), "workers=1", error=TrainerError)
 
 
 # Going on from a damaged progress file.
