@@ -27,7 +27,8 @@ Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-def _writable(text: str) -> str:
+def writable(text: str) -> str:
+    """The text. Raises ``ValueError`` if no file in UTF-8 can hold it."""
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"a text cannot hold NUL or lone surrogates, found {shown(text)}")
     return text
@@ -58,7 +59,7 @@ def _no_number(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else value
 
 
-Text = Annotated[str, Field(strict=True, max_length=MOST_TEXT), AfterValidator(_writable)]
+Text = Annotated[str, Field(strict=True, max_length=MOST_TEXT), AfterValidator(writable)]
 PathText = Annotated[Text, AfterValidator(_path)]
 Device = Annotated[Text, AfterValidator(_device)]
 Name = Annotated[Text, Field(pattern=r"\S"), BeforeValidator(_no_number)]
@@ -72,7 +73,7 @@ def as_path(path: str | Path, what: str) -> Path:
         TrainerError: names what it is the path of, if no file can have it.
     """
     try:
-        return Path(_path(_writable(str(path)))).expanduser()
+        return Path(_path(writable(str(path)))).expanduser()
     except ValueError as error:
         raise TrainerError(f"{what}: {error}") from error
 

@@ -28,7 +28,7 @@ from .data.features import find_cache, open_cache
 from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
 from .errors import TrainerError
-from .fields import make_folder
+from .fields import as_path, make_folder
 from .training.build import Parts, SetupError, build_parts
 from .training.checkpoint import CheckpointError, RunLock, RunLocked
 from .training.metrics import TrainingDiverged
@@ -90,6 +90,19 @@ def lock(config: Config) -> RunLock:
         return RunLock(output)
     except OSError as error:
         raise TrainerError(f"train.output {output}: cannot be locked ({error})") from error
+
+
+def check_files(config: Config) -> None:
+    """Raises ``TrainerError`` for files that would be missed only after the models are loaded."""
+    shown = config.validation.references if config.train.validate_every is not None else []
+    named = [("validation.references", path) for path in shown]
+    if config.adapter.init is not None:
+        named.append(("adapter.init", config.adapter.init))
+    for setting, path in named:
+        if not os.path.isfile(as_path(path, setting)):
+            raise TrainerError(f"{setting}: {path}: no such file")
+    if config.data.cache is not None:
+        find_cache(config)
 
 
 def read_records(config: Config) -> list[Record]:
@@ -168,8 +181,7 @@ def train(config: Config) -> bool:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         records = read_records(config)
         rule = common_rule(records)
-        if config.data.cache is not None:
-            find_cache(config)
+        check_files(config)
         parts = build_parts(config, accelerator.device, rule)
         dataset, batches = make_batches(config, accelerator, parts, records)
         validation = make_validation(config, accelerator, parts, dataset, stop)

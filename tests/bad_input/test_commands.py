@@ -87,6 +87,8 @@ ARGUMENTS = [
     "file/cache", "/dev/null/cache", "")],
     ("train", [*GOOD, "data.cache=gone"], "data.cache"),
     ("train", [*GOOD, "data.cache=file"], "data.cache"),
+    ("train", [*GOOD, "data.cache=null", "adapter.init=gone"], "adapter.init"),
+    ("train", [*GOOD, "data.cache=null", "validation.references=[gone.png]"], "validation.references"),
     ("train", ["--config", "gone.yaml"], "gone.yaml"),
     ("train", ["train.steps=3"], "configuration"),
     ("train", [*GOOD, "other.yaml"], "other.yaml"),

@@ -153,6 +153,11 @@ def test_caption_beside_the_photo(tmp_path, content) -> None:
     refused(lambda: find_photos(str(tmp_path)), "a.txt", "caption", error=TrainerError)
 
 
+def test_name_of_a_photo_that_is_not_utf8(tmp_path) -> None:
+    make_photo(tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"\xff.png"))
+    refused(lambda: find_photos(str(tmp_path)), "photos", "UTF-8", error=TrainerError)
+
+
 @pytest.mark.parametrize(
     "output", ["/proc/dataset", "/proc/self/dataset", "file", "file/dataset", "y" * 300, "/dev/null/x"]
 )

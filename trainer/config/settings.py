@@ -138,7 +138,11 @@ def _assign(values: dict[str, Any], override: str) -> None:
 def _read_file(path: Path) -> dict[Any, Any]:
     if not os.path.isfile(path):
         raise TrainerError(f"{path}: cannot read the configuration: no such file")
-    values = _read_yaml(path.read_bytes(), path) or {}
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    values = _read_yaml(content, path) or {}
     if not isinstance(values, dict):
         raise TrainerError(f"{path}: expected sections with settings, found a {type(values).__name__}, {shown(values)}")
     # A section whose settings are all commented out is None: it means the defaults.

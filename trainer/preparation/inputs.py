@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from ..data.manifest import Coordinates, read_rows
 from ..errors import TrainerError, explain, shown
-from ..fields import MOST_TEXT, Name, PathText, Text, as_path
+from ..fields import MOST_TEXT, Name, PathText, Text, as_path, writable
 from .photo import Photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".gif")
@@ -58,7 +58,11 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         raise TrainerError(
             f"{source}: no photos among {len(files)} file(s); looked for {', '.join(SUFFIXES)} with sub-folders"
         )
-    return [Photo(file.relative_to(root).as_posix(), file, _caption_beside(file)) for file in photos], root
+    try:
+        names = [writable(file.relative_to(root).as_posix()) for file in photos]
+    except ValueError as error:
+        raise TrainerError(f"photos {source}: a file's name is not UTF-8: {error}") from error
+    return [Photo(name, file, _caption_beside(file)) for name, file in zip(names, photos, strict=True)], root
 
 
 def _caption_beside(photo: Path) -> dict[str, str]:
@@ -111,7 +115,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
             rows, names = list(table), table.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TrainerError(f"{path}: not a CSV table in UTF-8 ({error})") from error
     if len(set(names)) < len(names):
         raise TrainerError(f"{path}: a column is there twice; the columns are {', '.join(names)[:200]}")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from ..data.jsonl import keep_lines
 from ..data.manifest import Box
-from ..errors import TrainerError, explain
+from ..errors import TrainerError, explain, first_of
 from ..fields import Name, Positive, Probability, Text
 from .photo import Photo
 
@@ -54,13 +54,15 @@ class _Entry(BaseModel):
     row: dict[str, Any]
 
 
-def _is_whole(entry: Any) -> bool:
+def _problem(entry: Any) -> str:
+    """What is wrong with an entry; empty if nothing is."""
     try:
         found = _Entry.model_validate(entry, strict=True)
-        return bool(found.reason or _Row.model_validate(found.row))
+        if not found.reason:
+            _Row.model_validate(found.row)
     except ValidationError as error:
-        logger.warning("%s: a damaged line, its photo is worked on again (%s)", NAME, explain(error.errors()[0]))
-        return False
+        return explain(error.errors()[0])
+    return ""
 
 
 class Journal:
@@ -75,10 +77,14 @@ class Journal:
     def __init__(self, output: Path, settings: str, recogniser: str | None = None) -> None:
         self.output, self.settings, self.recogniser = output, settings, recogniser
         self.path = output / NAME
+        damaged: list[str] = []
         try:
-            entries = keep_lines(self.path, _is_whole)
+            entries = keep_lines(self.path, lambda entry: not (problem := _problem(entry)) or damaged.append(problem))
         except OSError as error:
             raise TrainerError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if damaged:
+            count = len(damaged)
+            logger.warning("%s: %d damaged lines, their photos are done again:%s", self.path, count, first_of(damaged))
         self.entries: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in entries}
 
     def restore(self, photo: Photo, needs_caption: bool, vector: Literal["no", "looked for", "found"]) -> bool:
