@@ -91,4 +91,4 @@ def make_folder(path: str | Path, setting: str) -> Path:
             return folder
     except OSError as error:
         why = error.strerror or error
-        raise TrainerError(f"{setting} {folder}: cannot be written to ({why}); give another folder") from error
+        raise TrainerError(f"{setting} {folder}: cannot be written: {why}; give another folder") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +207,23 @@ def test_group_that_took_no_part(tmp_path) -> None:
     assert named_identity(Photo("a.png", Path("a.png")), settings) == (None, "pattern")
 
 
-def end_of_a_process(batch: list[Photo]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+class BrokenPool:
+    """A pool of which the system has ended a process."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __enter__(self) -> BrokenPool:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, work: Any, batches: list[Any]) -> Iterator[Any]:
+        raise BrokenProcessPool("a process was terminated abruptly")
+        yield
 
 
 def test_worker_that_the_system_ends(folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("trainer.prepare._work_on", end_of_a_process)
+    monkeypatch.setattr("trainer.prepare.ProcessPoolExecutor", BrokenPool)
     table = write(folder / "good.jsonl", GOOD)
     refused(lambda: run(table, tmp_path / "out", *QUICK, "workers=1"), "workers=1", error=TrainerError)
 
