@@ -165,10 +165,9 @@ def parse_row(row: Mapping[str, Any], folder: Path) -> Record:
     try:
         record = _RECORD.validate_python({"id": row.get("path", ""), **row}, context=folder)
     except ValidationError as error:
-        problems = {problem["loc"][0]: explain(problem) for problem in reversed(error.errors())}  # one for each column
-        if isinstance(row.get("path"), str) and "id" not in row:
-            problems.pop("id", None)
-        raise TrainerError("; ".join(reversed([*problems.values()][-5:]))) from error
+        found = [one for one in error.errors() if "id" in row or one["loc"] != ("id",)]  # else the path is the id
+        problems = {problem["loc"][0]: explain(problem) for problem in found}  # one for each column
+        raise TrainerError("; ".join([*problems.values()][:5])) from error
     size = (record.width, record.height) if record.width and record.height else pictures.size_of(record.path)
     if size is not None:
         record.check_place(*size)
