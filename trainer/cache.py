@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from .config import Config
-from .data.manifest import read_manifest
+from .config.fields import make_folder
+from .data.manifest import common_rule, read_manifest
 from .errors import TrainerError, exit_code, first_of
 from .models.face_encoder import FaceEncoder, load_face_encoder
 from .models.features import FeatureCache
@@ -111,12 +112,14 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
 
     if config.data.cache is None:
         raise TrainerError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
+    make_folder(config.data.cache, "data.cache")
     # Without being told so, accelerate runs several processes on the CPU as if each were alone.
     timeout = timedelta(minutes=config.train.timeout_minutes)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
     records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
     if dropped:
         logger.warning("left out:%s", first_of(dropped))
+    common_rule(records)  # what training would refuse later
     base = load_frozen_model(config.model, state.device, ("autoencoder", "text"))
     encoder = load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)
     cache = FeatureCache(config, records, base, encoder)

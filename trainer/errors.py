@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from feedface_core.errors import FeedFaceError
@@ -14,6 +15,10 @@ class TrainerError(FeedFaceError):
 
     The message says what and where first, then what was found, what was expected, and what to do.
     """
+
+    def __init__(self, message: str) -> None:
+        # torch raises an error of a loader process anew, with that process's traceback before the message.
+        super().__init__(message.rpartition("trainer.errors.TrainerError: ")[2].rstrip())
 
 
 def exit_code(command: Callable[[], object]) -> int:
@@ -29,14 +34,29 @@ def exit_code(command: Callable[[], object]) -> int:
     return 0
 
 
-def first_of(problems: Sequence[str], shown: int = 5) -> str:
-    """The first problems, each on a line of its own, and how many more there are."""
-    more = [f"… and {len(problems) - shown} more"] if len(problems) > shown else []
-    return "".join(f"\n  {line}" for line in [*problems[:shown], *more])
+def shown(value: Any, most: int = 80) -> str:
+    """What was found, as an error shows it: its ``repr``, cut off."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of thousands of digits or levels
+        text = f"a {type(value).__name__} of endless length"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def first_of(problems: Iterable[str], count: int | None = None) -> str:
+    """The first five problems, each on a line of its own, and how many more there are.
+
+    Args:
+        problems: may be made as they are needed.
+        count: how many there are; needed unless they are a sequence.
+    """
+    more = (len(problems) if count is None else count) - 5
+    lines = [*islice(problems, 5), *([f"… and {more} more"] if more > 0 else [])]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def explain(problem: Mapping[str, Any]) -> str:
     """One of pydantic's ``ValidationError.errors()``: the name, what is wrong, and what was found."""
-    name = ".".join(map(str, problem["loc"]))
-    found = "" if problem["type"] in ("missing", "value_error") else f", found {problem['input']!r}"
+    name = shown(".".join(map(str, problem["loc"])))[1:].removesuffix("'")
+    found = "" if problem["type"] in ("missing", "value_error") else f", found {shown(problem['input'])}"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}".removeprefix(": ")

@@ -14,6 +14,7 @@ from feedface_core.config import AdapterConfig
 from feedface_core.files.adapter_file import save_adapter
 
 from .config import Config
+from .config.fields import as_path
 from .errors import TrainerError, exit_code
 from .models.face_encoder import load_face_encoder
 from .models.frozen_model import DTYPES
@@ -55,7 +56,7 @@ def export(
     Raises:
         TrainerError: for a checkpoint or an encoder that is missing, or that do not belong together.
     """
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_checkpoint(as_path(source, "source"))
     config = Config.from_json(checkpoint.state["config"])
     adapter = AdapterConfig.from_json(checkpoint.state["adapter"])
     if title is not None:

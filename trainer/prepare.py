@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,12 +29,14 @@ from feedface_core.faces import crop as crops
 from feedface_core.files.atomic import replacing
 
 from .config import PrepareSettings
+from .config.fields import as_path, make_folder
 from .data import pictures
 from .data.manifest import write_rows
 from .errors import TrainerError
 from .preparation import masks
-from .preparation.identities import compares_faces, compile_pattern, identify
+from .preparation.identities import compares_faces, identify, named_identity
 from .preparation.inputs import find_photos
+from .preparation.journal import NAME as PROGRESS
 from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
 from .preparation.recognisers import Recognise, Recogniser, load_recogniser
@@ -43,6 +46,7 @@ from .preparation.stages import Caption, FindFace, Mask, Write
 logger = logging.getLogger(__name__)
 
 DUPLICATE_DISTANCE = 4
+LOCK = "prepare.lock"
 _COLUMNS = ("id", "path", "caption", "width", "height", "bbox", "square_bbox", "mask_path", "crop_path", "identity")
 
 
@@ -85,14 +89,19 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> dict[str, Any]:
     """
     from filelock import FileLock, Timeout
 
-    if settings.identity.source == "pattern" or settings.identity.pattern is not None:
-        compile_pattern(settings.identity.pattern)
-    output = Path(settings.output).expanduser()
+    output = as_path(settings.output, "output")
     settings = settings.model_copy(update={"output": str(output)})
     photos, root = find_photos(settings.photos, output)
-    output.mkdir(parents=True, exist_ok=True)
+    for photo in photos:  # a pattern that takes too long
+        if not compares_faces(photo, settings.identity):
+            named_identity(photo, settings.identity)
+    for folder in ("", "masks", "crops"):
+        make_folder(output / folder, "output")
+    for name in (f"manifest.{settings.manifest}", "dropped.jsonl", "summary.json", "contact_sheet.png", LOCK, PROGRESS):
+        if (output / name).is_dir():
+            raise TrainerError(f"{output / name}: a folder is where a file is to be written")
     try:  # the system lets go of the lock however this process ends
-        with FileLock(output / "prepare.lock", timeout=0):
+        with FileLock(output / LOCK, timeout=0):
             return _prepare(settings, photos, root, output, progress)
     except Timeout as error:
         raise TrainerError(f"{output}: another trainer.prepare is writing to this folder") from error
@@ -176,9 +185,15 @@ def _work(
             # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
             pool = ProcessPoolExecutor(settings.workers, get_context("spawn"), _start_worker, arguments)
             results = stack.enter_context(pool).map(_work_on, batches)
-        for batch in results:
-            yield from batch
-            bar.update(len(batch))
+        try:
+            for batch in results:
+                yield from batch
+                bar.update(len(batch))
+        except BrokenProcessPool as error:
+            raise TrainerError(
+                f"one of workers={settings.workers} processes was ended, as the system does when memory runs out. Go "
+                "on with fewer of them; what was done is kept"
+            ) from error
 
 
 def _start_worker(*arguments: Any) -> None:

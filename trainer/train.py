@@ -14,18 +14,19 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import Config
+from .config.fields import as_path, make_folder
 from .data.batch import Batch
 from .data.dataset import FaceDataset, TensorShapes, make_loader
 from .data.manifest import Record, common_rule, read_manifest
 from .data.order import GlobalBatches
-from .errors import exit_code
+from .errors import TrainerError, exit_code
 from .models.adapter import Models, load_models
+from .models.features import find_cache, open_cache
 from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock
 from .training.processes import be_deterministic, make_accelerator, on_main
@@ -57,6 +58,19 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     return Config.load(path, values)
 
 
+def check_files(config: Config) -> None:
+    """Raises ``TrainerError`` for files that would be missed only after the models are loaded."""
+    wanted = config.validation.references if config.train.validate_every is not None else []
+    named = [("validation.references", path) for path in wanted]
+    if config.adapter.init is not None:
+        named.append(("adapter.init", config.adapter.init))
+    for setting, path in named:
+        if not as_path(path, setting).is_file():
+            raise TrainerError(f"{setting}: {path}: no such file")
+    if config.data.cache is not None:
+        find_cache(config)
+
+
 def read_records(config: Config) -> list[Record]:
     """The photos of the run.
 
@@ -80,8 +94,6 @@ def make_batches(
     """
     cache = None
     if config.data.cache is not None:
-        from .models.features import open_cache
-
         cache = open_cache(config, records, models.frozen, models.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)
 
@@ -117,11 +129,14 @@ def train(config: Config) -> bool:
         be_deterministic()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        on_main(accelerator, lambda: stack.enter_context(run_lock(Path(config.train.output))))
+        output = make_folder(config.train.output, "train.output")
+        on_main(accelerator, lambda: stack.enter_context(run_lock(output)))
         if config.model.attention == "plain":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         records = read_records(config)
-        models = load_models(config, accelerator.device, common_rule(records))
+        rule = common_rule(records)
+        check_files(config)
+        models = load_models(config, accelerator.device, rule)
         dataset, batches = make_batches(config, accelerator, models, records)
         validation = None
         if config.train.validate_every is not None:

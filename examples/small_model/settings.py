@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.config import OptimiserSettings, TrainSettings
-from trainer.config.settings import Count, NotNegative, Positive, Section, Settings
+from trainer.config.fields import Count, NotNegative, Positive
+from trainer.config.settings import Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
 STAGES = ("autoencoder", "unet", "encoder", "masks", "recogniser")

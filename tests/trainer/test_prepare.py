@@ -293,7 +293,7 @@ def test_other_processes_give_the_same_manifest(table, tmp_path):
         (lambda folder: write_table(folder / "t.jsonl", [{"path": "a"}] * 2), "row 2: a was in row 1 already"),
         (
             lambda folder: write_table(folder / "t.jsonl", [{"path": "a", "caption": [1]}]),
-            "caption is [1], expected text",
+            "caption: Input should be a valid string, found [1]",
         ),
         (lambda folder: write_table(folder / "t.csv", []), "holds no rows"),
     ],

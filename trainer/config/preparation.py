@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+import regex
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
 
-from .settings import Count, NotNegative, Positive, Probability, Section, Settings
+from ..errors import shown
+from .fields import Device, NotNegative, PathText, Positive, Probability, Text
+from .settings import Section, Settings
+
+
+def _pattern(text: str) -> str:
+    try:
+        groups = regex.compile(text).groups
+    except (regex.error, RecursionError) as error:
+        raise ValueError(f"{shown(text)}: not a regular expression ({error})") from error
+    if groups < 1:
+        raise ValueError(f"{shown(text)}: needs a group that is the person, such as '(.+)_\\d+'")
+    return text
+
+
+Pattern = Annotated[Text, Field(max_length=1000), AfterValidator(_pattern)]
+Folders = Annotated[list[PathText], Field(max_length=100)]
 
 
 class DetectSettings(Section):
@@ -14,13 +32,13 @@ class DetectSettings(Section):
 
     detector: Literal["auto", "insightface", "mtcnn", "whole image"] = "auto"
     """auto is InsightFace if its models are there, else MTCNN."""
-    insightface_roots: list[str] = ["models/insightface", "~/.insightface"]
+    insightface_roots: Folders = ["models/insightface", "~/.insightface"]
     """Folders that hold models/<pack>/*.onnx."""
-    model: str | None = None
+    model: Text | None = None
     """InsightFace model pack; null takes the best one there is."""
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Lowest confidence of a face; null is 0.9 for MTCNN and 0.5 for InsightFace."""
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 class FilterSettings(Section):
@@ -37,11 +55,11 @@ class FilterSettings(Section):
 class CropSettings(Section):
     """The square face crop."""
 
-    scale: Annotated[float, Field(ge=1)] = 1.1
+    scale: Annotated[float, Field(ge=1, le=16)] = 1.1
     """Side of the square over the longer side of the box."""
     border: Literal["pad", "clamp"] = "pad"
     """A square that reaches past the border is padded, or moved and shrunk until it lies inside."""
-    size: Positive = 224
+    size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the saved crop in pixels: the encoder's image size saves cutting it again."""
 
 
@@ -50,23 +68,23 @@ class MaskSettings(Section):
 
     parser: Literal["auto", "facer", "ellipse"] = "auto"
     """auto is Facer if its model is there, else an ellipse from the landmarks."""
-    parser_roots: list[str] = ["models/facer", "~/.cache/torch/hub/checkpoints"]
+    parser_roots: Folders = ["models/facer", "~/.cache/torch/hub/checkpoints"]
     """Folders that hold face_parsing.farl.lapa*.pt."""
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 class CaptionSettings(Section):
     """Captions come with the photos (a table, or a .txt file beside each), or from a model."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Folder of a transformers image-to-text model, for photos without a caption."""
-    prompt: str | None = None
+    prompt: Text | None = None
     """Text that the model goes on from, for models that take one."""
-    most_tokens: Positive = 60
+    most_tokens: Annotated[int, Field(gt=0, le=10_000)] = 60
     """Longest caption of the model."""
     missing: Literal["keep", "drop"] = "keep"
     """What happens to photos that have no caption in the end."""
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 class IdentitySettings(Section):
@@ -75,20 +93,26 @@ class IdentitySettings(Section):
     source: Literal["auto", "given", "pattern", "folder", "cluster", "none"] = "auto"
     """auto: as given, else by pattern if there is one, else the sub-folder as far as a recogniser finds one person in
     it. folder: the sub-folder, whoever is in it."""
-    pattern: str | None = None
+    pattern: Pattern | None = None
     """Regular expression on the file name whose first group is the person, such as '(.+)_\\d+'."""
     recogniser: Literal["auto", "insightface", "dlib"] = "auto"
     """Compares faces: InsightFace if its models are there, else dlib."""
     distance: Annotated[float, Field(gt=0, le=2)] | None = None
     """Largest mean distance within one person; null is the recogniser's own."""
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.source == "pattern" and self.pattern is None:
+            raise ValueError("identity.source=pattern needs a group that is the person in identity.pattern")
+        return self
+
 
 class PrepareSettings(Settings):
     """Everything that preparing photos depends on."""
 
-    photos: str
+    photos: PathText
     """A folder (with sub-folders), a glob, or a CSV, JSONL or Parquet table with path, caption and identity."""
-    output: str
+    output: PathText
     """Folder of the manifest, masks and crops."""
     detect: DetectSettings = DetectSettings()
     filter: FilterSettings = FilterSettings()
@@ -98,9 +122,9 @@ class PrepareSettings(Settings):
     identity: IdentitySettings = IdentitySettings()
     manifest: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the manifest."""
-    workers: Count = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that work on photos side by side; 0 works in this one."""
-    batch_size: Positive = 8
+    batch_size: Annotated[int, Field(gt=0, le=4096)] = 8
     """Photos that go through the stages together."""
-    sheet: Count = 64
+    sheet: Annotated[int, Field(ge=0, le=1000)] = 64
     """Photos on the contact sheet; 0 makes none."""

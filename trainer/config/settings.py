@@ -5,27 +5,27 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from typing_extensions import Self
 
-from ..errors import TrainerError, explain, first_of
+from ..errors import TrainerError, explain, first_of, shown
+from .fields import as_path
 
 logger = logging.getLogger(__name__)
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-_CLOSED = {"extra": "forbid", "frozen": True, "use_attribute_docstrings": True, "allow_inf_nan": False}
+MOST_BYTES = 2**17
+"""Of a YAML file or an override: the reader takes seconds for a megabyte."""
+_CLOSED = {"extra": "forbid", "frozen": True, "strict": True, "use_attribute_docstrings": True, "allow_inf_nan": False}
 
 
 class Section(BaseModel):
@@ -41,8 +41,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **_):
-        """What the constructor is given, then the file ``yaml_file``; neither the environment nor secrets."""
-        return init_settings, _YamlFile(settings_cls, init_settings.init_kwargs.pop("yaml_file", None))
+        """What the constructor is given, then ``file``, a file's values; neither the environment nor secrets."""
+        return init_settings, InitSettingsSource(settings_cls, init_settings.init_kwargs.pop("file", {}))
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = (), **values: Any) -> Self:
@@ -57,17 +57,26 @@ class Settings(BaseSettings):
             TrainerError: a file that is missing or no YAML mapping, a setting that does not exist (with the nearest
                 name), a value that does not fit.
         """
-        if path is not None and not Path(path).is_file():
-            raise TrainerError(f"{path}: cannot read the configuration: no such file")
+        file = {} if path is None else _read_file(as_path(path, "configuration"))
         assigned: dict[str, Any] = {}
         for override in overrides:
             _assign(assigned, override)
+        for name in assigned.keys() & values.keys():
+            raise TrainerError(f"{name} is given twice, as {shown(values[name])} and {shown(assigned[name])}")
+        return cls._make(path or "settings", assigned | values, file)
+
+    @classmethod
+    def _make(cls, source: str | Path, values: dict[str, Any], file: dict[Any, Any] | None = None) -> Self:
+        for name in [*values, *(file or ())]:  # pydantic-settings has options of its own behind some names
+            if name not in cls.model_fields:
+                raise TrainerError(f"{source}: {cls._unknown((name,))}")
         try:
-            return cls(yaml_file=path, **assigned | values)
+            return cls(file=file or {}, **values)
         except ValidationError as error:
-            problems = error.errors()
-            unknown = [cls._unknown(problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
-            raise TrainerError(f"{path or 'settings'}:{first_of(unknown or [*map(explain, problems)])}") from None
+            found = error.errors()
+            unknown = [problem["loc"] for problem in found if problem["type"] == "extra_forbidden"]
+            lines = map(cls._unknown, unknown) if unknown else map(explain, found)
+            raise TrainerError(f"{source}:{first_of(lines, len(unknown or found))}") from None
 
     def to_json(self) -> str:
         """The settings, defaults included, as one JSON object."""
@@ -81,15 +90,22 @@ class Settings(BaseSettings):
         Raises:
             TrainerError: as :meth:`load`.
         """
-        values, unknown = json.loads(text), []
         try:
-            return cls(**values)
-        except ValidationError as error:
-            unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
-        for *sections, name in unknown:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise TrainerError(f"the configuration is not JSON: {error}; found {shown(text)}") from error
+        if not isinstance(values, dict):
+            raise TrainerError(f"the configuration: expected sections with settings, found {shown(values)}")
+        former = []
+        if values.keys() <= cls.model_fields.keys():  # else it is no configuration of ours, as _make says
+            try:
+                return cls(**values)
+            except ValidationError as error:
+                former = [one["loc"] for one in error.errors() if one["type"] == "extra_forbidden"]
+        for *sections, name in former:
             del reduce(dict.__getitem__, sections, values)[name]
             logger.warning("left out the former setting %s", ".".join((*sections, name)))
-        return cls.load(**values)
+        return cls._make("the configuration", values)
 
     @classmethod
     def describe(cls) -> str:
@@ -102,12 +118,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def _unknown(cls, loc: tuple[str | int, ...]) -> str:
-        name, known = ".".join(map(str, loc)), [*cls.model_fields, *(full for full, _ in list_settings(cls))]
+        name, known = ".".join(map(str, loc))[:80], [*cls.model_fields, *(full for full, _ in list_settings(cls))]
         # The same name in another section, or one that is spelt alike.
         near = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
         near = near or difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(cls.model_fields)
-        return f"there is no setting {name}; {hint}"
+        return f"there is no setting {shown(name)[1:-1]}; {hint}"
 
 
 def list_settings(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -121,36 +137,61 @@ def list_settings(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def _assign(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise TrainerError(f"{override!r}: expected name=value, such as train.steps=100")
-    *sections, leaf = name.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
-            values[section] = {}
-        values = values[section]
-    values[leaf] = _read_yaml(text, override)
-
-
-class _YamlFile(YamlConfigSettingsSource):
-    def _read_file(self, file_path: Path) -> dict[str, Any]:
-        values = _read_yaml(file_path.read_bytes(), file_path) or {}
+    names = name.split(".")
+    if not equals or not all(names) or len(names) > 8:
+        raise TrainerError(f"{shown(override)}: expected name=value, such as train.steps=100")
+    for section in names[:-1]:
+        values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise TrainerError(f"{file_path}: expected sections with settings, found a {type(values).__name__}")
-        # A section whose settings are all commented out is None: it means the defaults.
-        return {name: value for name, value in values.items() if value is not None}
+            raise TrainerError(f"{shown(override)}: {section} is given already, as {shown(values)}")
+    if names[-1] in values:
+        raise TrainerError(f"{shown(override)}: {name} is given twice; before it was {shown(values[names[-1]])}")
+    values[names[-1]] = _read_yaml(text, shown(override))
+
+
+def _read_file(path: Path) -> dict[Any, Any]:
+    if not os.path.isfile(path):
+        raise TrainerError(f"{path}: cannot read the configuration: no such file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    values = _read_yaml(content, path) or {}
+    if not isinstance(values, dict):
+        raise TrainerError(f"{path}: expected sections with settings, found a {type(values).__name__}, {shown(values)}")
+    # A section whose settings are all commented out is None: it means the defaults.
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class _Loader(yaml.SafeLoader):
+    """YAML without aliases, whose copies of copies fill any memory, and without a key that is there twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read: write the value out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
+        names = set()
         for key, _ in node.value:
-            if names.count(key.value) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+            if str(key.value) in names:
+                text = f"{shown(key.value)[1:-1]} is there twice"
+                raise yaml.MarkedYAMLError(problem=text, problem_mark=key.start_mark)
+            names.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1, which PyYAML reads, takes 2e-5 for a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(text: str | bytes, source: str | Path) -> Any:
+    if len(text) > MOST_BYTES:
+        raise TrainerError(f"{source}: {len(text)} bytes are too many for settings, at most {MOST_BYTES}")
     try:
         return yaml.load(text, _Loader)  # derived from SafeLoader
-    except yaml.YAMLError as error:
-        raise TrainerError(f"{source}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TrainerError(f"{source}: not valid YAML: {str(error)[:400]}") from error

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from .settings import Count, NotNegative, Positive, PositiveFloat, Probability, Section, Settings
+from ..errors import shown
+from .fields import Count, Name, NotNegative, PathText, Positive, PositiveFloat, Probability, Seed, Text
+from .settings import Section, Settings
 
-Triple = tuple[float, float, float]
+
+def _different(values: list[str]) -> list[str]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{shown(value)} is there twice")
+    return values
+
+
+def _list_or_text(value: Any) -> str:
+    return "list" if isinstance(value, (list, tuple)) else "text"
+
+
+def _channels(low: float, high: float) -> Any:
+    channel = Annotated[float, Field(ge=low, le=high)]
+    return Annotated[tuple[channel, channel, channel], Field(strict=False)]  # YAML and JSON have lists
+
+
+Side = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Scale = Annotated[float, Field(ge=-1000, le=1000)]
+Manifests = Annotated[list[PathText], Field(min_length=1, max_length=1000), AfterValidator(_different)]
+Sites = Annotated[list[Name], Field(min_length=1, max_length=1000), AfterValidator(_different)]
 MAX_REFERENCES = 5
 
 
 class ModelSettings(Section):
     """The frozen base model."""
 
-    base: str
+    base: PathText
     """A single-file checkpoint (.safetensors, .ckpt) or diffusers folder; with allow_hub also a hub name."""
-    config: str | None = None
+    config: PathText | None = None
     """A diffusers folder that describes a single-file checkpoint, for machines without network."""
-    stable_diffusion: str | None = None
+    stable_diffusion: PathText | None = None
     """For UniDiffuser: the Stable Diffusion 1.x checkpoint or folder whose autoencoder and text encoder it uses."""
-    caption_decoder: str | None = None
+    caption_decoder: PathText | None = None
     """For UniDiffuser: caption_decoder.pth or its conversion; null looks beside the base."""
-    image_encoder: str | None = None
+    image_encoder: PathText | None = None
     """For UniDiffuser: a folder with CLIP ViT-B/32 (CLIPModel) and its projection, which makes the image token."""
-    data_type: Literal[0, 1] = 1
+    data_type: Annotated[int, Field(ge=0, le=1)] = 1
     """For UniDiffuser: the data-type token in training. Sampling has 1; the published training has 0."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """A folder with CLIP's vocab.json and merges.txt, for single-file checkpoints (ComfyUI's comfy/sd1_tokenizer)."""
     family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"] = "auto"
     """The family of the base; anything but auto is checked against what the file holds."""
@@ -48,19 +72,19 @@ class ModelSettings(Section):
 class EncoderSettings(Section):
     """The frozen image encoder of the face crops."""
 
-    path: str
+    path: PathText
     """A folder with a transformers CLIPVisionModel (or CLIPModel)."""
-    layer: int = -2
+    layer: Annotated[int, Field(ge=-257, le=256)] = -2
     """Which hidden states are the face tokens; -2 is the penultimate, before the post layer norm."""
-    image_size: Positive = 224
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the crop the encoder sees, in pixels."""
-    image_mean: Triple = (0.48145466, 0.4578275, 0.40821073)
+    image_mean: _channels(-10, 10) = (0.48145466, 0.4578275, 0.40821073)
     """Mean for each channel; the released adapter has 0.5."""
-    image_std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    image_std: _channels(1e-3, 10) = (0.26862954, 0.26130258, 0.27577711)
     """Standard deviation for each channel; the released adapter has 0.5."""
     included: bool = True
     """Put the encoder's weights into the adapter file, so that it needs nothing else."""
-    name: str = ""
+    name: Text = ""
     """Name of the encoder for an adapter file that does not include it."""
 
 
@@ -68,25 +92,27 @@ class AdapterSettings(Section):
     """The trained part: control branches and the projection of the face tokens."""
 
     encoder: EncoderSettings
-    sites: Literal["default", "all"] | list[str] = "default"
+    sites: Annotated[
+        Annotated[Literal["default", "all"], Tag("text")] | Annotated[Sites, Tag("list")], Discriminator(_list_or_text)
+    ] = "default"
     """Where branches attach: one a spatial transformer, every transformer block, or a list of site names."""
     tap: Literal["input", "output"] = "input"
     """Which tensor of the frozen block the branch reads."""
     self_attention: bool = True
     """Whether a branch has self-attention; without it a branch costs about half."""
-    depth: Positive = 1
+    depth: Annotated[int, Field(gt=0, le=64)] = 1
     """Transformer blocks in a branch."""
-    heads: Positive | None = None
+    heads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """Attention heads of every branch; null takes those of the frozen block."""
-    context_width: Positive | None = None
+    context_width: Annotated[int, Field(gt=0, le=65536)] | None = None
     """Width of the projected face tokens; null takes the base's cross-attention width."""
     dropped_face: Literal["none", "learned", "zero_crop"] = "none"
     """What a dropped face is: no branch, learned tokens, or the tokens of a crop of zeros."""
     combination: Literal["concat", "average"] = "concat"
     """How several references become one context."""
-    init: str | None = None
+    init: PathText | None = None
     """An adapter file to start from."""
-    title: str = ""
+    title: Text = ""
     """Title in the adapter's metadata."""
 
     @model_validator(mode="before")
@@ -95,7 +121,7 @@ class AdapterSettings(Section):
         """``dropped_face: none`` was ``null: off`` before, which YAML reads as ``None: False``."""
         if isinstance(values, dict):
             values = {"dropped_face" if name in ("null", None) else name: value for name, value in values.items()}
-            if values.get("dropped_face") in ("off", False):
+            if values.get("dropped_face") is False or values.get("dropped_face") == "off":
                 values["dropped_face"] = "none"
         return values
 
@@ -108,17 +134,19 @@ class AdapterSettings(Section):
 class DataSettings(Section):
     """Photos, references and how they are drawn."""
 
-    manifest: str | list[str]
+    manifest: Annotated[
+        Annotated[PathText, Tag("text")] | Annotated[Manifests, Tag("list")], Discriminator(_list_or_text)
+    ]
     """Manifests written by trainer.prepare (JSONL or Parquet), or of the released format."""
-    root: str | None = None
+    root: PathText | None = None
     """Folder that relative paths of the manifest start from; null takes the manifest's own folder."""
     drop_missing: bool = False
     """Leave out manifest rows whose files are missing, instead of stopping."""
-    cache: str | None = None
+    cache: PathText | None = None
     """Folder written by trainer.cache; null encodes everything at each step."""
-    cache_batch: Positive = 8
+    cache_batch: Annotated[int, Field(gt=0, le=4096)] = 8
     """Photos, captions or crops that trainer.cache encodes at once."""
-    resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 512
+    resolution: Side = 512
     """Side of the training square, in pixels."""
     crop: Literal["face", "centre"] = "face"
     """The training square: the middle of the photo, moved as little as it takes to hold the face, or not."""
@@ -132,15 +160,15 @@ class DataSettings(Section):
     """Take the references from other photos of the same identity where there are any."""
     duplicate_distance: Annotated[int, Field(ge=0, le=64)] = 4
     """Photos or face crops whose hashes differ in at most this many of 64 bits are the same picture."""
-    augment_variants: Count = 8
+    augment_variants: Annotated[int, Field(ge=0, le=1000)] = 8
     """Where the own photo is the reference, because there is no other one of the person: in how many ways its crop is
     changed (place, size, tilt, colours, blur, background). The cache holds all of them; 0 takes the crop as it is."""
     unreadable_photos: Count = 10
     """Photos that may turn out to be unreadable in one start of a run: their samples are replaced by others, and they
     are named; one more saves and stops."""
-    workers: Count = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Loader processes for each training process; the samples do not depend on it."""
-    repeat: Positive = 1
+    repeat: Annotated[int, Field(gt=0, le=1000)] = 1
     """How often a photo comes in one epoch."""
 
     @property
@@ -171,19 +199,19 @@ class LossSettings(Section):
 class OptimiserSettings(Section):
     """AdamW."""
 
-    lr: PositiveFloat = 2e-5
+    lr: Annotated[float, Field(gt=0, le=10)] = 2e-5
     """Learning rate after the warm-up."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """Decay of the running means; the published training has (0.9, 0.9)."""
     weight_decay: NotNegative = 0.03
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[float, Field(ge=1e-20, le=1)] = 1e-8
     warmup_steps: Count = 100
     """Optimiser steps of linear warm-up, whatever the number of processes."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up, until train.steps."""
     clip: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null does not clip."""
-    accumulation: Positive = 1
+    accumulation: Annotated[int, Field(gt=0, le=65536)] = 1
     """Backward passes for one optimiser step; train.batch_size is split into so many parts."""
     fused: bool = True
     """The fused AdamW of torch."""
@@ -192,13 +220,13 @@ class OptimiserSettings(Section):
 class TrainSettings(Section):
     """Length, seed, checkpoints and logs."""
 
-    output: str
+    output: Annotated[PathText, AfterValidator(os.path.expanduser)]
     """Folder of checkpoints, logs and adapters."""
-    steps: Positive = 50_000
+    steps: Annotated[int, Field(gt=0, le=10**9)] = 50_000
     """Optimiser steps."""
-    batch_size: Positive = 16
+    batch_size: Annotated[int, Field(gt=0, le=65536)] = 16
     """Samples of one optimiser step over all processes: it has to divide by processes × accumulation."""
-    seed: int = 0
+    seed: Seed = 0
     """Order, flips, references, dropout, timesteps, noise and initial weights follow from it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the weights; null keeps none."""
@@ -214,7 +242,7 @@ class TrainSettings(Section):
     """Steps between validation pictures; null makes none."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves and pictures go."""
-    timeout_minutes: PositiveFloat = 120.0
+    timeout_minutes: Annotated[float, Field(ge=0.01, le=1e6)] = 120.0
     """How long processes wait for one another (pictures, checkpoints, reading the cache) before the run is given up."""
     deterministic: bool = True
     """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
@@ -223,22 +251,25 @@ class TrainSettings(Section):
 class ValidationSettings(Section):
     """Pictures made during training, on fixed seeds and references."""
 
-    prompts: list[str] = ["a photo of a person smiling in a garden", "an oil painting of a person"]
-    references: list[str] = []
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] = [
+        "a photo of a person smiling in a garden",
+        "an oil painting of a person",
+    ]
+    references: Annotated[list[PathText], Field(max_length=100)] = []
     """Photos of the person; empty takes the crops of the first samples of the manifest."""
-    seeds: list[int] = [0]
-    steps: Positive = 20
-    size: Annotated[int, Field(ge=64, multiple_of=8)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)] = [0]
+    steps: Annotated[int, Field(gt=0, le=1000)] = 20
+    size: Side | None = None
     """Side of the pictures in pixels; null takes data.resolution."""
     guidance: Literal["joint", "text_then_face", "face_then_text", "three_weights"] = "joint"
     """How unconditional, text and face predictions are combined."""
-    text_scale: float = 5.0
+    text_scale: Scale = 5.0
     """Scale of the text; the one scale of joint."""
-    face_scale: float = 5.0
+    face_scale: Scale = 5.0
     """Scale of the face; not used by joint."""
-    both_scale: float = 5.0
+    both_scale: Scale = 5.0
     """Scale of text and face together, of three_weights only."""
-    strength: NotNegative = 1.0
+    strength: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Factor of the branches' output."""
 
 

@@ -222,6 +222,7 @@ def read_picture(
         TrainerError: a photo or mask that cannot be read, or a mask of another shape than its photo.
     """
     photo = open_photo(record.path)
+    record.check_place(*photo.size)
     square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
     mask = torch.ones(1, resolution // cell, resolution // cell)
     if record.mask_path is not None:
@@ -240,7 +241,9 @@ def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_p
         crop = pictures.open_photo(record.crop_path)
         if crop.size == (size, size):
             return pictures.to_tensor(crop)
-    return pictures.cut_box(open_photo(record.path), record.square, size, record.crop_fill)
+    photo = open_photo(record.path)
+    record.check_place(*photo.size)
+    return pictures.cut_box(photo, record.square, size, record.crop_fill)
 
 
 def read_reference(
@@ -259,6 +262,7 @@ def read_reference(
         crop = read_crop(record, size, open_photo)
         return crop.flip(1) if flip else crop
     photo, mask = open_photo(record.path), None
+    record.check_place(*photo.size)
     if record.mask_path is not None and not augmentation.background:
         mask = pictures.read_mask(record.mask_path, photo.size)
     return augmented_crop(photo, record.square, size, augmentation, mask)

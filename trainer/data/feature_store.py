@@ -14,9 +14,10 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,6 +37,11 @@ def key_of(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+_KNOWN = TypeAdapter(dict[str, tuple[int, int, Annotated[str, Field(pattern="^[0-9a-f]{32}$")]]])
+_KEYS = TypeAdapter(list[Annotated[str, Field(strict=True, min_length=1)]])
+_HEADER = (_KEYS, "keys"), (TypeAdapter(dict[str, Any]), "about")
+
+
 class FileHashes:
     """Hashes of files' contents, kept in a JSON file: one whose size and time of change are the same is not read again.
 
@@ -45,22 +51,23 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, list[Any]] = {}
+        self.known: dict[str, tuple[int, int, str]] = {}
         try:
-            self.known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            pass  # not there yet, or cut off: the files are read again
+            self.known = _KNOWN.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            logger.warning("%s: damaged, so the files are read again (%s)", path, str(error)[:200])
 
     def of(self, file: Path) -> str:
         """The hash of a file, 32 hexadecimal digits. Raises ``TrainerError`` if it cannot be read."""
-        name = str(file.resolve())
         try:
-            status = file.stat()
-            state = [status.st_size, status.st_mtime_ns]
-            if self.known.get(name, [])[:2] != state:
-                self.known[name] = [*state, hashlib.blake2b(file.read_bytes()).hexdigest()[:32]]
-        except OSError as error:
-            raise TrainerError(f"{file}: cannot be read ({error.strerror})") from error
+            name, status = str(file.resolve()), file.stat()
+            state = status.st_size, status.st_mtime_ns
+            if self.known.get(name, ())[:2] != state:
+                self.known[name] = (*state, hashlib.blake2b(file.read_bytes()).hexdigest()[:32])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise TrainerError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         return self.known[name][2]
 
     def save(self) -> None:
@@ -100,14 +107,22 @@ class FeatureStore:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            logger.warning("%s: not a whole shard, ignored (%s)", path, error)
+                rows = {name: file.get_slice(name).get_shape()[:1] for name in file.keys()}  # noqa: SIM118
+            if metadata.get("format") != FORMAT:
+                logger.warning("%s: of another format, ignored", path)
+                return
+            keys, about = (adapter.validate_json(metadata.get(name, "")) for adapter, name in _HEADER)
+            if len(set(keys)) < len(keys) or any(count != [len(keys)] for count in rows.values()):
+                raise ValueError(f"{len(set(keys))} keys for rows of {rows}")
+        except (SafetensorError, OSError, ValueError) as error:
+            logger.warning("%s: not a whole shard, ignored (%s)", path, str(error)[:200])
             return
-        if metadata.get("format") != FORMAT:
-            logger.warning("%s: of another format, ignored", path)
-            return
-        self._found.append(json.loads(metadata["about"]))
-        self._rows |= {key: (path.name, row) for row, key in enumerate(json.loads(metadata["keys"]))}
+        self._found.append(about)
+        self._rows |= {key: (path.name, row) for row, key in enumerate(keys)}
+
+    def name(self, item: Any) -> str:
+        """What messages call an item."""
+        return str(item)
 
     def missing(self) -> dict[str, Any]:
         """Key → item of the features that are not there."""
@@ -124,12 +139,28 @@ class FeatureStore:
             if name not in self._files:
                 self._files[name] = safe_open(self.folder / name, "pt")
             file = self._files[name]
-            return {tensor: file.get_slice(tensor)[row] for tensor in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            tensors = {tensor: file.get_slice(tensor)[row] for tensor in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, IndexError) as error:
             raise TrainerError(f"{self.folder / name}: cannot be read ({error}); run trainer.cache again") from error
+        if not _finite(tensors):
+            raise TrainerError(
+                f"{self.folder / name}: the feature of {self.name(item)} holds NaN or infinity. Delete the file and "
+                "run trainer.cache again"
+            )
+        return tensors
 
     def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a feature; it is written with the next shard."""
+        """Keep a feature; it is written with the next shard.
+
+        Raises:
+            TrainerError: NaN or infinity, or as :meth:`flush`.
+        """
+        if not _finite(tensors):
+            name = next((self.name(item) for item, own in self.keys.items() if own == key), key)
+            raise TrainerError(
+                f"{self.kind} feature of {name}: the frozen model gave NaN or infinity. The photo was read: see to the "
+                "model's weights and number format"
+            )
         self._pending[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
         row_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows have the same shapes
@@ -153,7 +184,7 @@ class FeatureStore:
                 partial.chmod(0o644)  # safetensors makes it private, but other users' training may share a cache
                 with open(partial, "rb") as file:
                     os.fsync(file.fileno())
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last for rows of several shapes
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
             why = "the disk is full" if full else str(error)
             raise TrainerError(f"{path}: cannot be written: {why}. What was written before is kept") from error
@@ -174,3 +205,7 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # open files stay in their process; each worker opens its own
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())

@@ -11,24 +11,39 @@ from typing import Any
 
 from feedface_core.files.atomic import replacing
 
+from ..errors import shown
+
 
 def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """The lines that hold something, with their numbers from 1; a byte order mark is skipped."""
     with open(path, encoding="utf-8-sig", errors=errors) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.rstrip("\n")
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not text in UTF-8 ({error})") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice")
+    return values
 
 
 def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file. Raises ``ValueError`` with the number of a line that is none."""
     for number, line in read_lines(path):
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_without_repeats)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:  # a key twice; endless digits or levels
+            raise ValueError(f"line {number}: {error}") from error
         if not isinstance(value, dict):
-            raise ValueError(f"line {number}: expected an object, found {line[:60]!r}")
+            raise ValueError(f"line {number}: expected an object, found {shown(line)}")
         yield value
 
 
@@ -43,7 +58,7 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
         count += 1
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if wanted(value):
             kept.append(line)

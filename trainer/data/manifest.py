@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,9 @@ from pydantic.dataclasses import dataclass
 from feedface_core.faces import CROP_SCALE, FILL, check_box, square_box
 from feedface_core.files.atomic import replacing
 
-from ..errors import TrainerError, explain, first_of
+from ..config.fields import Name, PathText, Positive, Probability, Text, as_path
+from ..errors import TrainerError, explain, first_of, shown
+from . import pictures
 from .jsonl import read_objects
 
 
@@ -36,19 +39,46 @@ class CropRule(NamedTuple):
 DEFAULT_RULE = CropRule()
 
 
-def _existing(path: Path, info: ValidationInfo) -> Path:
-    path = path if info.context is None else info.context / path.expanduser()
-    if info.context is not None and not path.is_file():
-        raise ValueError(f"{path}: no such file")
+_PATH = TypeAdapter(PathText)
+LARGEST_COORDINATE = 1e7
+"""Of a box, in pixels."""
+LARGEST_SQUARE = 16
+"""Side of a face crop over the longer side of its photo: cutting it takes memory for every pixel."""
+
+
+def _file(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, Path):  # of a record
+        return value
+    path = Path(_PATH.validate_python(value))
+    if info.context is not None and not os.path.isfile(path := info.context / path.expanduser()):
+        raise ValueError(f"{shown(str(path))[1:-1]}: no such file")
     return path
 
 
-Box = Annotated[tuple[float, float, float, float], BeforeValidator(check_box)]
-File = Annotated[Path, AfterValidator(_existing)]
-Hash = Annotated[
-    int, Field(ge=0, lt=2**64), BeforeValidator(lambda value: int(value, 16) if isinstance(value, str) else value)
-]
-Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+def _four(value: Any) -> list[float]:
+    numbers = list(value) if isinstance(value, (list, tuple)) else []
+    if len(numbers) != 4 or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in numbers):
+        raise ValueError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {shown(str(value))}")
+    if any(abs(one) > LARGEST_COORDINATE and one not in (math.inf, -math.inf) for one in numbers):
+        raise ValueError(f"a box must lie in a photo, found {shown(str(value))}")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"a box must hold finite numbers, found {', '.join(str(float(one)) for one in numbers)}")
+    return [float(one) for one in numbers]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # a column with gaps, in Parquet
+
+
+def _hash(value: Any) -> Any:
+    return int(value, 16) if isinstance(value, str) else value
+
+
+Coordinates = Annotated[list[float], BeforeValidator(_four)]
+Box = Annotated[tuple[float, float, float, float], BeforeValidator(check_box), BeforeValidator(_four)]
+File = Annotated[Path, BeforeValidator(_file)]
+Pixels = Annotated[Positive, BeforeValidator(_whole)]
+Hash = Annotated[int, Field(strict=True, ge=0, lt=2**64), BeforeValidator(_hash)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"allow_inf_nan": False})
@@ -71,19 +101,19 @@ class Record:
         photo_hash, crop_hash: 64-bit perceptual hashes (hexadecimal in the manifest), or None.
     """
 
-    id: Text
+    id: Name
     path: File
-    caption: Annotated[str, AfterValidator(str.strip)] = ""
-    width: Annotated[int, Field(gt=0)] | None = None
-    height: Annotated[int, Field(gt=0)] | None = None
+    caption: Annotated[Text, AfterValidator(str.strip)] = ""
+    width: Pixels | None = None
+    height: Pixels | None = None
     bbox: Box
     square_bbox: Box | None = None
     mask_path: File | None = None
     crop_path: File | None = None
-    crop_scale: Annotated[float, Field(gt=0)] = DEFAULT_RULE.scale
+    crop_scale: Annotated[float, Field(strict=True, gt=0, le=16)] = DEFAULT_RULE.scale
     crop_border: Literal["pad", "clamp"] = DEFAULT_RULE.border
-    crop_fill: Annotated[float, Field(ge=0, le=1)] = DEFAULT_RULE.fill
-    identity: Text | None = None
+    crop_fill: Probability = DEFAULT_RULE.fill
+    identity: Name | None = None
     photo_hash: Hash | None = None
     crop_hash: Hash | None = None
 
@@ -97,12 +127,32 @@ class Record:
         """How the square came from the box."""
         return CropRule(self.crop_scale, self.crop_border, self.crop_fill)
 
+    def check_place(self, width: int, height: int) -> None:
+        """Raises ``TrainerError`` unless the photo has the size of the row, and box and square meet it.
+
+        Args:
+            width, height: of the upright photo, in pixels.
+        """
+        if (self.width or width, self.height or height) != (width, height):
+            raise TrainerError(
+                f"width, height: {self.path} has {width} × {height} pixels, but the manifest says "
+                f"{self.width} × {self.height}"
+            )
+        for name, box in (("bbox", self.bbox), ("square_bbox", self.square_bbox)):
+            if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+                found = ", ".join(f"{value:g}" for value in box)
+                raise TrainerError(f"{name}: {found} lies outside the photo of {width} × {height} pixels")
+        side = self.square[2] - self.square[0]
+        if side > LARGEST_SQUARE * max(width, height):
+            name = "square_bbox" if self.square_bbox else "bbox"
+            raise TrainerError(f"{name}: makes a crop of {side:g} pixels of a photo of {width} × {height}")
+
 
 _RECORD = TypeAdapter(Record)
 
 
 def parse_row(row: Mapping[str, Any], folder: Path) -> Record:
-    """One row as a record whose files exist.
+    """One row as a record whose files exist, and whose box lies in the photo.
 
     Args:
         row: its columns.
@@ -113,10 +163,15 @@ def parse_row(row: Mapping[str, Any], folder: Path) -> Record:
     """
     row = {name: value for name, value in row.items() if value is not None and value != ""}
     try:
-        return _RECORD.validate_python({"id": row.get("path", ""), **row}, context=folder)
+        record = _RECORD.validate_python({"id": row.get("path", ""), **row}, context=folder)
     except ValidationError as error:
-        problems = {problem["loc"][0]: explain(problem) for problem in error.errors()}  # one for each column
-        raise TrainerError("; ".join(problems.values())) from error
+        found = [one for one in error.errors() if "id" in row or one["loc"] != ("id",)]  # else the path is the id
+        problems = {problem["loc"][0]: explain(problem) for problem in found}  # one for each column
+        raise TrainerError("; ".join([*problems.values()][:5])) from error
+    size = (record.width, record.height) if record.width and record.height else pictures.size_of(record.path)
+    if size is not None:
+        record.check_place(*size)
+    return record
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -125,19 +180,20 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         TrainerError: a file that is missing, empty, of another kind, or not what its name says.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = as_path(path, "manifest")
+    if not os.path.isfile(path):
         raise TrainerError(f"manifest {path}: no such file; python -m trainer.prepare makes one")
-    is_parquet = _is_parquet(path)
     try:
-        if is_parquet:
+        if _is_parquet(path):
             from pyarrow import parquet
 
-            rows = parquet.read_table(path).to_pylist()
+            rows = parquet.ParquetFile(path).read().to_pylist()
         else:
             rows = list(read_objects(path))
-    except (ValueError, OSError) as error:  # of JSON, UTF-8 or Arrow
-        raise TrainerError(f"manifest {path}: cannot be read: {error}") from error
+    except TrainerError:
+        raise
+    except Exception as error:  # of JSON, UTF-8, or one of Arrow's dozen
+        raise TrainerError(f"manifest {path}: cannot be read: {str(error)[:400]}") from error
     if not rows:
         raise TrainerError(f"manifest {path}: holds no rows")
     return rows
@@ -153,19 +209,25 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a manifest in one piece: a reader sees the old file or the new one, never a part.
 
     Raises:
-        TrainerError: for a name that ends neither in .jsonl nor in .parquet.
+        TrainerError: for a name that ends neither in .jsonl nor in .parquet, values that such a file cannot hold, or
+            a folder that cannot be written to. What was there before stays.
     """
-    with replacing(Path(path)) as partial:
-        if _is_parquet(Path(path)):
-            import pyarrow
-            from pyarrow import parquet
+    path, rows = Path(path), [dict(row) for row in rows]
+    is_parquet = _is_parquet(path)
+    try:
+        with replacing(path) as partial, open(partial, "wb") as file:
+            if is_parquet:
+                import pyarrow
+                from pyarrow import parquet
 
-            parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), partial)
-        else:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
+                parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+            else:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, ValueError, TypeError) as error:  # of the disk, or of what JSON and Arrow have no form for
+        raise TrainerError(f"{path}: cannot be written: {error}") from error
 
 
 def read_manifest(
@@ -185,19 +247,25 @@ def read_manifest(
         TrainerError: rows that cannot be used (a file that is missing, no face box, …): says how many, and
             lists the first ones with their reasons; or no row that can be used.
     """
-    records, problems, times = [], [], Counter()
+    records, problems, times, ids = [], [], Counter(), set()
+    if root is not None and not os.path.isdir(root := as_path(root, "data.root")):
+        raise TrainerError(f"data.root {root}: no such folder")
     for manifest in [manifests] if isinstance(manifests, (str, Path)) else manifests:
-        folder = Path(manifest).parent if root is None else Path(root)
+        folder = root or as_path(manifest, "manifest").parent
         for number, row in enumerate(read_rows(manifest), 1):
             try:
                 record = parse_row(row, folder)
             except TrainerError as error:
-                problems.append(f"{manifest}, row {number}, {row.get('path')}: {error}")
+                problems.append(f"{manifest}, row {number}, {shown(row.get('path'))}: {error}")
                 continue
-            times[record.id] += 1  # the same photo may come twice, with two captions
-            if times[record.id] > 1:
-                record = replace(record, id=f"{record.id}#{times[record.id]}")
-            records.append(record)
+            name = record.id
+            while name in ids:  # the same photo may come twice, with two captions
+                times[record.id] += 1
+                name = f"{record.id}#{times[record.id] + 1}"
+            ids.add(name)
+            records.append(record if name == record.id else replace(record, id=name))
+    if not records and not problems:
+        raise TrainerError("data.manifest is an empty list: name a manifest")
     if problems and (not drop_missing or not records):
         hint = "" if drop_missing else "\nRepair the manifest, or leave such rows out with data.drop_missing=true"
         count = f"{len(problems)} of {len(problems) + len(records)}"
@@ -213,12 +281,10 @@ def common_rule(records: Sequence[Record]) -> CropRule:
     """
     counts = Counter(record.rule for record in records)
     if len(counts) > 1:
-        listed = ", ".join(
-            f"{count} with {rule.scale:g}, {rule.border}, fill {rule.fill:g}" for rule, count in counts.most_common()
-        )
+        ways = [f"{n} with {rule.scale:g}, {rule.border}, fill {rule.fill:g}" for rule, n in counts.most_common()]
         raise TrainerError(
-            f"the photos' face crops were made in {len(counts)} ways ({listed}: scale, border and fill), but an "
-            "adapter is used with one. Prepare all of them with the same crop.scale and crop.border"
+            f"the photos' face crops were made in {len(ways)} ways ({', '.join(ways)}: scale, border and fill), but "
+            "an adapter is used with one. Prepare all of them with the same crop.scale and crop.border"
         )
     return next(iter(counts), DEFAULT_RULE)
 
@@ -228,7 +294,7 @@ def fingerprint(records: Sequence[Record]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
         values = {name: getattr(record, name) for name in ("id", "caption", "square", "identity", "rule")}
-        values |= {"box": record.bbox, "mask": record.mask_path is not None, "crop": record.crop_path is not None}
-        values |= {"photo_hash": record.photo_hash, "crop_hash": record.crop_hash}
+        values |= {"box": record.bbox, "photo_hash": record.photo_hash, "crop_hash": record.crop_hash}
+        values |= {"mask": record.mask_path is not None, "crop": record.crop_path is not None}
         digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

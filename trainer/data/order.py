@@ -13,8 +13,11 @@ from functools import lru_cache
 
 from torch import Tensor
 
+from ..errors import TrainerError
 from . import randomness
 
+MOST_SAMPLES = 10**8
+"""Of an epoch: their order is 0.8 GB."""
 Entry = tuple[int, int]
 """Index of a sample, and its visit: how often it came before."""
 
@@ -43,7 +46,8 @@ class GlobalBatches:
         process, processes: index and number of the training processes.
 
     Raises:
-        ValueError: no samples, or a batch that does not divide by processes × accumulation.
+        TrainerError: no samples, more than can be put in order, or a batch that does not divide by processes ×
+            accumulation.
     """
 
     count: int
@@ -58,9 +62,14 @@ class GlobalBatches:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError("there are no samples to train on")
+            raise TrainerError("there are no samples to train on")
+        if self.count * self.repeat > MOST_SAMPLES:
+            raise TrainerError(
+                f"data.repeat is {self.repeat}, which makes {self.count * self.repeat} samples an epoch of "
+                f"{self.count} photos; at most {MOST_SAMPLES} can be put in order"
+            )
         if self.batch_size % (self.processes * self.accumulation):
-            raise ValueError(
+            raise TrainerError(
                 f"train.batch_size is {self.batch_size}, which does not divide by {self.processes} process(es) × "
                 f"{self.accumulation} accumulation part(s)"
             )

@@ -28,16 +28,44 @@ MASK_THRESHOLD = 11
 MASK_SHAPE_TOLERANCE = 0.02
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+"""Whatever the file is called: Pillow would start Ghostscript for an EPS."""
+
+
+def open_picture(path: str | Path) -> Image:
+    """``PIL.Image.open`` for photos and masks, as far as the plugins are there. Raises whatever the decoder raises."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(path, formats=formats)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"expected one of {', '.join(formats)}") from error
+
+
+def size_of(path: str | Path) -> tuple[int, int] | None:
+    """Width and height of an upright photo by its header, or None if it has none."""
+    from PIL import ExifTags
+
+    try:
+        with open_picture(path) as file:
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return file.size[::-1] if turned else file.size
+    except Exception:  # as below; why, is said where the photo is read
+        return None
+
+
 def open_photo(path: str | Path) -> Image:
     """An upright RGB photo, as :func:`feedface_core.faces.load_image` reads it, but left in 8 bits.
 
     Raises:
         TrainerError: a file that is missing, no picture, or cut off.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(path) as file:
+        with open_picture(path) as file:
             if file.mode in ("RGB", "L") and "transparency" not in file.info:
                 return ImageOps.exif_transpose(file).convert("RGB")
             return to_picture(image_from_pil(file))
@@ -114,10 +142,8 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     Raises:
         TrainerError: a file that is no picture, or of another shape than the photo.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as file:
+        with open_picture(path) as file:
             values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
     except Exception as error:  # as above
         raise TrainerError(f"{path}: not a readable mask ({error or type(error).__name__})") from error

@@ -182,6 +182,17 @@ class FeatureCache(dict[str, Features]):
         )
 
 
+def find_cache(config: Config) -> Path:
+    """The folder ``data.cache``. Raises ``TrainerError`` if it is missing; asked for before the models are loaded."""
+    folder = Path(config.data.cache).expanduser()
+    if not folder.is_dir():
+        raise TrainerError(
+            f"data.cache {folder}: no such folder. Make it with python -m trainer.cache and the same settings, or "
+            "train without a cache (data.cache=null)"
+        )
+    return folder
+
+
 def open_cache(config: Config, records: Sequence[Record], base: FrozenModel, encoder: FaceEncoder) -> FeatureCache:
     """The cache of a run, complete.
 
@@ -192,12 +203,7 @@ def open_cache(config: Config, records: Sequence[Record], base: FrozenModel, enc
         TrainerError: a folder that is missing, or features that are not there: says which, and whether the model,
             the settings or the photos are others.
     """
-    folder = Path(config.data.cache).expanduser()
-    if not folder.is_dir():
-        raise TrainerError(
-            f"data.cache {folder}: no such folder. Make it with python -m trainer.cache and the same settings, or "
-            "train without a cache (data.cache=null)"
-        )
+    folder = find_cache(config)
     found, problems = FeatureCache(config, records, base, encoder), []
     for kind, features in found.items():
         if missing := features.missing():

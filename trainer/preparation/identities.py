@@ -6,18 +6,19 @@ or date, and strangers taken for one person would be each other's references.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
+import regex
 
 from ..config.preparation import IdentitySettings
 from ..errors import TrainerError
 from .photo import Photo
 
+PATTERN_SECONDS = 1.0
 MOST_CLUSTERED = 20_000
 """Average linkage keeps all pairwise distances: 1.6 GB at this number of photos."""
 
@@ -122,14 +123,20 @@ def named_identity(photo: Photo, settings: IdentitySettings) -> tuple[str | None
     """The person as given, by the pattern, or if that was asked for by the sub-folder, and which of the three.
 
     Raises:
-        TrainerError: for a pattern that is no regular expression with a group.
+        TrainerError: for a pattern that takes too long.
     """
     source = settings.source
     if source in ("auto", "given") and photo.given.get("identity"):
         return str(photo.given["identity"]), "given"
     if source == "pattern" or (source == "auto" and settings.pattern is not None):
-        found = compile_pattern(settings.pattern).search(photo.path.name)
-        return (found.group(1) if found else None), "pattern"
+        try:
+            found = regex.search(settings.pattern, photo.path.name, timeout=PATTERN_SECONDS)
+        except TimeoutError as error:
+            raise TrainerError(
+                f"identity.pattern {settings.pattern!r}: takes more than {PATTERN_SECONDS:g} s for {photo.path.name}; "
+                "a repeat inside a repeat, such as (a+)+, tries every way to part the name"
+            ) from error
+        return (found.group(1) or None if found else None), "pattern"
     return (folder_of(photo), "folder") if source == "folder" else (None, "none")
 
 
@@ -137,17 +144,6 @@ def folder_of(photo: Photo) -> str | None:
     """The photo's sub-folder of the input folder, or None."""
     parent = PurePosixPath(photo.id).parent
     return None if parent == PurePosixPath(".") or parent.is_absolute() else str(parent)
-
-
-def compile_pattern(pattern: str | None) -> re.Pattern[str]:
-    """Raises ``TrainerError`` unless the pattern is a regular expression with a group."""
-    try:
-        compiled = re.compile(pattern or "")
-    except re.error as error:
-        raise TrainerError(f"identity.pattern {pattern!r}: not a regular expression ({error})") from error
-    if compiled.groups < 1:
-        raise TrainerError(f"identity.pattern {pattern!r}: needs a group that is the person, such as '(.+)_\\d+'")
-    return compiled
 
 
 def cluster(photos: Sequence[Photo], distance: float) -> dict[str, str]:

@@ -6,14 +6,19 @@ import csv
 import glob
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..data.manifest import read_rows
-from ..errors import TrainerError
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
+
+from ..config.fields import MOST_TEXT, Name, PathText, Text, as_path, writable
+from ..data.manifest import Coordinates, read_rows
+from ..errors import TrainerError, explain, shown
 from .photo import Photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".gif")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+Sentence = Annotated[Name, AfterValidator(lambda text: " ".join(text.split()))]
+_CAPTION = TypeAdapter(Text)
 TABLES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
@@ -29,15 +34,15 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
     Raises:
         TrainerError: nothing there, or no photo in it, or a table without a path column.
     """
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() in TABLES:
+    path = as_path(source, "photos")
+    if os.path.isfile(path) and path.suffix.lower() in TABLES:
         return _from_table(path), path.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         root, files = path, [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
     else:
-        files = [Path(name) for name in glob.glob(os.path.expanduser(source), recursive=True)]
+        files = [Path(name) for name in glob.glob(str(path), recursive=True)]
         if not files:
-            raise TrainerError(f"{source}: no such folder or table, and no file matches it as a glob")
+            raise TrainerError(f"photos {source}: no such folder or table, and no file matches it as a glob")
         root = Path(os.path.commonpath([file.parent for file in files]))
     own = [] if output is None else [Path(output).resolve()]  # pictures that an earlier run wrote
     if own == [root.resolve()]:
@@ -53,7 +58,11 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         raise TrainerError(
             f"{source}: no photos among {len(files)} file(s); looked for {', '.join(SUFFIXES)} with sub-folders"
         )
-    return [Photo(file.relative_to(root).as_posix(), file, _caption_beside(file)) for file in photos], root
+    try:
+        names = [writable(file.relative_to(root).as_posix()) for file in photos]
+    except ValueError as error:
+        raise TrainerError(f"photos {source}: a file's name is not UTF-8: {error}") from error
+    return [Photo(name, file, _caption_beside(file)) for name, file in zip(names, photos, strict=True)], root
 
 
 def _caption_beside(photo: Path) -> dict[str, str]:
@@ -61,39 +70,55 @@ def _caption_beside(photo: Path) -> dict[str, str]:
     if not beside.is_file():
         return {}
     try:
-        return {"caption": " ".join(beside.read_text(encoding="utf-8-sig").split())}
-    except UnicodeDecodeError as error:
+        with open(beside, encoding="utf-8-sig") as file:
+            return {"caption": _CAPTION.validate_python(" ".join(file.read(4 * MOST_TEXT).split()))}
+    except ValidationError as error:
+        raise TrainerError(f"{beside}: the caption cannot be used: {explain(error.errors()[0])}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise TrainerError(f"{beside}: the caption is not UTF-8 text ({error})") from error
 
 
 def _from_table(path: Path) -> list[Photo]:
     photos, seen = [], {}
-    for number, row in enumerate(_read_csv(path) if path.suffix.lower() in DELIMITERS else read_rows(path), 1):
-        where, name, given = f"{path}, row {number}", row.get("path"), {}
-        if not isinstance(name, str) or not name.strip():
-            raise TrainerError(f"{where}: no path; the columns are {', '.join(map(str, row)) or 'none'}")
-        name = name.strip()
-        if name in seen:
-            raise TrainerError(f"{where}: {name} was in row {seen[name]} already")
-        seen[name] = number
-        for column in ("caption", "identity", "bbox", "mask_path"):
-            value = row.get(column)
-            if value not in (None, "") and column in ("caption", "identity"):
-                if not isinstance(value, (str, int)):
-                    raise TrainerError(f"{where}: {column} is {value!r}, expected text")
-                value = " ".join(str(value).split())
-            if value not in (None, ""):
-                given[column] = value
-        photos.append(Photo(str(row.get("id") or name), path.parent / Path(name).expanduser(), given))
+    for number, values in enumerate(_read_csv(path) if path.suffix.lower() in DELIMITERS else read_rows(path), 1):
+        where = f"{path}, row {number}"
+        if not values.get("path"):
+            raise TrainerError(f"{where}: no path; the columns are {', '.join(map(str, values))[:200] or 'none'}")
+        try:
+            row = _Row.model_validate({name: value for name, value in values.items() if value not in (None, "")})
+        except ValidationError as error:
+            raise TrainerError(f"{where}: {'; '.join(map(explain, error.errors()[:5]))}") from error
+        name = row.path.strip()
+        given = row.model_dump(exclude={"id", "path"}, exclude_none=True)
+        photo = Photo(row.id or name, path.parent / Path(name).expanduser(), given)
+        for one in (name, f"id {photo.id}"):
+            if one in seen:
+                raise TrainerError(f"{where}: {one} was in row {seen[one]} already")
+            seen[one] = number
+        photos.append(photo)
     return photos
+
+
+class _Row(BaseModel):
+    """What a table says of a photo; further columns are left out."""
+
+    path: PathText
+    id: Name | None = None
+    caption: Sentence | None = None
+    identity: Sentence | None = None
+    bbox: Coordinates | None = None
+    mask_path: PathText | None = None
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()]))
-    except (UnicodeDecodeError, csv.Error) as error:
+            table = csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+            rows, names = list(table), table.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TrainerError(f"{path}: not a CSV table in UTF-8 ({error})") from error
+    if len(set(names)) < len(names):
+        raise TrainerError(f"{path}: a column is there twice; the columns are {', '.join(names)[:200]}")
     if not rows:
         raise TrainerError(f"{path}: holds no rows")
     for number, row in enumerate(rows, 1):
@@ -103,5 +128,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         try:
             row["bbox"] = [float(value) for value in box.strip("[] ").replace(",", " ").split()] or None
         except ValueError as error:
-            raise TrainerError(f"{path}, row {number}: bbox is {box!r}, expected x0, y0, x1, y1 in pixels") from error
+            raise TrainerError(
+                f"{path}, row {number}: bbox is {shown(box)}, expected x0, y0, x1, y1 in pixels"
+            ) from error
     return rows

@@ -7,14 +7,62 @@ is void, and the photo is worked on again.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from ..config.fields import Name, Positive, Probability, Text
 from ..data.jsonl import keep_lines
+from ..data.manifest import Box
+from ..errors import TrainerError, explain, first_of
 from .photo import Photo
+
+logger = logging.getLogger(__name__)
+_Hexadecimal = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 NAME = "progress.jsonl"
 FINDINGS = ("reason", "detail", "vector", "row")
+
+
+class _Row(BaseModel):
+    """What the stages found of a photo that is kept; see the manifest."""
+
+    bbox: Box
+    square_bbox: Box
+    width: Positive
+    height: Positive
+    photo_hash: _Hexadecimal
+    crop_hash: _Hexadecimal
+    mask_path: Annotated[str, Field(pattern=r"^masks/[0-9a-f]{2}/[0-9a-f]{32}\.png$")]
+    crop_path: Annotated[str, Field(pattern=r"^crops/[0-9a-f]{2}/[0-9a-f]{32}\.png$")]
+    mask_kind: Text
+    mask_area: Probability
+    detector: Text
+    confidence: Probability
+    caption: Text = ""
+
+
+class _Entry(BaseModel):
+    id: Name
+    key: list[Any]
+    recogniser: Text | None = None
+    reason: Text
+    detail: Text
+    vector: list[FiniteFloat] | None
+    row: dict[str, Any]
+
+
+def _problem(entry: Any) -> str:
+    """What is wrong with an entry; empty if nothing is."""
+    try:
+        found = _Entry.model_validate(entry, strict=True)
+        if not found.reason:
+            _Row.model_validate(found.row)
+    except ValidationError as error:
+        return explain(error.errors()[0])
+    return ""
 
 
 class Journal:
@@ -29,7 +77,14 @@ class Journal:
     def __init__(self, output: Path, settings: str, recogniser: str | None = None) -> None:
         self.output, self.settings, self.recogniser = output, settings, recogniser
         self.path = output / NAME
-        entries = keep_lines(self.path, lambda entry: isinstance(entry, dict) and "id" in entry)
+        damaged: list[str] = []
+        try:
+            entries = keep_lines(self.path, lambda entry: not (problem := _problem(entry)) or damaged.append(problem))
+        except OSError as error:
+            raise TrainerError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if damaged:
+            count = len(damaged)
+            logger.warning("%s: %d damaged lines, their photos are done again:%s", self.path, count, first_of(damaged))
         self.entries: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in entries}
 
     def restore(self, photo: Photo, needs_caption: bool, vector: Literal["no", "looked for", "found"]) -> bool:

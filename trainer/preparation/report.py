@@ -122,12 +122,12 @@ def _pictures(photo: Photo, output: Path) -> list[Image]:
     around = clamp_square(square_box(photo.row["square_bbox"], AROUND), *picture.size)
     scale = CELL / (around[2] - around[0])
     small = picture.resize((CELL, CELL), box=around)
-    with Image.open(output / photo.row["mask_path"]) as file:
+    with pictures.open_picture(output / photo.row["mask_path"]) as file:
         mask = file.convert("L").resize(picture.size).resize((CELL, CELL), box=around)
     small = Image.composite(Image.blend(small, Image.new("RGB", small.size, TINT), 0.45), small, mask)
     draw = ImageDraw.Draw(small)
     for column, colour in (("square_bbox", (255, 220, 0)), ("bbox", (255, 120, 0))):
         corners = zip(photo.row[column], (around[0], around[1]) * 2, strict=True)
         draw.rectangle([(value - origin) * scale for value, origin in corners], outline=colour)
-    with Image.open(output / photo.row["crop_path"]) as file:
+    with pictures.open_picture(output / photo.row["crop_path"]) as file:
         return [small, file.convert("RGB").resize((CELL, CELL))]

@@ -140,7 +140,7 @@ def test_only_those_without_another_photo_are_augmented():
     ]
 
     def references_of(**changes):
-        return References(records, DataSettings(manifest="", **changes))
+        return References(records, DataSettings(manifest="m.jsonl", **changes))
 
     references = references_of()
     for index in range(6):

@@ -31,9 +31,13 @@ def test_lines_of_other_systems_and_empty_ones(tmp_path):
 def test_journal_restores_a_caption_with_any_line_boundary(tmp_path):
     picture = tmp_path / "a.png"
     picture.touch()
-    (tmp_path / "mask.png").touch()
+    row = {"bbox": [1, 2, 3, 4], "square_bbox": [1, 2, 3, 4], "width": 8, "height": 8, "mask_kind": "given"}
+    row |= {"detector": "given", "confidence": 1.0, "mask_area": 0.5, "photo_hash": "0" * 16, "crop_hash": "0" * 16}
+    row |= {"caption": CAPTION} | {f"{kind}_path": f"{kind}s/00/{'0' * 32}.png" for kind in ("mask", "crop")}
+    for kind in ("mask", "crop"):
+        (tmp_path / row[f"{kind}_path"]).parent.mkdir(parents=True)
+        (tmp_path / row[f"{kind}_path"]).touch()
     journal = Journal(tmp_path, "settings")
-    row = {"caption": CAPTION, "mask_path": "mask.png", "crop_path": "mask.png"}
     journal.add(Photo("a", picture, row=row))
     again, photo = Journal(tmp_path, "settings"), Photo("a", picture)
     assert again.restore(photo, False, "no") and photo.row["caption"] == CAPTION

@@ -40,7 +40,7 @@ def change_row(manifest, target, **changes):
         ({"path": ""}, "path: Field required"),
         ({"mask_path": "gone-mask.png"}, "mask_path"),
         ({"bbox": None}, "bbox: Field required"),
-        ({"bbox": [5, 5, 4]}, "found [5, 5, 4]"),
+        ({"bbox": [5, 5, 4]}, "bbox: a box is four numbers x0, y0, x1, y1 in pixels, found '[5, 5, 4]'"),
         ({"bbox": [5, 5, 4, 9]}, "bbox: a box is x0, y0, x1, y1 with x0 < x1 and y0 < y1, found 5, 5, 4, 9"),
         ({"bbox": [5, 5, float("nan"), 9]}, "bbox: a box must hold finite numbers, found 5.0, 5.0, nan, 9.0"),
         ({"square_bbox": [5, 5, float("inf"), 9]}, "square_bbox: a box must hold finite numbers"),

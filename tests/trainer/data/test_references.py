@@ -17,7 +17,7 @@ def make_record(name, identity, photo_hash=None, crop_hash=None):
 
 
 def references_of(records, **changes):
-    return References(records, DataSettings(manifest="", augment_variants=0, flip=False, **changes))
+    return References(records, DataSettings(manifest="m.jsonl", augment_variants=0, flip=False, **changes))
 
 
 def test_references_are_other_photos_of_the_person():
