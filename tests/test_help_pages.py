@@ -38,7 +38,7 @@ def texts(nodes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Everything a user reads about the nodes, with the place where it stands."""
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *DOCS.glob("*/en.md")]:
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
-    for path in (ROOT / "workflows").glob("*.json"):
+    for path in (ROOT / "example_workflows").glob("*.json"):
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             if node["type"] in NOTES:
                 yield f"a note in {path.name}", node["widgets_values"][0]
@@ -70,7 +70,7 @@ def test_an_input_has_one_name_everywhere(nodes: dict[str, dict[str, Any]]) -> N
 def test_every_page_belongs_to_a_node_of_the_source() -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").rglob("*.py"))
     for page in DOCS.glob("*/en.md"):
-        assert f'node_id="{page.parent.name}"' in source, page.parent.name
+        assert f'"{page.parent.name}"' in source, page.parent.name
 
 
 def test_every_input_and_output_has_a_tooltip(nodes: dict[str, dict[str, Any]]) -> None:
