@@ -15,6 +15,7 @@ from PIL import Image
 from tools.server import ComfyServer
 from tools.templates import API, GRAPHS, LIST, TEMPLATES, Template
 from tools.templates.__main__ import EXAMPLES, examples, files
+from tools.templates.blueprints import FOLDER
 from tools.workflow_format import NOTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("any_comfyui", ["newest"], indirect=True)
 def test_files_are_what_the_generator_writes(server: ComfyServer) -> None:
     made = files(server.object_info())
-    there = {path for folder in (TEMPLATES, GRAPHS, API) for path in folder.glob("*.json")}
+    there = {path for folder in (TEMPLATES, GRAPHS, API, FOLDER) for path in folder.glob("*.json")}
     assert there == set(made)
     different = [path.name for path, text in made.items() if path.read_text("utf-8") != text]
     assert different == [], "run python -m tools.templates"

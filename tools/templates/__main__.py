@@ -1,4 +1,4 @@
-"""Write the shipped templates, their twins in API format and the photos that the small model's templates load.
+"""Write the shipped templates, their twins in API format, the blueprints and the photos of the small model.
 
     python -m tools.templates              the files
     python -m tools.templates --pictures   the tiles as well, drawn by the small model
@@ -21,6 +21,7 @@ from tools.find_comfyui import ROOT
 from tools.server import ComfyServer
 from tools.templates import API, GRAPHS, LIST, TEMPLATES
 from tools.templates.bases import MASKED, SMALL
+from tools.templates.blueprints import FOLDER, blueprints
 from tools.workflow_format import ObjectInfo, to_api
 
 PEOPLE, EXAMPLES = ROOT / "models/feedface_small/people", ROOT / "web/examples"
@@ -37,6 +38,7 @@ def files(object_info: ObjectInfo) -> dict[Path, str]:
         graph = template.build(object_info)
         written[template.file] = written[template.graph] = text_of(graph)
         written[template.api] = text_of(to_api(graph, object_info))
+    written |= {path: text_of(workflow) for path, workflow in blueprints(object_info).items()}
     return written
 
 
@@ -62,7 +64,7 @@ def paint_over(path: Path) -> bytes:
 def write(object_info: ObjectInfo) -> None:
     """Write them, and remove those of former templates."""
     made = files(object_info)
-    for folder in (TEMPLATES, GRAPHS, API):
+    for folder in (TEMPLATES, GRAPHS, API, FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
         for path in set(folder.glob("*.json")) - made.keys():
             path.unlink()

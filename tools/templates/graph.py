@@ -10,7 +10,6 @@ Inputs that are not named keep the node's default. The server says which inputs 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,6 @@ COLUMN, GAP, TITLE = 285, 64, 30  # units; a node's title lies in the gap above 
 NOTE_WIDTH = 285
 MARGIN, HEADING = 12, 45  # of the frame around a column
 BARE, SLOT, WIDGET, TEXT, PREVIEW, BADGE = 18, 20, 28, 100, 240, 26  # heights that both ways of drawing need
-UUIDS = uuid.UUID("5f6a2c1e-7d0b-4f3e-9c55-feedfacefeed")  # names of subgraphs are derived from it
 
 
 @dataclass(frozen=True)
@@ -148,12 +146,15 @@ class Graph:
             if isinstance(value := node.values.get(name), Output)
         ]
 
+    def kind_of(self, source: Output) -> str:
+        return self.object_info[source.node.kind]["output"][source.slot]
+
     def file_nodes(self, first: int) -> tuple[list[dict[str, Any]], list[list[Any]]]:
         """Nodes and links as the file has them."""
         placed, links, incoming, outgoing = self.places(first), [], {}, {}
         for number, (source, target, name) in enumerate(self.links(), 1):
             socket = [one[0] for one in self.sockets(target)].index(name)
-            kind = self.object_info[source.node.kind]["output"][source.slot]
+            kind = self.kind_of(source)
             links.append([number, source.node.number, source.slot, target.number, socket, kind])
             incoming[target.number, name] = number
             outgoing.setdefault((source.node.number, source.slot), []).append(number)
