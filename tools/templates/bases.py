@@ -127,7 +127,7 @@ class Base:
             return g.add("FeedFaceUniDiffuserUnconditional", column, seed=0)
         text = "blurry, deformed, text, watermark" if self.name == "sd15" else ""
         title = "Negative prompt" if text else "Negative prompt: empty"
-        return g.add("CLIPTextEncode", column, title=title, clip=clip, text=text)
+        return g.add("CLIPTextEncode", column, title=title, collapsed=not text, clip=clip, text=text)
 
 
 def mine(*people: int, count: int = 3) -> dict[int, list[str]]:

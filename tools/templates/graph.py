@@ -19,7 +19,7 @@ from tools.workflow_format import ObjectInfo, Workflow, inputs_of, is_widget
 COLUMN, GAP, TITLE = 285, 64, 30  # units; a node's title lies in the gap above its position
 NOTE_WIDTH = 285
 MARGIN, HEADING = 12, 45  # of the frame around a column
-BARE, SLOT, WIDGET, TEXT, PREVIEW, BADGE = 18, 20, 28, 100, 240, 26  # heights that both ways of drawing need
+BARE, SLOT, WIDGET, TEXT, PREVIEW, BADGE = 18, 20, 28, 100, 316, 26  # heights that both ways of drawing need
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Node:
     title: str | None = None
     height: int | None = None
     models: list[dict[str, str]] = field(default_factory=list)
+    collapsed: bool = False
 
     def __getitem__(self, slot: int) -> Output:
         return Output(self, slot)
@@ -69,6 +70,7 @@ class Graph:
         title: str | None = None,
         node_height: int | None = None,
         models: Iterable[dict[str, str]] = (),
+        collapsed: bool = False,
         **values: Any,
     ) -> Node:
         """Append a node at the foot of a column.
@@ -78,17 +80,20 @@ class Graph:
             title: in place of the node's own.
             node_height: units, for a node with a preview; None computes it.
             models: name, url and directory of the files it loads, which the frontend offers to download.
+            collapsed: only its title is shown, until it is opened.
             values: inputs by name: an :class:`Output`, or the value of a widget.
         """
         known = {name for name, *_ in inputs_of(self.object_info[kind])}
         if values.keys() - known:
             raise KeyError(f"{kind} has no input {', '.join(sorted(values.keys() - known))}; it has {sorted(known)}")
-        node = Node(kind, len(self.nodes) + 2, column, values, title, node_height, list(models))
+        node = Node(kind, len(self.nodes) + 2, column, values, title, node_height, list(models), collapsed)
         self.nodes.append(node)
         return node
 
     def height_of(self, node: Node) -> int:
         """Enough for its sockets and widgets on the canvas and in Nodes 2.0."""
+        if node.collapsed:
+            return 1  # the frontend makes it as high as its content when it is opened
         if node.height:
             return node.height
         info = self.object_info[node.kind]
@@ -174,7 +179,8 @@ class Graph:
                 {"name": name, "type": kind, "links": outgoing.get((node.number, slot)), "slot_index": slot}
                 for slot, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
             ]
-            made = {"id": node.number, "type": node.kind, "pos": position, "size": size, "flags": {}}
+            made = {"id": node.number, "type": node.kind, "pos": position, "size": size}
+            made["flags"] = {"collapsed": True} if node.collapsed else {}
             made |= {"order": order, "mode": 0, "inputs": inputs, "outputs": outputs}
             if node.title:
                 made["title"] = node.title
