@@ -2,6 +2,7 @@
 
     python run.py test [pytest arguments]       the tests, those against a real ComfyUI included
     python run.py test --oldest [...]           the same inside the oldest ComfyUI we support
+    python run.py test --browser [...]          the templates in a real browser (needs Chromium)
     python run.py demo [arguments]              people drawn by the small model in a real ComfyUI; or your photo
     python run.py comfyui [ComfyUI arguments]   start ComfyUI with this pack loaded, and print its address
     python run.py queue TASKS [arguments]       prompts × people on a ComfyUI that runs already, or several
@@ -81,6 +82,9 @@ def show_help(command: str, module: str | None) -> int:
 
 def command_test(arguments: list[str], environment: Environment, comfyui: dict[str, str]) -> int:
     python = environment.python
+    if "--browser" in arguments:
+        arguments = ["-m", "browser", "tests/browser", *(word for word in arguments if word != "--browser")]
+        comfyui = comfyui | {"FEEDFACE_REQUIRE_BROWSER": "1"}
     if "--oldest" in arguments:
         arguments = [word for word in arguments if word != "--oldest"]
         if "COMFYUI_OLDEST_PATH" not in comfyui:

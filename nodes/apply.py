@@ -33,7 +33,10 @@ class ApplyFeedFace(io.ComfyNode):
                 io.Mask.Input("mask", optional=True),
             ],
             outputs=[io.Model.Output()],
-            search_aliases=["feedface", "apply face", "face adapter", "ipadapter", "instantid", "pulid", "identity"],
+            search_aliases=[
+                *("feedface", "apply face", "face adapter", "ipadapter", "instantid", "pulid", "identity"),
+                *("portrait", "person", "likeness", "consistent character", "face swap", "faceid"),
+            ],
         )
 
     @classmethod
@@ -72,7 +75,10 @@ class SetFace(io.ComfyNode):
                 Adapter.Input("adapter", optional=True),
             ],
             outputs=[io.Conditioning.Output()],
-            search_aliases=["regional face", "two people", "several faces", "face region", "face per prompt"],
+            search_aliases=[
+                *("regional face", "two people", "several faces", "face region", "face per prompt"),
+                *("group portrait", "several people", "consistent character"),
+            ],
         )
 
     @classmethod

@@ -60,7 +60,11 @@ class DetectFaces(io.ComfyNode):
                 io.Image.Output("preview"),
                 io.String.Output("report"),
             ],
-            search_aliases=["face detection", "face crop", "crop face", "mtcnn", "insightface", "bounding box"],
+            search_aliases=[
+                *("face detection", "face crop", "crop face", "mtcnn", "insightface", "bounding box"),
+                *("find face", "find person", "portrait photo"),
+            ],
+            advanced=("min_size", "crop_scale", "crop_size", "boxes"),
             is_output_node=True,  # so that the faces can be looked at without generating a picture
         )
 

@@ -62,7 +62,11 @@ class EncodeFaces(io.ComfyNode):
                 io.Int.Input("max_references", default=5, min=1, max=64, optional=True),
             ],
             outputs=[FaceSocket.Output()],
-            search_aliases=["encode face", "face embedding", "clip vision face", "reference photos"],
+            search_aliases=[
+                *("encode face", "face embedding", "clip vision face", "reference photos"),
+                *("person", "likeness", "portrait", "faceid"),
+            ],
+            advanced=("max_references",),
         )
 
     @classmethod
@@ -103,7 +107,7 @@ class CombineFaces(io.ComfyNode):
                 io.Combo.Input("combination", options=list(COMBINATIONS), default="weighted_average"),
             ],
             outputs=[FaceSocket.Output()],
-            search_aliases=["merge faces", "mix faces", "blend faces", "face arithmetic", "face average"],
+            search_aliases=["merge faces", "mix faces", "blend faces", "face arithmetic", "face average", "morph"],
         )
 
     @classmethod
@@ -124,7 +128,14 @@ class SaveFace(io.ComfyNode):
                 io.Boolean.Input("overwrite", default=False),
             ],
             outputs=[FaceSocket.Output()],
-            search_aliases=["save face", "store face", "face library", "face model"],
+            search_aliases=[
+                "save face",
+                "store face",
+                "face library",
+                "face model",
+                "save person",
+                "consistent character",
+            ],
             is_output_node=True,
         )
 
@@ -147,7 +158,7 @@ class LoadFace(io.ComfyNode):
             "FeedFaceLoadFace",
             inputs=[io.Combo.Input("face_name", options=folders.choices(folders.FACES, "feedface/faces"))],
             outputs=[FaceSocket.Output()],
-            search_aliases=["load face", "face library", "saved face"],
+            search_aliases=["load face", "face library", "saved face", "load person", "consistent character"],
         )
 
     @classmethod

@@ -127,7 +127,8 @@ class Guider(io.ComfyNode):
                 io.Float.Input("both_scale", default=0.0, optional=True, **scale),
             ],
             outputs=[io.Guider.Output()],
-            search_aliases=["face guidance", "face cfg", "dual cfg", "text and face scale", "guider"],
+            search_aliases=["face guidance", "face cfg", "dual cfg", "text and face scale", "guider", "likeness"],
+            advanced=("both_scale",),
         )
 
     @classmethod

@@ -24,7 +24,16 @@ class LoadAdapter(io.ComfyNode):
                 io.Combo.Input("face_encoder", options=encoders, default=_AUTO, optional=True),
             ],
             outputs=[Adapter.Output()],
-            search_aliases=["feedface", "load feedface", "face adapter", "identity adapter", "faceid"],
+            search_aliases=[
+                "feedface",
+                "load feedface",
+                "face adapter",
+                "identity adapter",
+                "faceid",
+                "face swap",
+                "likeness",
+            ],
+            advanced=("face_encoder",),
         )
 
     @classmethod

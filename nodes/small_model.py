@@ -186,7 +186,7 @@ class SmallModel(io.ComfyNode):
             "FeedFaceSmallModel",
             inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-            search_aliases=["feedface", "demo model", "tiny model", "feedface small"],
+            search_aliases=["feedface", "demo model", "tiny model", "feedface small", "portrait", "try feedface"],
         )
 
     @classmethod

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tools.server import PACK_FOLDER, ComfyServer
 from tools.workflow_format import NOTES, inputs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "web/docs"
+SCRIPTS = sorted((ROOT / "web").glob("*.js"))
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +29,11 @@ def test_every_node_has_a_page_that_names_its_inputs_and_outputs(nodes: dict[str
     for key, node in nodes.items():
         page = (DOCS / key / "en.md").read_text(encoding="utf-8")
         assert page.startswith(f"# {node['display_name']}\n"), key
-        assert "## Example" in page, key
+        assert "## Example" in page and page.count("\n## Common mistakes\n\n- ") == 1, key
+        (picture,) = re.findall(r"!\[(.+?)\]\((.+?)\)", page)
+        assert picture[0] == node["display_name"]
+        with Image.open(DOCS / key / picture[1]) as image:
+            assert min(image.size) >= 100 and len(image.convert("RGB").getcolors(10**6)) > 50
         named = [entry[0] for entry in inputs_of(node) if not entry[0].startswith("crops_")] + node["output_name"]
         missing = [name for name in named if f"| `{name}` |" not in page and f"| `{name}` … " not in page]
         assert missing == [], f"the page of {key} does not explain {missing}"
@@ -37,7 +43,7 @@ def texts(nodes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Everything a user reads about the nodes, with the place where it stands."""
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *DOCS.glob("*/en.md")]:
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
-    for path in (ROOT / "workflows").glob("*.json"):
+    for path in (ROOT / "example_workflows").glob("*.json"):
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             if node["type"] in NOTES:
                 yield f"a note in {path.name}", node["widgets_values"][0]
@@ -84,11 +90,15 @@ def test_server_hands_out_pages_and_script(server: ComfyServer, nodes: dict[str,
     for key in nodes:
         page = server.request("GET", f"/extensions/{PACK_FOLDER}/docs/{key}/en.md")
         assert page.content == (DOCS / key / "en.md").read_bytes()
-    assert f"/extensions/{PACK_FOLDER}/feedface.js" in server.get("/extensions")
+        picture = server.request("GET", f"/extensions/{PACK_FOLDER}/docs/{key}/node.png")
+        assert picture.headers["Content-Type"] == "image/png"
+    extensions = server.get("/extensions")
+    assert all(f"/extensions/{PACK_FOLDER}/{path.name}" in extensions for path in SCRIPTS)
 
 
-def test_script_uses_the_public_part_of_the_frontend() -> None:
+def test_scripts_use_the_public_part_of_the_frontend() -> None:
     """Of the frontend's own modules only app.js is for extensions; it warns when another is imported."""
-    script = (ROOT / "web/feedface.js").read_text(encoding="utf-8")
-    assert re.findall(r'(?:from|import) *\(?"(.+?)"', script) == ["../../scripts/app.js"]
-    assert "inputEl" not in script
+    for path in SCRIPTS:
+        script = path.read_text(encoding="utf-8")
+        assert re.findall(r'(?:from|import) *\(?"(.+?)"', script) == ["../../scripts/app.js"]
+        assert "inputEl" not in script

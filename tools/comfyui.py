@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     ) as server:
         print(
             f"ComfyUI with FeedFace is at {server.address}  (its folders: {server.base}; Ctrl-C ends it)\n"
-            "To see it work at once: Templates, ComfyUI-FeedFace, feedface_small; then Run.",
+            "To see it work at once: Templates, ComfyUI-FeedFace, 01 First look; then Run.",
             flush=True,
         )
         with server.log_file.open(encoding="utf-8", errors="replace") as log:
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
 
 
 def lay_out_people(folder: Path) -> None:
-    """The small model's reference pictures where Load Image finds them, for the template ``feedface_small``."""
+    """The small model's reference pictures where Load Image finds them, for graphs queued over the API."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in sorted((ROOT / "models/feedface_small/people").glob("*.png")):
         shutil.copyfile(picture, folder / picture.name)

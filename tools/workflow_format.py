@@ -1,6 +1,6 @@
 """Workflows as files: from the frontend's format to the API's, and what a server would object to in them.
 
-    python -m tools.workflow_format http://127.0.0.1:8188 workflows/*.json
+    python -m tools.workflow_format http://127.0.0.1:8188 workflows/graphs/*.json
 
 writes ``workflows/api/<name>.json`` for each of them, as "Export (API)" in the frontend does, and says what a
 server would refuse. The server says which inputs a node has (``/object_info``); nothing is queued.
@@ -29,6 +29,8 @@ FILES = frozenset(
         ("CheckpointLoaderSimple", "ckpt_name"),
         ("LoadImage", "image"),
         ("LoadImageMask", "image"),
+        ("LoraLoader", "lora_name"),
+        ("ControlNetLoader", "control_net_name"),
         ("FeedFaceLoadAdapter", "adapter_name"),
         ("FeedFaceLoadFace", "face_name"),
         ("FeedFaceLoadUniDiffuser", "uvit"),
@@ -165,8 +167,8 @@ def link_problem(kind: Any, link: list[Any], prompt: Prompt, object_info: Object
 
 
 def api_path(path: Path) -> Path:
-    """In a folder of their own: those beside the graphs would be listed among the templates, and open empty."""
-    return path.parent / "api" / path.name
+    """The twin in API format of a graph in ``graphs``: in the folder ``api`` beside that one."""
+    return path.parent.with_name("api") / path.name
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ const NAME = "feedface_report";
 const MARGIN = 10; // pixels on each side of a widget on the canvas
 const NARROW = 240; // pixels, width of a node with a short report
 const WIDE = 480; // and with one of more than MANY lines
-const MANY = 5;
+const MANY = 10;
 const STYLE = {
   boxSizing: "border-box",
   width: "100%",

@@ -63,6 +63,7 @@ class LoadUniDiffuser(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             search_aliases=["unidiffuser", "uvit", "u-vit", "released feedface"],
+            advanced=("caption_decoder", "weight_dtype"),
         )
 
     @classmethod

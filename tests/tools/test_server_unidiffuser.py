@@ -51,9 +51,40 @@ def portrait(astronaut, tmp_path: Path) -> Path:
     return tmp_path / "portrait.jpg"
 
 
+NODES = (
+    "CheckpointLoaderSimple",
+    "FeedFaceLoadUniDiffuser",
+    "FeedFaceLoadAdapter",
+    "LoadImage",
+    "FeedFaceDetectFaces",
+    "FeedFaceEncodeFaces",
+    "FeedFaceApply",
+    "CLIPTextEncode",
+    "FeedFaceUniDiffuserUnconditional",
+    "EmptyLatentImage",
+    "KSampler",
+    "VAEDecode",
+    "SaveImage",
+)
+
+
+def numbered(prompt: dict) -> dict:
+    """The same with the numbers that these tests use, from 1 in the order of ``NODES``."""
+    number = {key: str(NODES.index(node["class_type"]) + 1) for key, node in prompt.items()}
+    assert len(set(number.values())) == len(prompt)
+
+    def renamed(value: object) -> object:
+        return [number[value[0]], value[1]] if isinstance(value, list) else value
+
+    return {
+        number[key]: {**node, "inputs": {name: renamed(value) for name, value in node["inputs"].items()}}
+        for key, node in prompt.items()
+    }
+
+
 def changed(server: ComfyServer, portrait: Path, **inputs: object) -> dict:
     """The workflow as shipped, smaller; ``NODE__INPUT`` names what else is changed."""
-    prompt = json.loads(WORKFLOW.read_text("utf-8"))
+    prompt = numbered(json.loads(WORKFLOW.read_text("utf-8")))
     prompt["4"]["inputs"]["image"] = server.upload(portrait)
     prompt["5"]["inputs"]["detector"] = "whole image"
     prompt["10"]["inputs"] |= {"width": 96, "height": 64}

@@ -16,7 +16,7 @@ from tools.demo_small import PROMPTS, person_graph
 from tools.server import ComfyServer
 from tools.workflow_format import api_path
 
-GRAPH = Path(__file__).resolve().parents[2] / "workflows/feedface_small.json"
+GRAPH = Path(__file__).resolve().parents[2] / "workflows/graphs/feedface_small.json"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_files_are_few_and_small() -> None:
 def test_the_graph_loads_the_first_person(people: list[Person]) -> None:
     nodes = json.loads(api_path(GRAPH).read_text("utf-8")).values()
     loaded = [node["inputs"]["image"] for node in nodes if node["class_type"] == "LoadImage"]
-    assert loaded == [path.name for path in people[0].references[:2]]
+    assert len(set(loaded)) == 2 and set(loaded) <= {path.name for path in people[0].references}
 
 
 def test_the_shipped_graph_runs_as_it_is(server: ComfyServer, people: list[Person]) -> None:
@@ -39,9 +39,8 @@ def test_the_shipped_graph_runs_as_it_is(server: ComfyServer, people: list[Perso
         server.upload(path)
     prompt = json.loads(api_path(GRAPH).read_text("utf-8"))
     run = server.run(prompt)
-    plain, face = (
-        server.pictures(run, key)[0].astype(int) for key, node in prompt.items() if node["class_type"] == "SaveImage"
-    )
+    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    plain, face = (picture.astype(int) for picture in server.pictures(run, saved))
     assert plain.shape == face.shape == (256, 256, 3) and np.abs(plain - face).mean() > 3
 
 

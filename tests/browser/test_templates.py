@@ -1,0 +1,167 @@
+"""Every template opened, measured and, where it needs no download, run in a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools.browser import Frontend
+from tools.server import PACK_FOLDER
+from tools.templates import LIST, Template
+from tools.templates.blueprints import FOLDER
+
+pytestmark = pytest.mark.browser
+SMALL = [one for one in LIST if one.base.name == "small"]
+
+
+def saved(frontend: Frontend, outputs: dict) -> list[dict[str, str]]:
+    return [one for output in outputs.values() for one in output.get("images", []) if one["type"] == "output"]
+
+
+@pytest.mark.parametrize("template", LIST, ids=lambda one: one.key)
+def test_template_opens(frontend: Frontend, template: Template) -> None:
+    frontend.open_template(template.title)
+    assert frontend.missing() == []
+    expected = {node["type"] for node in template.build(frontend.server.object_info())["nodes"]}
+    boxes = frontend.boxes()
+    assert {kind for _, kind, *_ in boxes} == expected
+    assert frontend.collisions() == []
+    assert max(x + w for _, _, x, _, w, _ in boxes) - min(x for _, _, x, *_ in boxes) <= 1700
+
+
+@pytest.mark.parametrize("template", SMALL, ids=lambda one: one.key)
+def test_small_template_runs(frontend: Frontend, template: Template) -> None:
+    """As a new user does it: open, Run, look at the picture."""
+    if frontend.newest != frontend.vue:
+        return  # each version in its own way of drawing: the run is the server's, and takes most of the time
+    frontend.open_template(template.title)
+    pictures = saved(frontend, frontend.run())
+    assert len(pictures) == {"compare": 2, "batch": 3}.get(template.feature.key, 1)
+    for one in pictures:
+        picture = frontend.server.view(one).astype(int)
+        assert min(picture.shape[:2]) >= 256 and picture.std() > 20
+    if template.feature.key in ("compare", "batch"):
+        first, second, *_ = (frontend.server.view(one).astype(int) for one in pictures)
+        assert np.abs(first - second).mean() > 5, "two people look the same"
+    assert frontend.collisions() == []
+
+
+def test_tile_opens_its_template(frontend: Frontend) -> None:
+    """Templates → this pack → a tile."""
+    frontend.command("Comfy.BrowseTemplates")
+    frontend.click(PACK_FOLDER)
+    frontend.click("02 Portrait (small)")
+    frontend.page.wait_for_function("app.graph.nodes.some((node) => node.type === 'FeedFaceSmallModel')")
+    frontend.settle(1000)
+    assert frontend.missing() == []
+
+
+def test_photos_come_with_the_template(frontend: Frontend) -> None:
+    """Into an input folder that has none of them."""
+    folder = frontend.server.base / "input"
+    for path in folder.glob("feedface_*.png"):
+        path.unlink()
+    frontend.open_template("05 Two people (small)")
+    assert len(list(folder.glob("feedface_*.png"))) == 13
+    values = frontend.page.evaluate(
+        "app.graph.nodes.filter(n => n.type === 'LoadImage').map(({ widgets: [w] }) => [w.value, w.options.values])"
+    )
+    assert len(values) == 2
+    for value, choices in values:
+        assert value in choices and (folder / value).is_file()
+
+
+def test_dropped_graph_and_dropped_picture_open(frontend: Frontend, tmp_path: Path) -> None:
+    """A file of workflows/graphs, and a picture that the browser made."""
+    template = next(one for one in SMALL if one.feature.key == "load_face")
+    frontend.open_graph({"nodes": [], "links": [], "version": 0.4})
+    frontend.drop(template.graph, "application/json")
+    kinds = sorted(kind for _, kind, *_ in frontend.boxes())
+    assert "FeedFaceLoadFace" in kinds
+
+    portrait = next(one for one in SMALL if one.feature.key == "portrait")
+    frontend.open_template(portrait.title)
+    kinds = sorted(kind for _, kind, *_ in frontend.boxes())
+    (made,) = saved(frontend, frontend.run()) or [None]
+    address = f"{frontend.server.address}/view?{urllib.parse.urlencode(made)}"
+    (tmp_path / "made.png").write_bytes(urllib.request.urlopen(address, timeout=60).read())
+    assert "workflow" in Image.open(io.BytesIO((tmp_path / "made.png").read_bytes())).info
+    frontend.open_graph({"nodes": [], "links": [], "version": 0.4})
+    frontend.drop(tmp_path / "made.png", "image/png")
+    assert sorted(kind for _, kind, *_ in frontend.boxes()) == kinds
+
+
+def test_error_begins_with_its_message(frontend: Frontend) -> None:
+    """Not with the path of a module of this pack."""
+    portrait = next(one for one in SMALL if one.feature.key == "portrait")
+    graph = portrait.build(frontend.server.object_info())
+    for node in graph["nodes"]:
+        if node["type"] == "FeedFaceDetectFaces":
+            node["widgets_values"][2] = "7"
+    frontend.open_graph(graph)
+    with pytest.raises(RuntimeError, match="face 7 was asked for"):
+        frontend.run()
+    if frontend.newest:
+        frontend.click("View details")
+    frontend.page.get_by_text("face 7 was asked for").first.wait_for(state="attached")
+    texts = frontend.texts("face 7 was asked for")
+    begins = r"(^|Exception Message:\*\* )(FeedFaceError: )?FeedFace Detect Faces: image: face 7 was asked for"
+    assert any(re.search(begins, text) for text in texts), texts
+    frontend.page.keyboard.press("Escape")
+
+
+def test_report_survives_another_tab(frontend: Frontend) -> None:
+    portrait = next(one for one in SMALL if one.feature.key == "portrait")
+    frontend.open_template(portrait.title)
+    frontend.run()
+    before = frontend.reports()
+    assert any("taken: 0" in text for text in before.values())
+    frontend.command("Comfy.NewBlankWorkflow")
+    frontend.settle(800)
+    assert frontend.reports() == {}
+    frontend.command("Workspace.PreviousOpenedWorkflow")
+    frontend.settle(1200)
+    assert frontend.reports() == before
+
+
+def test_blueprint_works_as_a_node(frontend: Frontend) -> None:
+    """Where the version knows blueprints: listed, and in a graph in the place of the two nodes inside."""
+    listed = frontend.server.get("/global_subgraphs")
+    assert {one["name"] for one in listed.values()} >= {path.stem for path in FOLDER.glob("*.json")}
+    graph = next(one for one in SMALL if one.feature.key == "portrait").build(frontend.server.object_info())
+    blueprint = json.loads((FOLDER / "FeedFace Photo to face.json").read_text("utf-8"))
+    (one,), by_kind = blueprint["nodes"], {node["type"]: node for node in graph["nodes"]}
+    for node in blueprint["definitions"]["subgraphs"][0]["nodes"]:
+        node["widgets_values"] = by_kind[node["type"]]["widgets_values"]  # what the small model's faces need
+    replaced = {by_kind[kind]["id"] for kind in ("FeedFaceDetectFaces", "FeedFaceEncodeFaces")}
+    gone = {link[0] for link in graph["links"] if {link[1], link[3]} & replaced}
+    links = [link for link in graph["links"] if link[0] not in gone]
+    for node in graph["nodes"]:
+        for socket in node["inputs"]:
+            socket["link"] = None if socket["link"] in gone else socket["link"]
+        for socket in node["outputs"]:
+            socket["links"] = [link for link in socket["links"] or [] if link not in gone]
+    one["id"] = 90
+    ends = [
+        (by_kind["LoadImage"], 0, one, 0, "IMAGE"),
+        (by_kind["FeedFaceLoadAdapter"], 0, one, 1, "FEEDFACE_ADAPTER"),
+        (one, 0, by_kind["FeedFaceApply"], 2, "FEEDFACE_FACE"),
+    ]
+    for number, (source, slot, target, socket, kind) in enumerate(ends, 900):
+        links.append([number, source["id"], slot, target["id"], socket, kind])
+        source["outputs"][slot]["links"].append(number)
+        target["inputs"][socket]["link"] = number
+    nodes = [node for node in graph["nodes"] if node["id"] not in replaced]
+    graph |= {"nodes": [*nodes, one], "links": links, "definitions": blueprint["definitions"], "last_node_id": 90}
+    graph["last_link_id"] = 999
+    frontend.open_graph(graph)
+    (made,) = saved(frontend, frontend.run())
+    assert frontend.server.view(made).std() > 20

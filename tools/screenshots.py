@@ -1,0 +1,105 @@
+"""Pictures of the nodes and graphs for the help pages and the documentation, taken in a real browser.
+
+    python -m tools.screenshots
+
+writes ``web/docs/<node>/node.png`` for every node and ``docs/images``. Needs Chromium and Playwright.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tools.browser import Frontend, open_browser
+from tools.comfyui import installed_comfyui
+from tools.find_comfyui import ROOT
+from tools.server import PACK_FOLDER, ComfyServer
+from tools.templates import LIST, Template
+from tools.templates.__main__ import PEOPLE
+from tools.templates.graph import Graph
+from tools.workflow_format import Workflow
+
+PAGES, IMAGES = ROOT / "web/docs", ROOT / "docs/images"
+#: Graphs for the documentation: file, template.
+GRAPHS = (("portrait_graph", "portrait"), ("two_people_graph", "two_people"), ("guider_graph", "guider"))
+#: Where each node is shown: feature, base, whether it is run first.
+NODES = {
+    "FeedFaceSmallModel": ("portrait", "small", True),
+    "FeedFaceLoadAdapter": ("portrait", "small", True),
+    "FeedFaceDetectFaces": ("portrait", "small", True),
+    "FeedFaceEncodeFaces": ("portrait", "small", True),
+    "FeedFaceApply": ("portrait", "small", True),
+    "FeedFaceGuider": ("guider", "small", True),
+    "FeedFaceSetFace": ("two_people", "small", True),
+    "FeedFaceSaveFace": ("save_face", "small", True),
+    "FeedFaceLoadFace": ("load_face", "small", True),
+    "FeedFaceCombineFaces": ("blend", "small", True),
+    "FeedFaceLoadUniDiffuser": ("portrait", "released", False),
+    "FeedFaceUniDiffuserUnconditional": ("portrait", "released", False),
+}
+
+
+def template(feature: str, base: str = "small") -> Template:
+    (found,) = (one for one in LIST if (one.feature.key, one.base.name) == (feature, base))
+    return found
+
+
+def adapter_info(server: ComfyServer) -> Workflow:
+    """The one node that no template has."""
+    graph = Graph(server.object_info())
+    adapter = graph.add("FeedFaceLoadAdapter", 0, adapter_name="feedface_small.safetensors", face_encoder="auto")
+    graph.add("FeedFaceAdapterInfo", 1, adapter=adapter[0])
+    return graph.to_file()
+
+
+def take_node(page: Frontend, kind: str, path: Path) -> None:
+    """A picture of the first node of a kind, in Nodes 2.0."""
+    number = page.page.evaluate(
+        """(kind) => {
+          const node = app.graph.nodes.find((one) => one.type === kind);
+          Object.assign(app.canvas.ds, { scale: 1.3 });
+          app.canvas.ds.offset[0] = 120 - node.pos[0];
+          app.canvas.ds.offset[1] = 110 - node.pos[1];
+          app.canvas.setDirty(true, true);
+          return node.id;
+        }""",
+        kind,
+    )
+    page.settle(900)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.page.locator(f'[data-node-id="{number}"]').first.screenshot(path=path)
+
+
+def main() -> None:
+    with ComfyServer(installed_comfyui("demo")) as server, open_browser() as browser:
+        for path in PEOPLE.glob("*.png"):  # as the user's photos
+            for person, number in ((1, 1), (2, 1), (3, 1)):
+                if path.name == f"feedface_person{person}_3.png":
+                    server.upload(path, f"person_{person}_photo_{number}.png")
+        page = Frontend(browser, server, vue=True)
+        opened = None
+        for kind, (feature, base, run) in NODES.items():
+            if opened != (feature, base):
+                page.open_template(template(feature, base).title)
+                if run:
+                    page.run()
+                    page.settle(1500)
+                opened = feature, base
+            take_node(page, kind, PAGES / kind / "node.png")
+        page.open_graph(adapter_info(server))
+        page.run()
+        take_node(page, "FeedFaceAdapterInfo", PAGES / "FeedFaceAdapterInfo/node.png")
+        page.page.close()
+        page = Frontend(browser, server)
+        for name, feature in GRAPHS:
+            page.open_template(template(feature).title)
+            page.run()
+            page.settle(1500)
+            page.screenshot(IMAGES / f"{name}.png")
+        page.command("Comfy.BrowseTemplates")
+        page.click(PACK_FOLDER)
+        page.settle(4000)
+        page.page.screenshot(path=IMAGES / "templates.png")
+
+
+if __name__ == "__main__":
+    main()
