@@ -182,7 +182,7 @@ FeedFace Set Face stays without a face, so the faces cannot mix.
 - *x* and *width* of each **Set Area**: shares of the picture.
 - FeedFace Set Face also takes a **mask**, and a saved face.
 """,
-        ("1 Model and photos", "2 Faces", "3 Prompts, left half", "4 Right half, picture"),
+        ("1 Model and photos", "2 Left half", "3 Right half", "4 Faces and picture"),
         ALL,
     ),
     Feature(

@@ -301,6 +301,7 @@ def beside(g: Graph, base: Base) -> None:
         controlled = g.add(
             "ControlNetApplyAdvanced",
             3,
+            node_height=280,
             positive=positive[0],
             negative=negative[0],
             control_net=net[0],
