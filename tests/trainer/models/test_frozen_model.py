@@ -130,7 +130,7 @@ def test_wrong_files_are_named(folders, tmp_path):
         load(tmp_path)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(TrainerError, match=r"broken\.safetensors cannot be read as safetensors"):
+    with pytest.raises(TrainerError, match=r"broken\.safetensors: cannot be read as safetensors"):
         load(broken)
     other = tmp_path / "other.safetensors"
     from safetensors.torch import save_file
