@@ -8,10 +8,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from feedface_core.config import AdapterConfig
-from feedface_core.files.adapter_file import save_adapter
+from feedface_core.errors import located, typed
+from feedface_core.files.adapter_file import expected_shapes, save_adapter
+from feedface_core.state_dict import check_tensors
 
 from .config import Config
 from .config.fields import as_path
@@ -19,6 +23,18 @@ from .errors import TrainerError, exit_code
 from .models.face_encoder import load_face_encoder
 from .models.frozen_model import DTYPES
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
+
+
+class _State(BaseModel, strict=True):
+    """What a state of adapter training holds beside its step."""
+
+    samples: Annotated[int, Field(ge=0, le=10**15)]
+    base: str
+    config: str
+    adapter: str
+
+
+_STATE = TypeAdapter(_State)
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -57,8 +73,16 @@ def export(
         TrainerError: for a checkpoint or an encoder that is missing, or that do not belong together.
     """
     checkpoint = find_checkpoint(as_path(source, "source"))
-    config = Config.from_json(checkpoint.state["config"])
-    adapter = AdapterConfig.from_json(checkpoint.state["adapter"])
+    with located(checkpoint.path):
+        state = typed(_STATE, checkpoint.state)
+        config, adapter = Config.from_json(state.config), AdapterConfig.from_json(state.adapter)
+        tensors = checkpoint.weights(weights)
+        averaged = weights != "raw" and "ema" in checkpoint.tensors
+        shapes, raw = expected_shapes(adapter), checkpoint.tensors["trainables"]
+        check_tensors("trainables", shapes, raw)
+        if averaged:  # of what is trained; a dropped face that is a crop of zeros is not
+            trained = {name: shape for name, shape in shapes.items() if name != "null_hidden"}
+            check_tensors("ema", trained, checkpoint.tensors["ema"])
     if title is not None:
         adapter = dataclasses.replace(adapter, title=title)
     run = checkpoint.path.parent
@@ -74,20 +98,18 @@ def export(
                 f"{adapter.encoder.fingerprint}"
             )
         encoder_tensors = encoder.tensors()
-    averaged = weights != "raw" and "ema" in checkpoint.tensors
     metadata = {
         "modelspec.resolution": f"{config.data.resolution}x{config.data.resolution}",
         "modelspec.description": f"Face adapter, {checkpoint.step} steps of {config.train.batch_size} samples"
         f" ({'moving average' if averaged else 'raw weights'})",
-        "training.config": checkpoint.state["config"],
+        "training.config": state.config,
         "training.step": str(checkpoint.step),
-        "training.samples": str(checkpoint.state["samples"]),
-        "training.base": json.dumps({"name": Path(config.model.base).name, "fingerprint": checkpoint.state["base"]}),
+        "training.samples": str(state.samples),
+        "training.base": json.dumps({"name": Path(config.model.base).name, "fingerprint": state.base}),
         "training.weights": "ema" if averaged else "raw",
         **(more_metadata or {}),
     }
     target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
-    tensors = checkpoint.weights(weights)
     return save_adapter(target, adapter, tensors, encoder_tensors, metadata, DTYPES[precision])
 
 

@@ -23,7 +23,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError, create
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from feedface_core.errors import FeedFaceError
+from feedface_core.errors import FeedFaceError, shorten
 from feedface_core.state_dict import read_state_dict
 
 from ..config import ModelSettings
@@ -71,8 +71,8 @@ def load_clip_vision(cls: type[nn.Module], path: str, setting: str, allow_hub: b
     quiet()
     try:
         module, info = cls.from_pretrained(path, local_files_only=not allow_hub, output_loading_info=True)
-    except LOAD_ERRORS as error:
-        raise TrainerError(f"{setting}: cannot load {path}: {error}") from error
+    except Exception as error:  # transformers, safetensors and torch raise many types for what is broken
+        raise TrainerError(f"{setting}: cannot load {path}: {shorten(error)}") from error
     if missing := sorted(info["missing_keys"]):
         listed = ", ".join(missing[:3])
         raise TrainerError(f"{setting}: {path} is no {cls.__name__}: {len(missing)} weights are missing ({listed})")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 from typing_extensions import Self
 
-from feedface_core.config import EncoderConfig
+from feedface_core.config import EncoderConfig, VisionFields
+from feedface_core.errors import FeedFaceError, located, shorten, typed
+from feedface_core.files.json_file import read_json
 from feedface_core.modules import encoder as core
 
 from ..config import EncoderSettings
@@ -65,6 +69,15 @@ class FaceEncoder:
         return self
 
 
+def check_config(found: Mapping[str, Any]) -> None:
+    """Raises :class:`FeedFaceError` for the ``config.json`` of another model than CLIP, or sizes that none has."""
+    if found.get("model_type") not in ("clip", "clip_vision_model"):
+        raise FeedFaceError(f"is a model of type {shorten(found.get('model_type'))}, expected a CLIP vision model")
+    fields = found.get("vision_config", {}) if found["model_type"] == "clip" else found
+    fields = typed(TypeAdapter(dict[str, Any]), fields)
+    typed(TypeAdapter(VisionFields), {name: fields[name] for name in FIELDS if name in fields})
+
+
 def load_face_encoder(
     settings: EncoderSettings, device: torch.device | str = "cpu", allow_hub: bool = False
 ) -> FaceEncoder:
@@ -84,9 +97,9 @@ def load_face_encoder(
             f"{where} has no config.json (looked in {path.absolute()}). Give a folder with a transformers "
             "CLIPVisionModel or CLIPModel, such as a copy of openai/clip-vit-base-patch32"
         )
-    found = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {"model_type": "clip"}
-    if found.get("model_type") not in ("clip", "clip_vision_model"):
-        raise TrainerError(f"{where} is a model of type {found.get('model_type')}, expected a CLIP vision model")
+    if config_file.is_file():
+        with located(where):
+            check_config(read_json(config_file, dict[str, Any]))
     name = str(path) if path.exists() else settings.path
     module = load_clip_vision(CLIPVisionModel, name, "adapter.encoder.path", allow_hub)
     size, layers = module.config.image_size, module.config.num_hidden_layers

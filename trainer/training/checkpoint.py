@@ -18,13 +18,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from feedface_core.errors import shorten, typed
 from feedface_core.files.atomic import replacing
 
 from ..errors import TrainerError
@@ -35,6 +37,21 @@ PREFIX, TEMPORARY = "checkpoint-", ".writing-"
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
 FORMAT_VERSION = 1
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
+
+
+class _Entry(BaseModel, strict=True):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class _State(BaseModel, strict=True):
+    """What every state holds; the rest is the caller's."""
+
+    format_version: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=0, le=10**12)]
+
+
+_ENTRIES, _STATE = TypeAdapter(dict[str, _Entry]), TypeAdapter(_State)
 
 
 class CheckpointError(TrainerError):
@@ -163,24 +180,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: for a file that is missing, cut short or changed.
     """
     try:
-        entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        entries = typed(_ENTRIES, (path / MANIFEST).read_text(encoding="utf-8"))
+        if missing := {STATE, "trainables.safetensors"} - entries.keys():
+            raise CheckpointError(f"{path / MANIFEST} does not name {' and '.join(sorted(missing))}")
         for name, entry in entries.items():
             size = (path / name).stat().st_size
-            if size != entry["bytes"]:
-                raise CheckpointError(f"{path / name} has {size} bytes, expected {entry['bytes']}")
-            if _hash(path / name) != entry["sha256"]:
+            if size != entry.bytes:
+                raise CheckpointError(f"{path / name} has {size} bytes, expected {entry.bytes}")
+            if _hash(path / name) != entry.sha256:
                 raise CheckpointError(f"{path / name} is not what was written (its hash differs)")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if state["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} is of format {state['format_version']}, newer than {FORMAT_VERSION}: update the trainer"
-            )
+        version = typed(_STATE, state).format_version
+        if version > FORMAT_VERSION:
+            raise CheckpointError(f"{path} is of format {version}, newer than {FORMAT_VERSION}: update the trainer")
         files = [path / name for name in entries if name.endswith(".safetensors")]
         return Checkpoint(path, {file.stem: load_file(file) for file in files}, state)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {shorten(error)}") from error
 
 
 def load_latest(output: Path) -> Checkpoint | None:
