@@ -129,6 +129,29 @@ FeedFace Set Face stays without a face, so the faces cannot mix.
         ALL,
     ),
     Feature(
+        "several_people",
+        "Several people",
+        people.several_people,
+        """
+One prompt and one pass for all of them: **FeedFace Regions** gives each person a column of the picture, and each part
+of the picture sees the face of its own column only.
+
+### Steps
+1. Load a photo of each person, in their order from left to right.
+2. Say in the **prompt** how many people there are.
+3. **Run**. FeedFace Regions shows who is where. How many heads there are, and where, is the model's choice: try another
+   *seed* where one is missing or stands between two columns.
+
+### What to change
+- More people: up to *face_6*. Fewer: disconnect a face.
+- Another size: the same *width* and *height* in **FeedFace Regions** and **Empty Latent Image**.
+- *regions*: **boxes** takes *face_boxes* of a FeedFace Detect Faces on a first picture, **masks** a mask for each face.
+- A prompt of their own for each person: the template **Two people**.
+""",
+        ("1 Model and photos", "2 Faces", "3 Regions", "4 Prompt and picture"),
+        ALL,
+    ),
+    Feature(
         "save_face",
         "Save a face",
         features.save_face,
@@ -166,6 +189,21 @@ of 0.1 for a morph.
 *combination* **concat** instead lets the model look at both; use it for two sets of photos of one person.
 """,
         ("1 Model and person A", "2 Person B", "3 Blend", "4 Picture"),
+    ),
+    Feature(
+        "between",
+        "Between two people",
+        people.between,
+        """
+**FeedFace Interpolate Faces** makes a list of faces from person A to person B, and everything behind it runs once for
+each: one Run, a picture for each step with the same prompt and seed.
+
+### What to change
+- *steps*: how many pictures, both people among them.
+- *first* and *last*: the share of person B at both ends. Below 0 and above 1 exaggerate what tells the two apart.
+- *path*: **spherical** keeps the strength of the face on the way, **linear** weakens it in the middle.
+""",
+        ("1 Model and photos", "2 Person A", "3 Person B", "4 Pictures"),
     ),
     Feature(
         "batch",

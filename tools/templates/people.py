@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.templates.bases import Base
+from tools.templates.bases import SMALL, Base
 from tools.templates.graph import Graph, Node
 from tools.templates.parts import apply, detect, empty, encode, picture, prompts, sample
 
@@ -54,6 +54,29 @@ def two_people(g: Graph, base: Base) -> None:
     picture(g, base, sample(g, base, faced[0], (prompt, negative), latent[0]), vae, "two_people")
 
 
+def several_people(g: Graph, base: Base) -> None:
+    """One prompt for the whole picture, which is cut into columns with a face each."""
+    model, clip, vae = base.load(g)
+    adapter = base.adapter(g)
+    photos = [
+        g.add("LoadImage", 0 if person < 3 else 1, title=f"Person {person}", image=base.photo(person))
+        for person in (1, 2, 3)
+    ]
+    faces = {}
+    for person, photo in enumerate(photos, 1):
+        title, column = f"Person {person}: Detect Faces", 1 if person == 1 else 2
+        crops = detect(g, base, adapter, photo, column, title=title, collapsed=person > 1)
+        faces[f"face_{person}"] = encode(g, adapter, crops, column, f"Face {person}", collapsed=True)[0]
+    wide = 3 if base is SMALL else 2  # the small model knows no smaller faces than its own picture's
+    width, height = base.size * wide, base.size
+    together = g.add("FeedFaceRegions", 2, node_height=660, width=width, height=height, **faces)
+    faced = apply(g, base, adapter, together, model)
+    pair = prompts(g, base, clip, 3, base.group)
+    latent = empty(g, base, 1, width=wide)
+    sampled = sample(g, base, faced[0], pair, latent[0], seed=5)  # with which the small model draws three people
+    picture(g, base, sampled, vae, "several_people")
+
+
 def blend(g: Graph, base: Base) -> None:
     model, clip, vae = base.load(g)
     adapter = base.adapter(g)
@@ -67,6 +90,24 @@ def blend(g: Graph, base: Base) -> None:
     faced = apply(g, base, adapter, face, model, 3)
     latent = empty(g, base, 1)
     picture(g, base, sample(g, base, faced[0], pair, latent[0]), vae, "blend")
+
+
+def between(g: Graph, base: Base) -> None:
+    """The faces on the way from one person to another, a picture for each."""
+    model, clip, vae = base.load(g)
+    adapter = base.adapter(g)
+    faces = {}
+    photos = [
+        g.add("LoadImage", 0, title=f"Person {letter}", image=base.photo(n)) for n, letter in ((1, "A"), (2, "B"))
+    ]
+    for column, (letter, photo) in enumerate(zip("AB", photos, strict=True), 1):
+        crops = detect(g, base, adapter, photo, column, title=f"Person {letter}: Detect Faces")
+        faces[f"face_{letter.lower()}"] = encode(g, adapter, crops, column, f"Face {letter}", collapsed=True)[0]
+    face = g.add("FeedFaceInterpolateFaces", 1, steps=5, **faces)
+    pair = prompts(g, base, clip)
+    faced = apply(g, base, adapter, face, model, 3)
+    latent = empty(g, base, 1)
+    picture(g, base, sample(g, base, faced[0], pair, latent[0]), vae, "between")
 
 
 def batch(g: Graph, base: Base) -> None:
