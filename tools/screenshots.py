@@ -1,12 +1,15 @@
 """Pictures of the nodes and graphs for the help pages and the documentation, taken in a real browser.
 
-    python -m tools.screenshots
+    python -m tools.screenshots                    every node and docs/images
+    python -m tools.screenshots FeedFaceRegions    only the nodes that are named
 
-writes ``web/docs/<node>/node.png`` for every node and ``docs/images``. Needs Chromium and Playwright.
+writes ``web/docs/<node>/node.png`` and ``docs/images``. Needs Chromium and Playwright.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 from tools.browser import Frontend, open_browser
@@ -30,12 +33,15 @@ NODES = {
     "FeedFaceApply": ("portrait", "small", True),
     "FeedFaceGuider": ("guider", "small", True),
     "FeedFaceSetFace": ("two_people", "small", True),
+    "FeedFaceRegions": ("several_people", "small", True),
     "FeedFaceSaveFace": ("save_face", "small", True),
     "FeedFaceLoadFace": ("load_face", "small", True),
     "FeedFaceCombineFaces": ("blend", "small", True),
+    "FeedFaceInterpolateFaces": ("between", "small", True),
     "FeedFaceLoadUniDiffuser": ("portrait", "released", False),
     "FeedFaceUniDiffuserUnconditional": ("portrait", "released", False),
 }
+ALONE = ("FeedFaceVaryFace", "FeedFaceAddDifference", "FeedFaceAdapterInfo")
 
 
 def template(feature: str, base: str = "small") -> Template:
@@ -43,11 +49,12 @@ def template(feature: str, base: str = "small") -> Template:
     return found
 
 
-def adapter_info(server: ComfyServer) -> Workflow:
-    """The one node that no template has."""
+def without_template(server: ComfyServer) -> Workflow:
+    """The nodes that no template has, :data:`ALONE`."""
     graph = Graph(server.object_info())
     adapter = graph.add("FeedFaceLoadAdapter", 0, adapter_name="feedface_small.safetensors", face_encoder="auto")
-    graph.add("FeedFaceAdapterInfo", 1, adapter=adapter[0])
+    for column, kind in enumerate(ALONE, 1):
+        graph.add(kind, column, **({"adapter": adapter[0]} if kind == "FeedFaceAdapterInfo" else {}))
     return graph.to_file()
 
 
@@ -69,36 +76,56 @@ def take_node(page: Frontend, kind: str, path: Path) -> None:
     page.page.locator(f'[data-node-id="{number}"]').first.screenshot(path=path)
 
 
+def take_nodes(page: Frontend, kinds: Collection[str]) -> None:
+    """Each kind where it is shown, in Nodes 2.0."""
+    opened = None
+    for kind, (feature, base, run) in NODES.items():
+        if kind not in kinds:
+            continue
+        if opened != (feature, base):
+            page.open_template(template(feature, base).title)
+            if run:
+                page.run()
+                page.settle(1500)
+            opened = feature, base
+        take_node(page, kind, PAGES / kind / "node.png")
+    if set(ALONE) & set(kinds):
+        page.open_graph(without_template(page.server))
+        page.run()
+        for kind in ALONE:
+            if kind in kinds:
+                take_node(page, kind, PAGES / kind / "node.png")
+
+
+def take_graphs(page: Frontend) -> None:
+    """Whole graphs and the list of templates, on the canvas."""
+    for name, feature in GRAPHS:
+        page.open_template(template(feature).title)
+        page.run()
+        page.settle(1500)
+        page.screenshot(IMAGES / f"{name}.png")
+    page.command("Comfy.BrowseTemplates")
+    page.click(PACK_FOLDER)
+    page.settle(4000)
+    page.page.screenshot(path=IMAGES / "templates.png")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nodes", nargs="*", help="all, and docs/images, when none is named", metavar="node")
+    named = parser.parse_args().nodes
+    if unknown := sorted(set(named) - {*NODES, *ALONE}):
+        parser.error(f"no such node: {', '.join(unknown)}; there are {', '.join([*NODES, *ALONE])}")
     with ComfyServer(installed_comfyui("demo")) as server, open_browser() as browser:
         for path in PEOPLE.glob("*.png"):  # as the user's photos
             for person, number in ((1, 1), (2, 1), (3, 1)):
                 if path.name == f"feedface_person{person}_3.png":
                     server.upload(path, f"person_{person}_photo_{number}.png")
         page = Frontend(browser, server, vue=True)
-        opened = None
-        for kind, (feature, base, run) in NODES.items():
-            if opened != (feature, base):
-                page.open_template(template(feature, base).title)
-                if run:
-                    page.run()
-                    page.settle(1500)
-                opened = feature, base
-            take_node(page, kind, PAGES / kind / "node.png")
-        page.open_graph(adapter_info(server))
-        page.run()
-        take_node(page, "FeedFaceAdapterInfo", PAGES / "FeedFaceAdapterInfo/node.png")
+        take_nodes(page, named or [*NODES, *ALONE])
         page.page.close()
-        page = Frontend(browser, server)
-        for name, feature in GRAPHS:
-            page.open_template(template(feature).title)
-            page.run()
-            page.settle(1500)
-            page.screenshot(IMAGES / f"{name}.png")
-        page.command("Comfy.BrowseTemplates")
-        page.click(PACK_FOLDER)
-        page.settle(4000)
-        page.page.screenshot(path=IMAGES / "templates.png")
+        if not named:
+            take_graphs(Frontend(browser, server))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_small_template_runs_as_it_is(server: ComfyServer, template: Template) -
     assert "Traceback" not in server.log[mark:]
     (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
     pictures = server.pictures(run, saved)
-    assert len(pictures) == {"compare": 2, "batch": 3}.get(template.feature.key, 1)
+    assert len(pictures) == {"compare": 2, "batch": 3, "between": 5}.get(template.feature.key, 1)
     assert all(picture.std() > 10 for picture in pictures)
 
 
@@ -148,7 +148,7 @@ def test_released_template_runs(released: ComfyServer, template: Template, tmp_p
             released.upload(tmp_path / inputs["image"])
         if node["class_type"] == "FeedFaceDetectFaces":
             inputs["detector"] = "whole image"
-        if node["class_type"] == "EmptyLatentImage":
+        if node["class_type"] in ("EmptyLatentImage", "FeedFaceRegions"):
             inputs.update(width=96, height=64)
         if node["class_type"] in ("KSampler", "BasicScheduler"):
             inputs["steps"] = 2

@@ -78,6 +78,7 @@ class Base:
         guidance: text and face scale of FeedFace Guider.
         prompt: for one person.
         two: prompts for a scene with two people: all of it, left, right.
+        group: prompt for a picture with three people.
         changed: prompt for a picture that is made anew.
         around: prompt for the picture that a face is put into.
         masked: a picture whose face is painted over: its transparent part.
@@ -95,6 +96,7 @@ class Base:
     guidance: tuple[float, float]
     prompt: str
     two: Sequence[str]
+    group: str
     changed: str
     around: str
     masked: str = "picture_with_mask.png"
@@ -141,6 +143,7 @@ REAL_TWO = (
     "photo of a person in a blue shirt, street café",
     "photo of a person in a yellow dress, street café",
 )
+REAL_GROUP = "photo of three people standing side by side in a park, summer, daylight"
 MASKED = "feedface_masked.png"
 DETECTION = {"detector": "auto", "order": "size", "indexes": "0"}
 
@@ -160,6 +163,7 @@ SMALL = Base(
         "a close-up of a serious person wearing a blue shirt, plain green background",
         "a close-up of a smiling person wearing a yellow shirt, plain green background",
     ),
+    group="a close-up of a smiling person wearing a blue shirt, plain yellow background",
     changed="a close-up of a smiling person wearing glasses and a green vest, dotted orange background",
     around="a close-up of a smiling person wearing a purple shirt, plain white background",
     masked=MASKED,
@@ -181,6 +185,7 @@ RELEASED = Base(
     guidance=(5.0, 4.0),
     prompt="a photo of a person in a garden, looking at the camera",
     two=REAL_TWO,
+    group=REAL_GROUP,
     changed="oil painting of a person in a green coat, autumn forest",
     around="photo of a person in a kitchen, daylight",
     photos=mine(1, 2, 3),
@@ -197,6 +202,7 @@ STABLE_DIFFUSION = Base(
     guidance=(6.0, 4.0),
     prompt=REAL,
     two=REAL_TWO,
+    group=REAL_GROUP,
     changed="oil painting of a person in a green coat, autumn forest",
     around="photo of a person in a kitchen, daylight",
     photos=mine(1, 2, 3),

@@ -1,82 +1,10 @@
-"""What is connected to what, for each feature: one function each, on any base."""
+"""What is connected to what, for each feature with one person: one function each, on any base."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from tools.templates.bases import CONTROLNET, LORA, SMALL, Base
-from tools.templates.graph import Graph, Node, Output
-
-# --- parts
-
-
-def encode_photo(g: Graph, base: Base, adapter: Node, person: int = 1, column: int = 0, name: str = "") -> Node:
-    """Load Image → Detect Faces → Encode Faces: one photo of a person to a face."""
-    photo = g.add("LoadImage", column, title=name or "Photo", image=base.photo(person))
-    crops = detect(g, base, adapter, photo, column + 1)
-    return encode(g, adapter, crops, column + 1)
-
-
-def encode(
-    g: Graph, adapter: Node, crops: Node, column: int, title: str | None = None, collapsed: bool = False
-) -> Node:
-    return g.add(
-        "FeedFaceEncodeFaces",
-        column,
-        title=title,
-        node_height=310,  # what it says after a run included
-        collapsed=collapsed,
-        adapter=adapter[0],
-        crops=crops[0],
-    )
-
-
-def detect(g: Graph, base: Base, adapter: Node, photo: Node, column: int, height: int = 650, **choice: Any) -> Node:
-    return g.add(
-        "FeedFaceDetectFaces",
-        column,
-        node_height=height,
-        image=photo[0],
-        adapter=adapter[0],
-        **{**base.detection, **choice},
-    )
-
-
-def apply(g: Graph, base: Base, adapter: Node, face: Node | None, model: Output, column: int = 2, **more: Any) -> Node:
-    if face:
-        more["face"] = face[0]
-    return g.add("FeedFaceApply", column, model=model, adapter=adapter[0], strength=base.strength, **more)
-
-
-def prompts(g: Graph, base: Base, clip: Output, column: int = 2, text: str | None = None) -> tuple[Node, Node]:
-    positive = g.add("CLIPTextEncode", column, title="Positive prompt", clip=clip, text=text or base.prompt)
-    return positive, base.negative(g, clip, column)
-
-
-def sample(g: Graph, base: Base, model: Output, pair: tuple, latent: Output, column: int = 3, **more: Any) -> Node:
-    positive, negative = pair
-    values = {**base.sampling, **more}
-    return g.add(
-        "KSampler", column, model=model, positive=positive[0], negative=negative[0], latent_image=latent, **values
-    )
-
-
-def picture(
-    g: Graph, base: Base, latent: Node, vae: Output, name: str, column: int = 3, title: str | None = None
-) -> Node:
-    """VAE Decode → Save Image; the small model's pictures are enlarged between the two."""
-    images = g.add("VAEDecode", column, collapsed=True, samples=latent[0], vae=vae)
-    if base is SMALL:
-        images = g.add("ImageScaleBy", column, collapsed=True, image=images[0], upscale_method="lanczos", scale_by=4.0)
-    prefix = f"feedface/{name}"
-    return g.add("SaveImage", column, title=title, node_height=290, images=images[0], filename_prefix=prefix)
-
-
-def empty(g: Graph, base: Base, column: int = 2, width: int = 1) -> Node:
-    return g.add("EmptyLatentImage", column, width=base.size * width, height=base.size, batch_size=1)
-
-
-# --- features
+from tools.templates.graph import Graph
+from tools.templates.parts import apply, detect, empty, encode, encode_photo, picture, prompts, sample
 
 
 def compare(g: Graph, base: Base) -> None:
@@ -155,53 +83,6 @@ def guider(g: Graph, base: Base) -> None:
     picture(g, base, sampled, vae, "guider")
 
 
-def two_people(g: Graph, base: Base) -> None:
-    """A prompt for the scene, and one with a face of its own for each half."""
-    model, clip, vae = base.load(g)
-    adapter = base.adapter(g)
-    photos = [
-        g.add("LoadImage", 0, title=f"{side} person", image=base.photo(person))
-        for person, side in ((1, "Left"), (2, "Right"))
-    ]
-    title = "FeedFace Apply Adapter: no face"
-    faced = apply(g, base, adapter, None, model, 0, title=title, collapsed=True)
-    negative = base.negative(g, clip, 0)
-    prompt, given = None, []
-    for side, photo, x, text in zip(("Left", "Right"), photos, (0.0, 0.5), base.two[1:], strict=True):
-        column = 1 if side == "Left" else 2
-        crops = detect(g, base, adapter, photo, column, title=f"{side} person: Detect Faces")
-        face = encode(g, adapter, crops, column, f"{side} face", collapsed=True)
-        own = g.add("CLIPTextEncode", column, title=f"{side} prompt", clip=clip, text=text)
-        area = g.add(
-            "ConditioningSetAreaPercentage",
-            column,
-            title=f"{side} half: Set Area",
-            collapsed=True,
-            conditioning=own[0],
-            width=0.5,
-            height=1.0,
-            x=x,
-            y=0.0,
-            strength=1.0,
-        )
-        given.append(
-            g.add(
-                "FeedFaceSetFace",
-                3,
-                title=f"{side} half: Set Face",
-                conditioning=area[0],
-                face=face[0],
-                strength=base.strength,
-            )
-        )
-    prompt = g.add("CLIPTextEncode", 1, title="Scene", clip=clip, text=base.two[0])
-    for title, half in zip(("Scene + left", "Scene + left + right"), given, strict=True):
-        both = {"conditioning_1": prompt[0], "conditioning_2": half[0]}
-        prompt = g.add("ConditioningCombine", 2, title=title, collapsed=True, **both)
-    latent = empty(g, base, 2, width=2)
-    picture(g, base, sample(g, base, faced[0], (prompt, negative), latent[0]), vae, "two_people")
-
-
 def save_face(g: Graph, base: Base) -> None:
     model, clip, vae = base.load(g)
     adapter = base.adapter(g)
@@ -225,37 +106,6 @@ def load_face(g: Graph, base: Base) -> None:
     faced = apply(g, base, adapter, face, model)
     latent = empty(g, base, 0)
     picture(g, base, sample(g, base, faced[0], pair, latent[0], 2), vae, "load_face")
-
-
-def blend(g: Graph, base: Base) -> None:
-    model, clip, vae = base.load(g)
-    adapter = base.adapter(g)
-    faces = []
-    photos = [g.add("LoadImage", 0, title=f"Person {'AB'[n]}", image=base.photo(n + 1)) for n in (0, 1)]
-    for n, photo in enumerate(photos):
-        crops = detect(g, base, adapter, photo, n + 1, title=f"Person {'AB'[n]}: Detect Faces")
-        faces.append(encode(g, adapter, crops, n + 1, f"Face {'AB'[n]}", collapsed=True))
-    face = g.add("FeedFaceCombineFaces", 1, face_a=faces[0][0], face_b=faces[1][0], share_b=0.5)
-    pair = prompts(g, base, clip)
-    faced = apply(g, base, adapter, face, model, 3)
-    latent = empty(g, base, 1)
-    picture(g, base, sample(g, base, faced[0], pair, latent[0]), vae, "blend")
-
-
-def batch(g: Graph, base: Base) -> None:
-    model, clip, vae = base.load(g)
-    adapter = base.adapter(g)
-    photos: Node | None = None
-    for person in (1, 2, 3):
-        photo = g.add("LoadImage", 0 if person < 3 else 1, title=f"Person {person}", image=base.photo(person))
-        photos = g.add("ImageBatch", 1, collapsed=True, image1=photos[0], image2=photo[0]) if photos else photo
-    one_by_one = g.add("RebatchImages", 1, title="One photo at a time", collapsed=True, images=photos[0], batch_size=1)
-    crops = detect(g, base, adapter, one_by_one, 2, height=860)  # with a report for each photo
-    face = encode(g, adapter, crops, 2)
-    pair = prompts(g, base, clip, 1)
-    faced = apply(g, base, adapter, face, model, 3)
-    latent = empty(g, base, 1)
-    picture(g, base, sample(g, base, faced[0], pair, latent[0]), vae, "batch")
 
 
 def image_to_image(g: Graph, base: Base) -> None:
