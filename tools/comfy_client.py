@@ -123,29 +123,32 @@ class ComfyClient:
         """Have the server unload its models and drop its cache (it does so between two prompts)."""
         self.post("/free", {"unload_models": True, "free_memory": True})
 
-    def upload(self, picture: Path | str | bytes, name: str = "picture.png", folder: str = "") -> str:
+    def upload(self, picture: Path | str | bytes, name: str = "", folder: str = "") -> str:
         """Put a picture into the server's input folder; what it is called there, for a LoadImage node.
 
         Args:
             picture: a file, or its content.
-            name: of the content; a file keeps its own.
+            name: on the server; empty for the file's own.
             folder: inside the input folder.
         """
         if not isinstance(picture, bytes):
-            name, picture = Path(picture).name, Path(picture).read_bytes()
+            name, picture = name or Path(picture).name, Path(picture).read_bytes()
         options = {"overwrite": "true", "subfolder": folder}
-        stored = self.request("POST", "/upload/image", data=options, files={"image": (name, picture)})
+        stored = self.request("POST", "/upload/image", data=options, files={"image": (name or "picture.png", picture)})
         return "/".join(filter(None, [stored.json()["subfolder"], stored.json()["name"]]))
 
-    def pictures(self, run: Run, node: str | None = None) -> list[numpy.ndarray]:
-        """The pictures of a run, ``(H, W, 3)`` uint8, of one node or of all output nodes in the order of their ids."""
+    def view(self, file: dict[str, str]) -> numpy.ndarray:
+        """One picture, ``(H, W, 3)`` uint8, by filename, subfolder and type, as a run's outputs have them."""
         import numpy
         from PIL import Image
 
+        answer = self.request("GET", "/view", params=file)
+        return numpy.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+
+    def pictures(self, run: Run, node: str | None = None) -> list[numpy.ndarray]:
+        """The pictures of a run, as from :meth:`view`, of one node or of all output nodes in the order of their ids."""
         nodes = [node] if node else sorted(run.outputs, key=lambda name: (len(name), name))
-        files = [file for name in nodes for file in run.outputs[name].get("images", [])]
-        answers = [self.request("GET", "/view", params=file) for file in files]
-        return [numpy.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")) for answer in answers]
+        return [self.view(file) for name in nodes for file in run.outputs[name].get("images", [])]
 
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue a workflow in API format; its id.

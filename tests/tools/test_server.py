@@ -96,6 +96,8 @@ def test_upload(server: ComfyServer, tmp_path: Path) -> None:
         }
     )
     assert np.array_equal(server.pictures(run)[0], pixels)
+    assert np.array_equal(server.view({"filename": name, "type": "input"}), pixels)
+    assert server.upload(tmp_path / "small.png", "renamed.png", "of_a_test") == "of_a_test/renamed.png"
 
 
 def test_refused_workflow_names_the_node(server: ComfyServer) -> None:
