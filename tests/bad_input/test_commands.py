@@ -35,8 +35,8 @@ def folder(tmp_path, monkeypatch) -> Iterator[Path]:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    for module in ("trainer.training.build", "trainer.cache"):
-        monkeypatch.setattr(f"{module}.load_base", lambda *_, **__: pytest.fail("began to load models"))
+    for module in ("trainer.models.adapter", "trainer.cache"):
+        monkeypatch.setattr(f"{module}.load_frozen_model", lambda *_, **__: pytest.fail("began to load models"))
     yield tmp_path
     torch.use_deterministic_algorithms(False)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -227,6 +227,8 @@ def run_lock(output: Path) -> Iterator[None]:
         raise TrainerError(
             f"{output} is in use by {owner}. Wait for that run to end, or give another train.output"
         ) from error
+    except OSError as error:
+        raise TrainerError(f"train.output {output}: cannot be locked ({shorten(error)})") from error
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         for leftover in output.glob(f"{TEMPORARY}*"):  # of a run that was killed while it wrote
