@@ -40,10 +40,11 @@ EXPRESSIONS = {
 CLOTHES = {"shirt": ("football", "football2", "hockey2"), "vest": ("jersey", "jersey2", "jersey4")}
 HEADWEAR = {"none": ("none",), "headband": ("headband",), "cap": ("hat2",), "santa hat": ("santa-hat",)}
 GLASSES = ("glasses1-primary", "glasses2-black")
-FRAMINGS = {"portrait": (0.195, 0.225), "close-up": (0.25, 0.285)}  # pixels of the canvas for each unit of the drawing
+FRAMINGS = ("portrait", "close-up")
 
 HEAD_SIZE = (300.0, 400.0)  # units of the drawing; every head of facesjs fills this box, narrowed by `fatness`
-BODY_BOTTOM = 300.0  # units from the middle of the head to the lower edge of the drawing
+FEATURES = ("skin", "hair color", "hair", "beard", "head", "eyes", "brows", "nose")
+"""What a person is told by, for :func:`features`."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "expression": tuple(EXPRESSIONS),
     "glasses": ("none", "glasses"),
@@ -92,7 +93,8 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
     Args:
         parts: what the renderer can draw (:func:`examples.small_model.drawing.parts_of`).
     """
-    rng = np.random.default_rng([settings.seed, settings.splits[split].number, index])
+    chosen = settings.splits[split]
+    rng = np.random.default_rng([settings.seed, chosen.number, index])
     gender = ("female", "male")[rng.integers(2)]
     male = gender == "male"
 
@@ -111,6 +113,8 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
     complexion = tuple(settings.complexions.values())[rng.integers(len(settings.complexions))]
     skin = _jitter(str(rng.choice(complexion.skin)), rng, settings.skin_jitter)
     hair = _jitter(str(rng.choice(complexion.hair)), rng, settings.hair_jitter)
+    if chosen.equal_colors:
+        skin, hair = chosen.equal_colors
     shave = uniform(0, 0.2) if male and rng.random() < 0.25 else 0
     return {
         "fatness": uniform(0, 1) if male else uniform(0, 0.6),
@@ -132,6 +136,13 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
         "glasses": {"id": "none"},
         "accessories": {"id": "none"},
     }
+
+
+def features(person: dict) -> dict[str, str]:
+    """The value of each of :data:`FEATURES` of an :func:`identity`, for probes."""
+    color = {"skin": person["body"], "hair color": person["hair"]}
+    shape = {"hair": "hair", "beard": "facialHair", "head": "head", "eyes": "eye", "brows": "eyebrow", "nose": "nose"}
+    return {name: part["color"] for name, part in color.items()} | {n: person[p]["id"] for n, p in shape.items()}
 
 
 def scene_of(rng: np.random.Generator) -> Scene:
@@ -183,7 +194,9 @@ def detector_box(box: list[float]) -> list[float]:
     return [x0 + 0.05 * width, y0 + 0.24 * height, x1 - 0.03 * width, y1 + 0.02 * height]
 
 
-def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict, list[float]]:
+def picture(
+    person: dict, scene: Scene, settings: PeopleSettings, rng: np.random.Generator
+) -> tuple[dict, list[float]]:
     """The renderer's input for a person in a scene but for its size, and the box of the head, ``[x0, y0, x1, y1]``."""
     face = json.loads(json.dumps(person))
     cloth = _jitter(COLORS[scene["clothes_color"]], rng, 12)
@@ -193,9 +206,9 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
     face["mouth"] = {"id": str(rng.choice(EXPRESSIONS[scene["expression"]])), "flip": bool(rng.integers(2))}
     face["glasses"] = {"id": str(rng.choice(GLASSES)) if scene["glasses"] == "glasses" else "none"}
     face["accessories"] = {"id": HEADWEAR[scene["headwear"]][0]}
-    scale = float(rng.uniform(*FRAMINGS[scene["framing"]]))
+    scale = float(rng.uniform(*settings.framings[scene["framing"]]))
     x = CANVAS / 2 + float(rng.uniform(-12, 12))
-    y = CANVAS - BODY_BOTTOM * scale + float(rng.uniform(2, 10))
+    y = CANVAS - settings.bottom * scale + float(rng.uniform(2, 10))
     worn = _jitter(COLORS[str(rng.choice(list(COLORS)))], rng, 12)
     half_width = HEAD_SIZE[0] * (0.8 + 0.2 * person["fatness"]) * scale / 2
     half_height = HEAD_SIZE[1] * scale / 2
@@ -204,6 +217,7 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
         "background": _background(scene, rng),
         "face": face,
         "accessory_colors": [worn, "#f2f2f2", worn],
+        "mouth_scale": settings.mouth_scale,
         "x": round(x, 3),
         "y": round(y, 3),
         "scale": round(scale, 4),
@@ -219,12 +233,13 @@ def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> I
     for j in range(chosen.pictures):
         rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j])
         scene = scene_of(rng)
-        spec, box = picture(person, scene, rng)
+        spec, box = picture(person, scene, settings, rng)
         record = {
             "id": f"{split}-{index:05d}-{j:02d}",
             "identity": f"{split}-{index:05d}",
             "caption": caption(scene, rng, 0.85),
             "box": [round(v * settings.size / CANVAS, 2) for v in box],
             **scene,
+            "features": features(person),
         }
         yield spec | {"size": 2 * settings.size, "mask_size": settings.size}, record

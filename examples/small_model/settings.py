@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.config import OptimiserSettings, TrainSettings
-from trainer.config.settings import Count, NotNegative, Positive, Section, Settings
+from trainer.config.settings import Count, NotNegative, Positive, PositiveFloat, Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
 STAGES = ("autoencoder", "unet", "encoder", "masks", "recogniser")
@@ -29,6 +29,8 @@ class Split(Section):
     identities: Positive
     pictures: Positive
     """Of each person."""
+    equal_colors: tuple[str, str] | None = None
+    """Skin and hair that everybody has, as ``#rrggbb``; null leaves everybody their own."""
 
 
 class Complexion(Section):
@@ -48,6 +50,12 @@ class PeopleSettings(Section):
     skin_jitter: NotNegative
     """How far a person's skin may lie from a colour of the palette, of 255 in each channel."""
     hair_jitter: NotNegative
+    framings: dict[Literal["portrait", "close-up"], tuple[float, float]]
+    """Least and largest size of a person, in 128ths of the picture's side for each unit of the drawing."""
+    bottom: PositiveFloat
+    """Units of the drawing from the middle of the head to the lower edge of the picture."""
+    mouth_scale: PositiveFloat = 1.0
+    """How much larger mouths are than the drawing has them."""
     splits: dict[str, Split]
 
 
@@ -65,6 +73,22 @@ class Stage(TrainSettings):
     optimiser: OptimiserSettings
 
 
+class AutoencoderStage(Stage):
+    """The autoencoder."""
+
+    start: str | None = None
+    """Folder of an autoencoder whose encoder stays as it is; null trains both halves from nothing."""
+
+
+class UNetStage(Stage):
+    """The U-Net and the text encoder."""
+
+    widths: tuple[int, ...] = (128, 128)
+    """Channels of each level. All levels have transformers, but for the first of three or more."""
+    face_weight: PositiveFloat = 1.0
+    """How much more the loss counts in the latent's cells that show head or hair."""
+
+
 class SmallModelSettings(Settings):
     """Everything the small model depends on but its adapter."""
 
@@ -73,13 +97,13 @@ class SmallModelSettings(Settings):
     """Side of a face crop in pixels."""
     pictures: Positive
     """How many of the training pictures the U-Net and the adapter see."""
-    autoencoder: Stage
-    unet: Stage
+    autoencoder: AutoencoderStage
+    unet: UNetStage
     encoder: Stage
     masks: Stage
     recogniser: Stage
 
 
-def load(overrides: Sequence[str] = ()) -> SmallModelSettings:
-    """The settings of ``small.yaml``, changed by overrides such as ``unet.steps=100``. Raises ``TrainerError``."""
-    return SmallModelSettings.load(FILE, overrides)
+def load(overrides: Sequence[str] = (), file: Path = FILE) -> SmallModelSettings:
+    """The settings of a file, changed by overrides such as ``unet.steps=100``. Raises ``TrainerError``."""
+    return SmallModelSettings.load(file, overrides)
