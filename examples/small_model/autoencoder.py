@@ -5,20 +5,20 @@ After training its latent is shifted and scaled so that Stable Diffusion's facto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feedface_core.files.atomic import write_safetensors
 
 from .drawing import People
-from .settings import Stage
+from .settings import AutoencoderStage
 from .training import train
 
 SCALE = 0.18215
@@ -48,30 +48,48 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def train_autoencoder(people: People, folder: Path, stage: Stage) -> AutoencoderKL:
+def start_from(folder: Path, people: People) -> AutoencoderKL:
+    """The autoencoder of a diffusers folder, standardised for the pictures of ``people``."""
+    model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    model.register_to_config(sample_size=people.size)
+    return standardise(model.eval(), _some(people))
+
+
+def train_autoencoder(people: People, folder: Path, stage: AutoencoderStage) -> AutoencoderKL:
     """Trains on the pictures of ``people`` with absolute errors of pixels, flat colours and edges, and a light KL
-    term."""
-    model = create(people.size).to(memory_format=torch.channels_last)
+    term. From ``stage.start`` on only the decoder is trained: the latents stay those of that encoder."""
+    model = start_from(Path(stage.start), people) if stage.start else create(people.size)
+    model = model.to(memory_format=torch.channels_last)
+    trained = nn.ModuleList([model.post_quant_conv, model.decoder]) if stage.start else model
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         x = people.pixels(rng.integers(len(people), size=stage.batch_size))
         x = x.contiguous(memory_format=torch.channels_last)
-        posterior = model.encode(x).latent_dist
+        with torch.set_grad_enabled(stage.start is None):
+            posterior = model.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float().clamp(-20, 10)
         y = model.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).sample.float()
         pixel = (y - x).abs().mean()
         # the layout normalises so often that flat colours are the last thing it learns: ask for them on their own
         color = F.avg_pool2d(x, 8)
         flat = (F.avg_pool2d(y, 8) - color).abs().mean()
-        guide = ((mean[:, :3] - 2 * color) ** 2).mean() * max(0.0, 1 - step / BOOTSTRAP)
         edge = sum((a - b).abs().mean() for a, b in zip(_edges(y), _edges(x), strict=True))
+        loss = pixel + flat + 0.5 * edge
+        if stage.start:
+            return {"loss": loss, "pixel": pixel, "flat": flat, "edge": edge}
+        guide = ((mean[:, :3] - 2 * color) ** 2).mean() * max(0.0, 1 - step / BOOTSTRAP)
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss = pixel + flat + 0.5 * edge + 0.2 * guide + 3e-4 * divergence
+        loss = loss + 0.2 * guide + 3e-4 * divergence
         return {"loss": loss, "pixel": pixel, "flat": flat, "edge": edge, "divergence": divergence}
 
-    train(folder, model, stage, losses)
+    train(folder, trained, stage, losses)
+    return model.eval() if stage.start else standardise(model, _some(people))
+
+
+def _some(people: People) -> Iterator[Tensor]:
+    """512 pictures, in batches."""
     chosen = np.random.default_rng(0).choice(len(people), min(512, len(people)), replace=False)
-    return standardise(model, (people.pixels(index) for index in np.array_split(chosen, 16)))
+    return (people.pixels(index) for index in np.array_split(chosen, 16))
 
 
 @torch.no_grad()
@@ -91,17 +109,19 @@ def standardise(model: AutoencoderKL, pictures: Iterable[Tensor]) -> Autoencoder
 
 
 @torch.no_grad()
-def encode_all(model: AutoencoderKL, people: People, path: Path, batch: int = 32) -> Tensor:
-    """Latents of every picture, scaled to unit variance: ``(N, 32, h, w)`` half floats, means then standard deviation.
+def encode_all(model: AutoencoderKL, people: People, path: Path, batch: int = 32) -> dict[str, Tensor]:
+    """``latents`` of every picture, scaled to unit variance: ``(N, 32, h, w)`` half floats, means then standard
+    deviation; and ``faces``, the share of head and hair in each cell, ``(N, 1, h, w)`` half floats.
 
     Kept in ``path``, and read from there when they are there.
     """
     if not path.is_file():
-        latents = []
+        latents, faces = [], []
         for first in range(0, len(people), batch):
             with torch.autocast("cpu", torch.bfloat16):
-                pixels = people.pixels(range(first, min(first + batch, len(people))))
-                posterior = model.encode(pixels).latent_dist
+                index = range(first, min(first + batch, len(people)))
+                posterior = model.encode(people.pixels(index)).latent_dist
             latents.append(torch.cat([posterior.mean, posterior.std], 1).float().mul(SCALE).half())
-        write_safetensors(path, {"latents": torch.cat(latents).contiguous()}, {})
-    return load_file(path)["latents"]
+            faces.append(F.avg_pool2d(people.masks(index), 8).half())
+        write_safetensors(path, {"latents": torch.cat(latents), "faces": torch.cat(faces)}, {})
+    return load_file(path)

@@ -3,16 +3,16 @@
 Stages, each seeded and resumable, each done in a moment when its result is there::
 
     people       draws the synthetic people (needs Node.js)
-    autoencoder  trains the autoencoder, then encodes every picture
-    unet         trains the U-Net and the text encoder on captions
+    autoencoder  trains the autoencoder
+    unet         encodes every picture, then trains the U-Net and the text encoder on captions
     encoder      trains the face encoder
     recogniser   trains the examiner and the mask reader, which only judge
     adapter      trains the FeedFace adapter with ``trainer.train``
     publish      copies the finished model to ``models/feedface_small``
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
 
-With names of stages only those run. Settings come from ``small.yaml``. Everything between the stages lives in
-``--work``; the finished model goes to ``--output``."""
+With names of stages only those run. Settings come from ``small.yaml`` or another ``--settings``. Everything between
+the stages lives in ``--work``; the finished model goes to ``--output``."""
 
 from __future__ import annotations
 
@@ -101,17 +101,22 @@ class Build:
     def people(self) -> None:
         draw(self.work / "people", self.settings.people)
 
-    def autoencoder(self) -> tuple[AutoencoderKL, Tensor]:
-        people = self.load_people()
-        model = autoencoder.train_autoencoder(people, self.work / "autoencoder", self.settings.autoencoder)
-        subset, path = people.first(self.settings.pictures), self.work / "autoencoder" / "latents.safetensors"
-        return model, autoencoder.encode_all(model, subset, path)
+    def autoencoder(self) -> AutoencoderKL:
+        return autoencoder.train_autoencoder(self.load_people(), self.work / "autoencoder", self.settings.autoencoder)
+
+    def latents(self) -> dict[str, Tensor]:
+        """What the U-Net learns from, which needs the autoencoder's encoder only."""
+        start, people = self.settings.autoencoder.start, self.load_people()
+        path = self.work / "autoencoder" / "latents.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model = autoencoder.start_from(Path(start), people) if start else self.autoencoder()
+        return autoencoder.encode_all(model, people.first(self.settings.pictures), path)
 
     def unet(self) -> None:
-        vae, latents = self.autoencoder()
-        people, tokenizer = self.load_people().first(self.settings.pictures), text.write_tokenizer(self.work / "text")
-        model = denoiser.train_denoiser(people, latents, tokenizer, self.work / "unet", self.settings.unet)
-        system.save_pipeline(self.output, vae, model.unet, model.text_encoder)
+        encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")
+        people = self.load_people().first(self.settings.pictures)
+        model = denoiser.train_denoiser(people, encoded, tokenizer, self.work / "unet", self.settings.unet)
+        system.save_pipeline(self.output, self.autoencoder(), model.unet, model.text_encoder)
 
     def encoder(self) -> None:
         folder, stage = self.work / "encoder", self.settings.encoder
@@ -185,6 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
         "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all but the last"
     )
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
+    parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished model")
     names = ", ".join(VARIANTS)
     parser.add_argument("--only", nargs="+", default=(), choices=list(VARIANTS), help=f"of the variants: {names}")
@@ -202,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     overrides = [*(settings.QUICK if options.quick else ()), *(word for word in options.stages if "=" in word)]
     try:
-        chosen = settings.load(overrides)
+        chosen = settings.load(overrides, options.settings)
         build = Build(options.work, options.output, chosen, QUICK_ADAPTER if options.quick else (), options.only)
         for stage in stages or STAGES:
             build.run(stage)

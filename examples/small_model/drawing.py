@@ -94,12 +94,12 @@ def draw(root: Path, settings: PeopleSettings, splits: Iterable[str] = (), log=p
             )
         state.write_text(wanted)
 
-        def draw_shard(people: range) -> tuple[str, Sequence[dict]]:
+        def draw_shard(people: range, split: str = split, folder: Path = folder) -> tuple[str, Sequence[dict]]:
             specs, records = zip(*(pair for i in people for pair in specs_of(parts, settings, split, i)), strict=True)
             shard = folder / f"{people.start:05d}"
             if not shard.is_dir():
                 _write_shard(shard, records, render(renderer, specs))
-                log(f"people {split}: {people.stop} of {identities}")
+                log(f"people {split}: {people.stop} of {settings.splits[split].identities}")
             return shard.name, records
 
         rows: list[dict] = []

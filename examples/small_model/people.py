@@ -194,9 +194,7 @@ def detector_box(box: list[float]) -> list[float]:
     return [x0 + 0.05 * width, y0 + 0.24 * height, x1 - 0.03 * width, y1 + 0.02 * height]
 
 
-def picture(
-    person: dict, scene: Scene, settings: PeopleSettings, rng: np.random.Generator
-) -> tuple[dict, list[float]]:
+def picture(person: dict, scene: Scene, settings: PeopleSettings, rng: np.random.Generator) -> tuple[dict, list[float]]:
     """The renderer's input for a person in a scene but for its size, and the box of the head, ``[x0, y0, x1, y1]``."""
     face = json.loads(json.dumps(person))
     cloth = _jitter(COLORS[scene["clothes_color"]], rng, 12)
