@@ -5,7 +5,7 @@ After training its latent is shifted and scaled so that Stable Diffusion's facto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ GROUPS = 8
 """Groups of the normalisations. Stable Diffusion has 32, which with 32 channels would normalise each channel on its
 own and so lose the colour of every flat picture."""
 CHANNELS = 16  # of the latent; Stable Diffusion has four, which lose the eyes of a face that is 40 pixels wide
+CHUNK = 1000  # pictures in a file of latents
 BOOTSTRAP = 300  # steps during which the latent is also drawn towards the colours of its place
 
 
@@ -87,8 +88,9 @@ def train_autoencoder(people: People, folder: Path, stage: AutoencoderStage) -> 
 
 
 def _some(people: People) -> Iterator[Tensor]:
-    """512 pictures, in batches."""
-    chosen = np.random.default_rng(0).choice(len(people), min(512, len(people)), replace=False)
+    """512 of the first 3,000 pictures, in batches."""
+    known = min(3000, len(people))
+    chosen = np.random.default_rng(0).choice(known, min(512, known), replace=False)
     return (people.pixels(index) for index in np.array_split(chosen, 16))
 
 
@@ -108,20 +110,30 @@ def standardise(model: AutoencoderKL, pictures: Iterable[Tensor]) -> Autoencoder
     return model
 
 
-@torch.no_grad()
-def encode_all(model: AutoencoderKL, people: People, path: Path, batch: int = 32) -> dict[str, Tensor]:
+def encode_all(model: AutoencoderKL, people: People, folder: Path) -> dict[str, Tensor]:
     """``latents`` of every picture, scaled to unit variance: ``(N, 32, h, w)`` half floats, means then standard
     deviation; and ``faces``, the share of head and hair in each cell, ``(N, 1, h, w)`` half floats.
 
-    Kept in ``path``, and read from there when they are there.
+    Kept in ``folder``, :data:`CHUNK` pictures a file, and read from there when they are there.
     """
-    if not path.is_file():
-        latents, faces = [], []
-        for first in range(0, len(people), batch):
-            with torch.autocast("cpu", torch.bfloat16):
-                index = range(first, min(first + batch, len(people)))
-                posterior = model.encode(people.pixels(index)).latent_dist
-            latents.append(torch.cat([posterior.mean, posterior.std], 1).float().mul(SCALE).half())
-            faces.append(F.avg_pool2d(people.masks(index), 8).half())
-        write_safetensors(path, {"latents": torch.cat(latents), "faces": torch.cat(faces)}, {})
-    return load_file(path)
+    parts = []
+    for first in range(0, len(people), CHUNK):
+        index = range(first, min(first + CHUNK, len(people)))
+        path = folder / f"{index.start:06d}-{index.stop:06d}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(path, encode(model, people, index), {})
+        parts.append(load_file(path))
+    return {name: torch.cat([part[name] for part in parts]) for name in ("latents", "faces")}
+
+
+@torch.no_grad()
+def encode(model: AutoencoderKL, people: People, index: Sequence[int], batch: int = 20) -> dict[str, Tensor]:
+    """What :func:`encode_all` gives, of some pictures."""
+    model, latents = model.to(memory_format=torch.channels_last), []
+    for first in range(0, len(index), batch):
+        pixels = people.pixels(index[first : first + batch]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = model.encode(pixels).latent_dist
+        latents.append(torch.cat([posterior.mean, posterior.std], 1).float().mul(SCALE).half().contiguous())
+    return {"latents": torch.cat(latents), "faces": F.avg_pool2d(people.masks(index), 8).half()}

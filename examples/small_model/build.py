@@ -6,7 +6,7 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
     autoencoder  trains the autoencoder
     unet         encodes every picture, then trains the U-Net and the text encoder on captions
     encoder      trains the face encoder
-    recogniser   trains the examiner and the mask reader, which only judge
+    recogniser   trains the networks that only judge, on people of their own
     adapter      trains the FeedFace adapter with ``trainer.train``
     publish      copies the finished model to ``models/feedface_small``
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
@@ -107,10 +107,8 @@ class Build:
     def latents(self) -> dict[str, Tensor]:
         """What the U-Net learns from, which needs the autoencoder's encoder only."""
         start, people = self.settings.autoencoder.start, self.load_people()
-        path = self.work / "autoencoder" / "latents.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
         model = autoencoder.start_from(Path(start), people) if start else self.autoencoder()
-        return autoencoder.encode_all(model, people.first(self.settings.pictures), path)
+        return autoencoder.encode_all(model, people.first(self.settings.pictures), self.work / "latents")
 
     def unet(self) -> None:
         encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")
@@ -124,10 +122,11 @@ class Build:
         system.save_encoder(self.output, encoder)
 
     def recogniser(self) -> None:
-        people = self.load_people()
+        people = self.load_people("examiner")
         masks = examiner.train_mask_reader(people, self.work / "masks", self.settings.masks)
+        eyes = examiner.train_eye_reader(people, self.work / "eyes", self.settings.eyes)
         judge = examiner.train_examiner(people, self.work / "recogniser", self.settings.recogniser)
-        system.save_examiner(self.output, judge, masks)
+        system.save_examiner(self.output, judge, masks, eyes)
 
     def adapter(self) -> None:
         self.train_adapter("full")

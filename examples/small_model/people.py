@@ -12,7 +12,7 @@ and its picture ``j`` depend on the settings and ``(seed, split, i, j)`` alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,6 +43,7 @@ GLASSES = ("glasses1-primary", "glasses2-black")
 FRAMINGS = ("portrait", "close-up")
 
 HEAD_SIZE = (300.0, 400.0)  # units of the drawing; every head of facesjs fills this box, narrowed by `fatness`
+EYES = ((140.0, 310.0), (260.0, 310.0))  # units of the drawing
 FEATURES = ("skin", "hair color", "hair", "beard", "head", "eyes", "brows", "nose")
 """What a person is told by, for :func:`features`."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -81,9 +82,13 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, keep: float = 
     return words + (f", {scene['background']} {scene['background_color']} background" if named() else "")
 
 
+def _rgb(color: str) -> np.ndarray:
+    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], float)
+
+
 def _jitter(color: str, rng: np.random.Generator, amount: float) -> str:
     """A colour moved by up to ``amount`` of 255 in each channel."""
-    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) + rng.uniform(-amount, amount, 3)
+    rgb = _rgb(color) + rng.uniform(-amount, amount, 3)
     return "#" + "".join(f"{int(v):02x}" for v in rgb.clip(0, 255))
 
 
@@ -138,11 +143,26 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
     }
 
 
-def features(person: dict) -> dict[str, str]:
-    """The value of each of :data:`FEATURES` of an :func:`identity`, for probes."""
-    color = {"skin": person["body"], "hair color": person["hair"]}
+def features(person: dict, settings: PeopleSettings) -> dict[str, str]:
+    """The value of each of :data:`FEATURES` of an :func:`identity`; of colours the nearest one of the palettes."""
     shape = {"hair": "hair", "beard": "facialHair", "head": "head", "eyes": "eye", "brows": "eyebrow", "nose": "nose"}
-    return {name: part["color"] for name, part in color.items()} | {n: person[p]["id"] for n, p in shape.items()}
+    known = settings.complexions.values()
+    return {
+        "skin": _nearest(person["body"]["color"], [color for one in known for color in one.skin]),
+        "hair color": _nearest(person["hair"]["color"], [color for one in known for color in one.hair]),
+        **{name: person[part]["id"] for name, part in shape.items()},
+    }
+
+
+def _nearest(color: str, palette: Sequence[str]) -> str:
+    return min(palette, key=lambda other: float(((_rgb(color) - _rgb(other)) ** 2).sum()))
+
+
+def place_of(point: tuple[float, float], spec: dict) -> tuple[float, float]:
+    """Where a point of the drawing of a face lies on the canvas."""
+    turn = np.radians(spec["angle"])
+    x, y = (point[0] - 200) * spec["scale"], (point[1] - 300) * spec["scale"]  # (200, 300): the middle of the head
+    return spec["x"] + x * np.cos(turn) - y * np.sin(turn), spec["y"] + x * np.sin(turn) + y * np.cos(turn)
 
 
 def scene_of(rng: np.random.Generator) -> Scene:
@@ -167,7 +187,7 @@ def scene_of(rng: np.random.Generator) -> Scene:
 def _background(scene: Scene, rng: np.random.Generator) -> str:
     """The background as SVG: a field of the named colour, with a pattern in a neighbouring shade."""
     base = _jitter(COLORS[scene["background_color"]], rng, 12)
-    rgb = np.array([int(base[i : i + 2], 16) for i in (1, 3, 5)], float)
+    rgb = _rgb(base)
     # towards black on light colours, towards white on dark ones, so that the pattern shows and the name still holds
     target = np.zeros(3) if rgb.mean() > 150 else np.full(3, 255.0)
     shade = "#" + "".join(f"{int(v):02x}" for v in rgb + (target - rgb) * 0.35)
@@ -226,7 +246,8 @@ def picture(person: dict, scene: Scene, settings: PeopleSettings, rng: np.random
 
 def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> Iterator[tuple[dict, dict]]:
     """For each picture of identity ``index``: the renderer's input and what is known about it: ``id``, ``identity``,
-    ``caption``, ``box`` of the head in pixels, and the scene."""
+    ``caption``, ``box`` of the head and middles of the ``eyes`` in pixels, pixels for each ``unit`` of the drawing, the
+    scene, and :func:`features`."""
     person, chosen = identity(parts, settings, split, index), settings.splits[split]
     for j in range(chosen.pictures):
         rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j])
@@ -238,6 +259,8 @@ def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> I
             "caption": caption(scene, rng, 0.85),
             "box": [round(v * settings.size / CANVAS, 2) for v in box],
             **scene,
-            "features": features(person),
+            "features": features(person, settings),
+            "eyes": [[round(v * settings.size / CANVAS, 2) for v in place_of(point, spec)] for point in EYES],
+            "unit": round(spec["scale"] * settings.size / CANVAS, 5),
         }
         yield spec | {"size": 2 * settings.size, "mask_size": settings.size}, record

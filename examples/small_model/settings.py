@@ -12,11 +12,13 @@ from trainer.config import OptimiserSettings, TrainSettings
 from trainer.config.settings import Count, NotNegative, Positive, PositiveFloat, Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
-STAGES = ("autoencoder", "unet", "encoder", "masks", "recogniser")
+STAGES = ("autoencoder", "unet", "encoder", "masks", "eyes", "recogniser")
 #: A few people and steps, to see that the build works.
 QUICK = (
     "people.splits.train.identities=12",
+    "people.splits.examiner.identities=12",
     "people.splits.heldout.identities=32",
+    *(f"people.splits.{name}.identities=8" for name in ("heldout-equal", "second", "second-equal")),
     *(f"{stage}.{length}" for stage in STAGES for length in ("steps=6", "batch_size=4", "optimiser.warmup_steps=2")),
 )
 
@@ -101,6 +103,7 @@ class SmallModelSettings(Settings):
     unet: UNetStage
     encoder: Stage
     masks: Stage
+    eyes: Stage
     recogniser: Stage
 
 

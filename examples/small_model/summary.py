@@ -15,6 +15,7 @@ LOGS = {
     "unet": "unet",
     "encoder": "encoder",
     "mask_reader": "masks",
+    "eye_reader": "eyes",
     "recogniser": "recogniser",
     "adapter": "adapters/full",
 }  # stage → folder of its log
@@ -23,8 +24,9 @@ MEANING = {
     "vae": "KL autoencoder, 64 × 64 × 3 to 8 × 8 × 16",
     "text_encoder": "two-layer CLIP text transformer",
     "adapter/feedface_small.safetensors": "FeedFace adapter, with its face encoder (CLIP vision, 48 × 48)",
-    "examiner/identity.safetensors": "judges who it is and reads attributes; never conditions anything",
+    "examiner/identity.safetensors": "judges who it is, reads attributes and features; never conditions anything",
     "examiner/masks.safetensors": "finds head and hair, to measure what is around them",
+    "examiner/eyes.safetensors": "finds sound eyes",
     "examiner/gallery.safetensors": "what the examiner knows of the held-out people",
 }
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
@@ -21,7 +23,7 @@ from feedface_core.files.atomic import write_safetensors
 from trainer.errors import TrainerError
 
 from . import denoiser, text
-from .examiner import Examiner, MaskReader
+from .examiner import Examiner, EyeReader, MaskReader
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
 ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which FeedFace Load Adapter lists
@@ -73,19 +75,32 @@ def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:
     (folder / "face_encoder" / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
 
 
-def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader) -> None:
+def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader, eyes: EyeReader) -> None:
     """Writes the networks that judge."""
-    for name, module in (("identity", examiner), ("masks", masks)):
-        write_safetensors(folder / "examiner" / f"{name}.safetensors", half(module).state_dict(), {})
+    for name, module in (("identity", examiner), ("masks", masks), ("eyes", eyes)):
+        metadata = {"features": json.dumps(module.values)} if isinstance(module, Examiner) else {}
+        write_safetensors(folder / "examiner" / f"{name}.safetensors", half(module).state_dict(), metadata)
 
 
-def load_examiner(folder: Path = FOLDER) -> tuple[Examiner, MaskReader]:
-    """Reads the networks that judge, in single precision. Raises ``TrainerError`` where they are missing."""
-    examiner, masks = Examiner(picture_size(folder)), MaskReader()
-    for name, module in (("identity", examiner), ("masks", masks)):
-        path = folder / "examiner" / f"{name}.safetensors"
+class Judges(NamedTuple):
+    """The networks that judge, in single precision."""
+
+    examiner: Examiner
+    masks: MaskReader
+    eyes: EyeReader
+
+
+def load_examiner(folder: Path = FOLDER) -> Judges:
+    """Reads the networks that judge. Raises ``TrainerError`` where they are missing."""
+    paths = {name: folder / "examiner" / f"{name}.safetensors" for name in ("identity", "masks", "eyes")}
+    for path in paths.values():
         if not path.is_file():
             raise TrainerError(f"no {path}: `python -m examples.small_model.build recogniser` trains it")
+    size = picture_size(folder)
+    with safe_open(paths["identity"], "pt") as file:
+        values = json.loads(file.metadata()["features"])
+    judges = Judges(Examiner(values, size), MaskReader(size), EyeReader(size))
+    for path, module in zip(paths.values(), judges, strict=True):
         module.load_state_dict(load_file(path))
         module.eval().requires_grad_(False)
-    return examiner, masks
+    return judges
