@@ -114,7 +114,7 @@ class Build:
         encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")
         people = self.load_people().first(self.settings.pictures)
         model = denoiser.train_denoiser(people, encoded, tokenizer, self.work / "unet", self.settings.unet)
-        system.save_pipeline(self.output, self.autoencoder(), model.unet, model.text_encoder)
+        system.save_pipeline(self.output, self.autoencoder(), model.unet, model.text_encoder, self.settings.people)
 
     def encoder(self) -> None:
         folder, stage = self.work / "encoder", self.settings.encoder

@@ -3,7 +3,7 @@
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
 ``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter`` (the trained FeedFace adapter with its
 face encoder; the node FeedFace Load Adapter lists it), ``examiner`` (for judging only) and ``people`` (references of
-held-out people, for the demo).
+held-out people, for the demo, and the settings that they were drawn with).
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from trainer.errors import TrainerError
 
 from . import denoiser, text
 from .examiner import Examiner, EyeReader, MaskReader
+from .settings import PeopleSettings
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
+PEOPLE = "people/settings.json"
 ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which FeedFace Load Adapter lists
 
 
@@ -37,6 +39,14 @@ def picture_size(folder: Path = FOLDER) -> int:
     return json.loads(path.read_text())["sample_size"]
 
 
+def people_settings(folder: Path = FOLDER) -> PeopleSettings:
+    """How the people are drawn that the model was trained on. Raises ``TrainerError`` where there is no model."""
+    path = folder / PEOPLE
+    if not path.is_file():
+        raise TrainerError(f"no {path}: `python -m examples.small_model.build` makes it")
+    return PeopleSettings.model_validate_json(path.read_text())
+
+
 def half(module: nn.Module) -> nn.Module:
     """The module in half precision. Raises ``TrainerError``, which names a weight that is not finite there."""
     for name, weight in module.named_parameters():
@@ -46,9 +56,15 @@ def half(module: nn.Module) -> nn.Module:
 
 
 def save_pipeline(
-    folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+    folder: Path,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    people: PeopleSettings,
 ) -> None:
-    """Writes the frozen text-to-image model as a diffusers folder."""
+    """Writes the frozen text-to-image model as a diffusers folder, with the settings of its people."""
+    (folder / PEOPLE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / PEOPLE).write_text(people.model_dump_json(indent=1) + "\n")
     half(autoencoder).save_pretrained(folder / "vae")
     half(unet).save_pretrained(folder / "unet")
     half(text_encoder).save_pretrained(folder / "text_encoder")

@@ -1,0 +1,93 @@
+"""Where a feature of the person is lost on the way from the reference to the picture.
+
+For each feature three balanced accuracies for people that nothing was trained on: of a linear probe on the encoder's
+hidden states, of one on the face tokens behind the projection, and of the examiner on the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.support.identity_measures import balanced_accuracy
+from examples.small_model.drawing import People
+from examples.small_model.evaluate import Examination, Readings, SmallModel
+from examples.small_model.people import FEATURES
+
+LEARNT = 2  # pictures of each person that the probes learn from
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def probe(known: Tensor, values: np.ndarray, asked: Tensor) -> np.ndarray:
+    """Linear probe: ridge regression on one-hot values, solved in the dual; the penalty is chosen on a fifth of the
+    known.
+
+    Args:
+        known: ``(N, D)`` states with their ``values`` ``(N,)``.
+        asked: ``(M, D)``.
+
+    Returns:
+        The values told, ``(M,)``.
+    """
+    names, numbers = np.unique(values, return_inverse=True)
+    mean, scale = known.mean(0), known.std(0).clamp(min=1e-4)
+    known, asked = (known - mean) / scale, (asked - mean) / scale
+    targets = torch.nn.functional.one_hot(torch.from_numpy(numbers), len(names)).float()
+    targets = targets / targets.mean(0).sqrt()  # rare values count as much as frequent ones
+    kernel = known @ known.T / known.shape[1]
+    cut = len(known) * 4 // 5
+
+    def solve(rows: int, penalty: float) -> Tensor:
+        return torch.linalg.solve(kernel[:rows, :rows] + penalty * torch.eye(rows), targets[:rows])
+
+    def held_back(penalty: float) -> float:
+        told = (kernel[cut:, :cut] @ solve(cut, penalty)).argmax(1).numpy()
+        return balanced_accuracy(told, numbers[cut:])
+
+    best = max(PENALTIES, key=held_back)
+    return names[(asked @ known.T / known.shape[1] @ solve(len(known), best)).argmax(1).numpy()]
+
+
+@torch.no_grad()
+def chain(
+    model: SmallModel,
+    examination: Examination,
+    learnt: People,
+    people: People,
+    persons: Sequence[int],
+    drawn: Readings,
+    references: Sequence[int],
+    decoded: Readings,
+) -> list[dict]:
+    """A line for each feature: ``encoder``, ``projection``, ``picture``, and ``ceiling``, what the examiner reads from
+    references through the autoencoder; ``chance`` is 1 / values among the people.
+
+    Args:
+        learnt: people whom the probes learn from; neither the encoder nor the adapter was trained on them.
+        people: the held-out ones.
+        persons: whom each generated picture shows; their first pictures were the references.
+        drawn: what the judges say of the generated pictures.
+        references, decoded: indices of drawings, and what the judges say of them through the autoencoder.
+    """
+
+    def shown(one: People, index: Sequence[int], name: str) -> np.ndarray:
+        return np.array([one.records[i]["features"][name] for i in index])
+
+    index = learnt.pictures_of(len(set(learnt.identities())))[:, :LEARNT].ravel()
+    first = people.pictures_of(len(set(people.identities())))[:, 0]
+    known, asked = model.encode_faces(learnt, index), model.encode_faces(people, first)
+    links = {"encoder": (known, asked), "projection": (model.adapter.project(known), model.adapter.project(asked))}
+    lines = []
+    for name in FEATURES:
+        values, wanted = shown(learnt, index, name), shown(people, first, name)
+        line = {"feature": name, "chance": 1 / len(set(wanted))}
+        for link, (ours, theirs) in links.items():
+            line[link] = balanced_accuracy(probe(ours.flatten(1), values, theirs.flatten(1)), wanted)
+        names = np.array(examination.judges.examiner.values[name])
+        line["picture"] = balanced_accuracy(names[drawn.features[name]], wanted[list(persons)])
+        line["ceiling"] = balanced_accuracy(names[decoded.features[name]], shown(people, references, name))
+        lines.append({key: value if key == "feature" else round(value, 4) for key, value in line.items()})
+    return lines
