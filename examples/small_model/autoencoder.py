@@ -5,7 +5,7 @@ After training its latent is shifted and scaled so that Stable Diffusion's facto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,18 +110,20 @@ def standardise(model: AutoencoderKL, pictures: Iterable[Tensor]) -> Autoencoder
     return model
 
 
-def encode_all(model: AutoencoderKL, people: People, folder: Path) -> dict[str, Tensor]:
+def encode_all(load: Callable[[], AutoencoderKL], people: People, folder: Path) -> dict[str, Tensor]:
     """``latents`` of every picture, scaled to unit variance: ``(N, 32, h, w)`` half floats, means then standard
     deviation; and ``faces``, the share of head and hair in each cell, ``(N, 1, h, w)`` half floats.
 
-    Kept in ``folder``, :data:`CHUNK` pictures a file, and read from there when they are there.
+    Kept in ``folder``, :data:`CHUNK` pictures a file, and read from there when they are there; ``load`` is called only
+    when one is missing.
     """
-    parts = []
+    parts, model = [], None
     for first in range(0, len(people), CHUNK):
         index = range(first, min(first + CHUNK, len(people)))
         path = folder / f"{index.start:06d}-{index.stop:06d}.safetensors"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
+            model = model or load()
             write_safetensors(path, encode(model, people, index), {})
         parts.append(load_file(path))
     return {name: torch.cat([part[name] for part in parts]) for name in ("latents", "faces")}

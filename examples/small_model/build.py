@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,8 +108,8 @@ class Build:
     def latents(self) -> dict[str, Tensor]:
         """What the U-Net learns from, which needs the autoencoder's encoder only."""
         start, people = self.settings.autoencoder.start, self.load_people()
-        model = autoencoder.start_from(Path(start), people) if start else self.autoencoder()
-        return autoencoder.encode_all(model, people.first(self.settings.pictures), self.work / "latents")
+        load = partial(autoencoder.start_from, Path(start), people) if start else self.autoencoder
+        return autoencoder.encode_all(load, people.first(self.settings.pictures), self.work / "latents")
 
     def unet(self) -> None:
         encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.identity import all_rows, branch_gflop, tokens_at, without_face
+from benchmarks.identity import EQUAL, LADDER, OTHERS, all_rows, branch_gflop, tokens_at, without_face
+from benchmarks.support import identity_measures as measures
+from benchmarks.support.identity_chain import probe
+from benchmarks.support.identity_ladder import COLORS, give, rungs
 from benchmarks.support.identity_report import MEASURES, findings, verdicts, write_report
+from examples.small_model import settings
 from examples.small_model.evaluate import bootstrap, requests
 from feedface_core.config import SiteConfig
 from feedface_core.guidance import Guidance, joint, text_then_face
@@ -20,7 +24,8 @@ def _row(name: str, group: str = "main", point=(), **measures) -> dict:
     for measure in MEASURES:
         row[measure] = measures.get(measure, 0.5)
         row[f"{measure}_ci"] = [row[measure] - 0.05, row[measure] + 0.05]
-    return row
+    quality = {"attributes": {"expression": 0.4, "glasses": 0.9}, "eyes": 0.7, "frechet": 5.25, "copied": 0.1}
+    return {"ceiling": 0.8, **quality, **row}
 
 
 def test_operations_of_a_branch_agree_with_pytorchs_own_count():
@@ -87,12 +92,21 @@ def test_requests_do_not_depend_on_how_many_people_take_part():
     assert len({request.seed for request in requests(100, 4)}) == 400
 
 
+def test_other_noise_keeps_the_prompts():
+    plain, other = requests(5, 2), requests(5, 2, noise=1)
+    assert [one.scene for one in plain] == [one.scene for one in other]
+    assert not {one.seed for one in plain} & {one.seed for one in other}
+
+
 def test_rows_cover_the_comparisons_and_have_one_name_each():
     rows = list(all_rows(quick=False))
     assert len({row.name for row in rows}) == len(rows)
     assert {row.group for row in rows} == {
         "main",
         "references",
+        "drawings",
+        "ladder",
+        "again",
         "crops",
         "losses",
         "retrieval",
@@ -100,7 +114,67 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
         "training",
         "scales",
     }
-    assert [row.name for row in all_rows(quick=True)] == ["no face", "1 reference", "2 references", "4 references"]
+    main = ["no face", "1 reference", "2 references", "4 references"]
+    drawn = [row.name for row in all_rows(quick=True) if row.drawing is None]
+    assert drawn == [*main, *(name + EQUAL for name in main)]
+
+
+def test_rows_of_equal_colours_are_of_people_redrawn_so_and_say_it():
+    splits = settings.load().people.splits
+    for row in all_rows(quick=False):
+        assert (EQUAL in row.name) == (splits[row.people].equal_colors is not None)
+        others = splits[OTHERS[row.people]]
+        assert others.number != splits[row.people].number and others.equal_colors == splits[row.people].equal_colors
+        assert splits[row.people].number not in (splits["train"].number, splits["examiner"].number)
+
+
+def test_frechet_distance_of_known_normal_distributions():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0, 1, (20000, 3)), rng.normal(2, 3, (20000, 3))
+    assert measures.frechet(ours, ours) == pytest.approx(0, abs=1e-6)
+    assert measures.frechet(ours, theirs) == pytest.approx(3 * (2**2 + (3 - 1) ** 2), rel=0.03)
+    with pytest.raises(ValueError, match="depends on their number"):
+        measures.frechet(ours, theirs[:100])
+
+
+def test_balanced_accuracy_does_not_reward_the_most_frequent_value():
+    wanted = np.array([0] * 90 + [1] * 10)
+    assert measures.balanced_accuracy(np.zeros(100, int), wanted) == 0.5
+    assert measures.balanced_accuracy(wanted, wanted) == 1.0
+
+
+def test_copying_counts_only_what_differs_from_the_prompt():
+    asked = {"expression": "smiling", "glasses": "none", "headwear": "cap"}
+    shown = {"expression": "angry", "glasses": "glasses", "headwear": "cap"}
+    read = {"expression": np.array([2]), "glasses": np.array([0]), "headwear": np.array([2])}
+    assert measures.copied(read, [asked], [shown]) == 0.5  # the expression is the reference's, the glasses are not
+
+
+def test_a_ladder_ends_with_every_feature_but_never_takes_the_strangers_scene():
+    stranger = {"fatness": 0.1, "mouth": {"id": "theirs"}}
+    person = {"fatness": 0.9, "mouth": {"id": "ours"}}
+    for name in ("body", "hair", "hairBg", "facialHair", "head", "eye", "eyebrow"):
+        for face, value in ((stranger, "a"), (person, "b")):
+            face[name] = {"id": value, "color": value, "flip": value, "shave": value, "angle": value}
+    steps = list(rungs().values())
+    assert steps[0] == [] and all(set(one) < set(other) for one, other in zip(steps, steps[1:], strict=False))
+    mixed = give(stranger, person, steps[-1])
+    assert (mixed["hair"]["id"], mixed["eyebrow"]["angle"], mixed["fatness"]) == ("b", "b", 0.9)
+    assert mixed["mouth"] == {"id": "theirs"}
+    assert stranger["hair"]["id"] == "a"
+    bleached = give(person, stranger, COLORS)
+    assert bleached["hair"]["color"] == "a" and bleached["hair"]["id"] == "b"
+    assert len(LADDER) == len(steps) + 1
+
+
+def test_a_probe_finds_what_is_linear_in_states_and_nothing_in_noise():
+    rng = torch.Generator().manual_seed(0)
+    states = torch.randn(600, 40, generator=rng)
+    values = np.array(["a", "b", "c"])[states[:, :3].argmax(1).numpy()]
+    told = probe(states[:500], values[:500], states[500:])
+    assert measures.balanced_accuracy(told, values[500:]) > 0.75
+    told = probe(torch.randn(500, 40, generator=rng), values[:500], torch.randn(100, 40, generator=rng))
+    assert measures.balanced_accuracy(told, values[500:]) < 0.55
 
 
 def test_verdicts_say_what_did_not_come_out():
@@ -110,7 +184,7 @@ def test_verdicts_say_what_did_not_come_out():
         _row("4 references", top1=0.18, prompt=0.7),
     ]
     said = verdicts({"chance": 0.01, "rows": rows, "differences": []})
-    assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- yes"]
+    assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- **no**", "- yes"]
 
 
 def test_findings_name_the_cheapest_branch_that_is_as_good():
@@ -133,6 +207,9 @@ def test_findings_name_the_cheapest_branch_that_is_as_good():
 
 def test_the_report_holds_every_row_and_its_plots(tmp_path):
     rows = [_row("no face"), _row("1 reference", "references", (1,)), _row("4 references", "references", (4,))]
+    rows += [_row(f"4 references{EQUAL}", "references", (4,))]
+    nothing = {name: None for measure in ("similarity", "prompt", "background") for name in (measure, f"{measure}_ci")}
+    rows += [_row("colour alone", "drawings") | nothing | dict.fromkeys(("attributes", "eyes", "frechet", "copied"))]
     rows += [_row(f"text {t}, face {f}", "scales", (t, f)) for t in (1, 2) for f in (1, 2)]
     result = {
         "chance": 0.01,
@@ -144,10 +221,15 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
         "rows": rows,
         "differences": [_row("4 references − 1 reference")],
         "ceiling": {"drawn": 0.75, "decoded": 0.5},
+        "chain": [
+            {"feature": "brows", "encoder": 0.9, "projection": 0.8, "picture": 0.2, "ceiling": 0.7, "chance": 0.1}
+        ],
     }
     text = write_report(result, tmp_path).read_text()
     assert all(f"| {row['name']} |" in text for row in rows)
     assert "mask loss" in text and "names 0.750, and 0.500 once" in text
+    assert "| brows | 0.900 | 0.800 | 0.200 | 0.700 | 0.100 |" in text
+    assert "| colour alone | 0.500 [0.450, 0.550] | – | – | – |" in text
     assert "| 4 references − 1 reference | +0.500 [+0.450, +0.550] |" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"identity_references.png", "identity_scales.png"}
     assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
