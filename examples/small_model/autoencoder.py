@@ -56,17 +56,18 @@ def start_from(folder: Path, people: People) -> AutoencoderKL:
     return standardise(model.eval(), _some(people))
 
 
-def train_autoencoder(people: People, folder: Path, stage: AutoencoderStage) -> AutoencoderKL:
+def train_autoencoder(
+    people: People, folder: Path, stage: AutoencoderStage, start: AutoencoderKL | None = None
+) -> AutoencoderKL:
     """Trains on the pictures of ``people`` with absolute errors of pixels, flat colours and edges, and a light KL
-    term. From ``stage.start`` on only the decoder is trained: the latents stay those of that encoder."""
-    model = start_from(Path(stage.start), people) if stage.start else create(people.size)
-    model = model.to(memory_format=torch.channels_last)
-    trained = nn.ModuleList([model.post_quant_conv, model.decoder]) if stage.start else model
+    term. Of a model to ``start`` from only the decoder is trained: the latents stay those of its encoder."""
+    model = (start or create(people.size)).to(memory_format=torch.channels_last)
+    trained = nn.ModuleList([model.post_quant_conv, model.decoder]) if start else model
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         x = people.pixels(rng.integers(len(people), size=stage.batch_size))
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(stage.start is None):
+        with torch.set_grad_enabled(start is None):
             posterior = model.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float().clamp(-20, 10)
         y = model.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).sample.float()
@@ -76,7 +77,7 @@ def train_autoencoder(people: People, folder: Path, stage: AutoencoderStage) -> 
         flat = (F.avg_pool2d(y, 8) - color).abs().mean()
         edge = sum((a - b).abs().mean() for a, b in zip(_edges(y), _edges(x), strict=True))
         loss = pixel + flat + 0.5 * edge
-        if stage.start:
+        if start:
             return {"loss": loss, "pixel": pixel, "flat": flat, "edge": edge}
         guide = ((mean[:, :3] - 2 * color) ** 2).mean() * max(0.0, 1 - step / BOOTSTRAP)
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
@@ -84,7 +85,7 @@ def train_autoencoder(people: People, folder: Path, stage: AutoencoderStage) -> 
         return {"loss": loss, "pixel": pixel, "flat": flat, "edge": edge, "divergence": divergence}
 
     train(folder, trained, stage, losses)
-    return model.eval() if stage.start else standardise(model, _some(people))
+    return model.eval() if start else standardise(model, _some(people))
 
 
 def _some(people: People) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
     adapter      trains the FeedFace adapter with ``trainer.train``
     publish      copies the finished model to ``models/feedface_small``
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
+    words        says how much a wrong word raises the U-Net's loss so far; only when asked for
 
 With names of stages only those run. Settings come from ``small.yaml`` or another ``--settings``. Everything between
 the stages lives in ``--work``; the finished model goes to ``--output``."""
@@ -25,7 +26,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from trainer.config import load_config
 from trainer.data.manifest import write_rows
 from trainer.errors import TrainerError
 from trainer.export import export
+from trainer.training.checkpoint import load_latest
 from trainer.training.stopping import Interrupted
 
 from . import autoencoder, denoiser, examiner, identity, settings, system, text
@@ -103,13 +104,25 @@ class Build:
         draw(self.work / "people", self.settings.people)
 
     def autoencoder(self) -> AutoencoderKL:
-        return autoencoder.train_autoencoder(self.load_people(), self.work / "autoencoder", self.settings.autoencoder)
+        people, stage = self.load_people(), self.settings.autoencoder
+        return autoencoder.train_autoencoder(people, self.work / "autoencoder", stage, self.start())
+
+    def start(self) -> AutoencoderKL | None:
+        """The autoencoder whose encoder stays, standardised for the pictures; None where both halves are trained."""
+        folder = self.work / "start"
+        if self.settings.autoencoder.start is None:
+            return None
+        if not folder.is_dir():
+            model = autoencoder.start_from(Path(self.settings.autoencoder.start), self.load_people())
+            unfinished = folder.with_suffix(".writing")
+            model.save_pretrained(unfinished)
+            unfinished.rename(folder)
+        return AutoencoderKL.from_pretrained(folder).eval()
 
     def latents(self) -> dict[str, Tensor]:
         """What the U-Net learns from, which needs the autoencoder's encoder only."""
-        start, people = self.settings.autoencoder.start, self.load_people()
-        load = partial(autoencoder.start_from, Path(start), people) if start else self.autoencoder
-        return autoencoder.encode_all(load, people.first(self.settings.pictures), self.work / "latents")
+        people = self.load_people().first(self.settings.pictures)
+        return autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "latents")
 
     def unet(self) -> None:
         encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")
@@ -142,6 +155,21 @@ class Build:
             shutil.copyfile(self.work / folder / "log.jsonl", self.output / "training" / f"{stage}.jsonl")
         # the adapter carries the face encoder, so a second copy would only be weight
         shutil.copytree(self.output, self.target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("face_encoder"))
+
+    def words(self) -> None:
+        """Whether the U-Net heeds its captions so far: how much a wrong word raises the loss, for each attribute."""
+        people, stage = self.load_people("heldout").first(512), self.settings.unet
+        encoded = autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "words")
+        model = denoiser.TextToImage(text.write_tokenizer(self.work / "text"), people.size, stage.widths)
+        checkpoint = load_latest(self.work / "unet")
+        if checkpoint is None:
+            raise TrainerError(f"no checkpoint in {self.work / 'unet'}: `python -m examples.small_model.build unet`")
+        model.load_state_dict(checkpoint.weights())
+        costs = denoiser.cost_of_wrong_words(model.eval(), people, encoded)
+        with (self.work / "words.jsonl").open("a") as file:
+            file.write(json.dumps({"step": checkpoint.step, **costs}) + "\n")
+        for name, (loss, rise, error) in costs.items():
+            print(f"step {checkpoint.step}, {name}: loss {loss:.4f}, a wrong word {rise:+.5f} ± {error:.5f}")
 
     def variants(self) -> None:
         for name in self.only or VARIANTS:
@@ -184,10 +212,10 @@ STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    known = (*STAGES, "variants")
+    known = (*STAGES, "variants", "words")
     parser = argparse.ArgumentParser(prog="python -m examples.small_model.build", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all but the last"
+        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all but the last two"
     )
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")

@@ -214,11 +214,10 @@ def test_an_autoencoder_that_starts_from_another_keeps_its_latents(tmp_path, alo
     people_ = _painted(monkeypatch, 24)
     autoencoder.create().save_pretrained(tmp_path / "vae")
     optimiser = {"lr": 1e-3, "warmup_steps": 0}
-    values = {"steps": 2, "batch_size": 2, "optimiser": optimiser, "start": str(tmp_path / "vae")}
-    stage = settings.AutoencoderStage(**values)
-    start = autoencoder.start_from(tmp_path / "vae", people_)
+    stage = settings.AutoencoderStage(steps=2, batch_size=2, optimiser=optimiser)
+    start, other = (autoencoder.start_from(tmp_path / "vae", people_) for _ in range(2))
     with torch.enable_grad():
-        trained = autoencoder.train_autoencoder(people_, tmp_path / "run", stage)
+        trained = autoencoder.train_autoencoder(people_, tmp_path / "run", stage, other)
     x = people_.pixels(range(2))
     assert torch.equal(start.encode(x).latent_dist.mean, trained.encode(x).latent_dist.mean)
     assert not torch.equal(start.decoder.conv_out.weight, trained.decoder.conv_out.weight)
