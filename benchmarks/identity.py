@@ -28,10 +28,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ from examples.small_model.evaluate import (
     wanted_attributes,
 )
 from feedface_core.guidance import Guidance, joint, text_then_face
+from feedface_core.modules.adapter import FaceAdapter
 from tools.find_comfyui import ROOT
 
 SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
@@ -259,7 +261,10 @@ class Bench:
             self._attach(row.adapter)
             adapter = self.model.adapter
             count = sum(parameter.numel() for parameter in adapter.parameters())
-            cost = {"parameters": count, "gflop": round(branch_gflop(adapter, row.references), 4)}
+            cost = {
+                "parameters": count,
+                "gflop": round(branch_gflop(adapter, row.references, self.model.frozen.host.config), 4),
+            }
         described = {"name": row.name, "group": row.group, "point": list(row.point), **cost}
         return {**described, "ceiling": self.ceiling(row.people), **summary, **self.quality(row)}
 
@@ -327,25 +332,28 @@ class Bench:
         )
 
 
-def branch_gflop(adapter, references: int) -> float:
+def branch_gflop(adapter: FaceAdapter, references: int, unet: Mapping[str, Any]) -> float:
     """Operations (2 for a multiply-add, in 10⁹) of all branches for one picture in one step, counted from the shapes.
+
+    ``unet`` is the U-Net's diffusers configuration.
 
     A branch of width C on N tokens with L face tokens: projections 4·N·C² (self) and 2·N·C² (cross), attention 2·N²·C
     and 2·N·L·C, MLP 12·N·C², last linear N·C². Keys and values of the face are computed once a run and not counted.
     """
     total, face_tokens = 0.0, references * adapter.config.encoder.tokens
     for site in adapter.config.sites:
-        n, c = tokens_at(site.name), site.width
+        n, c = tokens_at(site.name, unet), site.width
         own = 4 * n * c * c + 2 * n * n * c if adapter.config.self_attention else 0
         total += own + 2 * n * c * c + 2 * n * face_tokens * c + 12 * n * c * c + n * c * c
     return 2 * total / 1e9
 
 
-def tokens_at(name: str) -> int:
-    """Picture tokens at a site of the small U-Net for 64 pixels: 64 on the first level, 16 below it."""
+def tokens_at(name: str, config: Mapping[str, Any]) -> int:
+    """Picture tokens at a site of a U-Net with one block a level, from its diffusers configuration."""
     stage, number = name.split(".")[:2]
-    first = {"input_blocks": ("1",), "output_blocks": ("2", "3")}
-    return 64 if number in first.get(stage, ()) else 16
+    lowest = len(config["block_out_channels"]) - 1
+    levels = {"input_blocks": (int(number) - 1) // 2, "output_blocks": lowest - int(number) // 2}
+    return (config["sample_size"] >> levels.get(stage, lowest)) ** 2
 
 
 def table(rows: Sequence[dict], chance: float) -> str:

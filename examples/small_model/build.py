@@ -29,9 +29,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from feedface_core.hosts import sd_unet
 from trainer.config import load_config
 from trainer.data.manifest import write_rows
 from trainer.errors import TrainerError
@@ -49,23 +50,23 @@ CONFIG = Path(__file__).with_name("adapter.yaml")
 DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: training again writes the same files
 QUICK_ADAPTER = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
 
-SITES = [
-    "input_blocks.1.1.transformer_blocks.0",
-    "input_blocks.3.1.transformer_blocks.0",
-    "middle_block.1.transformer_blocks.0",
-    "output_blocks.0.1.transformer_blocks.0",
-    "output_blocks.1.1.transformer_blocks.0",
-    "output_blocks.2.1.transformer_blocks.0",
-    "output_blocks.3.1.transformer_blocks.0",
-]
-VARIANTS = {
-    "standard-loss": ["loss.kind=standard"],
-    "mask-loss": ["loss.kind=mask"],
-    "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
-    "no-self-attention": ["adapter.self_attention=false"],
-    "every-second-site": [f"adapter.sites={json.dumps(SITES[::2])}"],
-    "one-a-resolution": [f"adapter.sites={json.dumps([SITES[2], SITES[6]])}"],
-}
+VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
+
+
+def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
+    """What a variant of the adapter for a U-Net changes in ``adapter.yaml``; nothing for one that is not of
+    :data:`VARIANTS`."""
+    names = [site.name for site in sd_unet.list_sites(unet)]
+    middle = next(name for name in names if name.startswith("middle_block"))
+    changes = {
+        "standard-loss": ["loss.kind=standard"],
+        "mask-loss": ["loss.kind=mask"],
+        "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
+        "no-self-attention": ["adapter.self_attention=false"],
+        "every-second-site": [f"adapter.sites={json.dumps(names[::2])}"],
+        "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
+    }
+    return changes.get(variant, [])
 
 
 class Build:
@@ -182,6 +183,7 @@ class Build:
         """
         manifest = "people/train/adapter.jsonl"
         write_rows(self.work / manifest, self.load_people().first(self.settings.pictures).records)
+        unet = denoiser.create(self.settings.people.size, self.settings.unet.widths)
         values = [
             "model.base=output",
             "adapter.encoder.path=output/face_encoder",
@@ -190,7 +192,7 @@ class Build:
             "data.cache=adapters/cache",
             f"data.resolution={self.settings.people.size}",
             f"train.output=adapters/{name}",
-            *VARIANTS.get(name, ()),
+            *overrides_of(name, unet),
             *self.adapter_settings,
         ]
         environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
@@ -221,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished model")
     names = ", ".join(VARIANTS)
-    parser.add_argument("--only", nargs="+", default=(), choices=list(VARIANTS), help=f"of the variants: {names}")
+    parser.add_argument("--only", nargs="+", default=(), choices=VARIANTS, help=f"of the variants: {names}")
     parser.add_argument("--quick", action="store_true", help="a few people and steps; needs a --work of its own")
     parser.add_argument("--threads", type=int, default=1, help="for models this small one is fastest (default 1)")
     options = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,32 +46,40 @@ def test_operations_of_a_branch_agree_with_pytorchs_own_count():
         with FlopCounterMode(display=False) as counter:
             branch(torch.randn(1, 64, 128), kv)
         config = SimpleNamespace(sites=(site,), self_attention=self_attention, encoder=encoder)
-        counted = branch_gflop(SimpleNamespace(config=config), references=2)
+        counted = branch_gflop(SimpleNamespace(config=config), 2, {"sample_size": 8, "block_out_channels": (128, 128)})
         assert counted == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-6)
 
 
-def test_tokens_of_the_sites_are_those_of_the_u_net():
+@pytest.mark.parametrize("size, widths", [(64, (128, 128)), (128, (64, 128, 192))])
+def test_tokens_of_the_sites_are_those_of_the_u_net(size, widths):
     from examples.small_model.denoiser import create
     from feedface_core.hosts import sd_unet
 
-    unet = create()
+    unet = create(size, widths)
     sites = {site.path: site.name for site in sd_unet.list_sites(unet)}
     seen = {}
     for path, module in unet.named_modules():
         if path in sites:
             module.register_forward_hook(lambda m, i, o, name=sites[path]: seen.__setitem__(name, i[0].shape[1]))
     with torch.no_grad():
-        unet(torch.randn(1, 16, 8, 8), 10, torch.randn(1, 32, 128))
+        unet(torch.randn(1, 16, size // 8, size // 8), 10, torch.randn(1, 32, 128))
     assert len(seen) == 7
-    assert seen == {name: tokens_at(name) for name in seen}
+    assert seen == {name: tokens_at(name, unet.config) for name in seen}
 
 
-def test_sites_of_the_variants_exist():
-    from examples.small_model.build import SITES
+@pytest.mark.parametrize("size, widths", [(64, (128, 128)), (128, (64, 128, 192))])
+def test_variants_with_fewer_sites_cover_both_resolutions(size, widths):
+    from examples.small_model.build import VARIANTS, overrides_of
     from examples.small_model.denoiser import create
     from feedface_core.hosts import sd_unet
 
-    assert [site.name for site in sd_unet.list_sites(create())] == SITES
+    unet = create(size, widths)
+    known = [site.name for site in sd_unet.list_sites(unet)]
+    assert all(overrides_of(name, unet) for name in VARIANTS) and overrides_of("full", unet) == []
+    for name, count in (("every-second-site", 4), ("one-a-resolution", 2)):
+        chosen = json.loads(overrides_of(name, unet)[0].partition("=")[2])
+        assert len(chosen) == count and set(chosen) <= set(known)
+        assert len({tokens_at(site, unet.config) for site in chosen}) == 2
 
 
 def test_intervals_draw_people_and_not_pictures():
