@@ -127,12 +127,14 @@ def load_model(folder: Path) -> comfy.model_patcher.ModelPatcher:
     cast = comfy.model_management.unet_manual_cast(dtype, load_device, model_config.supported_inference_dtypes)
     model_config.set_inference_dtype(dtype, cast)
     model = model_config.get_model(renamed, "").to(offload_device)
-    missing, surplus = model.diffusion_model.load_state_dict(renamed, strict=False)
-    if missing or surplus or len(renamed) != len(weights):
+    wanted = {name: weight.shape for name, weight in model.diffusion_model.state_dict().items()}
+    missing = [name for name, shape in wanted.items() if name not in renamed or renamed[name].shape != shape]
+    if missing or len(weights) != len(wanted):
         raise FeedFaceError(
             f"FeedFace Small Model: {folder / 'unet'} does not fit its configuration: {len(missing)} weights missing "
-            f"({', '.join(missing[:3])}), {len(weights) - len(renamed)} without a place"
+            f"or of another size ({', '.join(missing[:3])}), {len(weights)} in the file, {len(wanted)} expected"
         )
+    model.diffusion_model.load_state_dict(renamed)
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
