@@ -59,6 +59,7 @@ from feedface_core.modules.adapter import FaceAdapter
 from tools.find_comfyui import ROOT
 
 SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
+TRAININGS = 3
 GRID = (1.0, 2.0, 3.0, 5.0)
 EQUAL = ", equal colours"
 LADDER = (*rungs(), WITHOUT_COLORS)
@@ -93,19 +94,21 @@ class Row:
     Args:
         name: shown.
         group: rows of one comparison.
-        adapter: name of the adapter's file without suffix, or None for the frozen model alone.
+        adapter: its variant, or None for the frozen model alone.
         references, combination, crop: how the face is given.
         guidance: how the predictions are combined.
         point: where the row lies in a plot of its group.
         people: split of the test people.
         noise: seeds the noise.
+        percent: of the adapter's training.
+        trainings: most trainings of the adapter, with other seeds, that the row is the mean of.
         drawing: what is judged instead of the model's pictures: ``drawn`` or ``decoded`` references, ``color``, or the
             name of a rung of the ladder.
     """
 
     name: str
     group: str
-    adapter: str | None = "full-100"
+    adapter: str | None = "full"
     references: int = 4
     combination: str = "concat"
     crop: str = "head"
@@ -113,6 +116,8 @@ class Row:
     point: tuple[float, ...] = ()
     people: str = "heldout"
     noise: int = 0
+    percent: int = 100
+    trainings: int = 1
     drawing: str | None = None
 
 
@@ -142,14 +147,14 @@ def all_rows(quick: bool) -> Iterator[Row]:
     yield Row("4 references, the whole head", "crops")
     yield Row("4 references, a detector's box", "crops", crop="detector")
     for name, adapter in (("regularised", "full"), ("standard", "standard-loss"), ("mask", "mask-loss")):
-        yield Row(f"{name} loss", "losses", f"{adapter}-100")
-    yield Row("retrieval", "retrieval")
-    yield Row("no retrieval", "retrieval", "no-retrieval-100")
-    yield Row("full branches", "branches")
+        yield Row(f"{name} loss", "losses", adapter, trainings=TRAININGS)
+    yield Row("retrieval", "retrieval", trainings=TRAININGS)
+    yield Row("no retrieval", "retrieval", "no-retrieval", trainings=TRAININGS)
+    yield Row("full branches", "branches", trainings=TRAININGS)
     for name in ("no self-attention", "every second site", "one a resolution"):
-        yield Row(name, "branches", f"{name.replace(' ', '-')}-100")
+        yield Row(name, "branches", name.replace(" ", "-"), trainings=TRAININGS)
     for percent in (25, 50, 100):
-        yield Row(f"{percent} % of the training", "training", f"full-{percent}", point=(percent,))
+        yield Row(f"{percent} % of the training", "training", percent=percent, point=(percent,))
     for text in GRID:
         for face in GRID:
             guidance = text_then_face(text, face)
@@ -171,8 +176,8 @@ class Bench:
         self.identities, self.prompts, self.steps = identities, prompts, steps
         self.folder, self.work = folder, work
         self.settings = system.people_settings(folder)
-        self._attached: str | None = None
-        self._judged: dict[Row, tuple[Readings, np.ndarray | None]] = {}
+        self._attached: Path | None = None
+        self._judged: dict[tuple[Row, int], tuple[Readings, np.ndarray | None]] = {}
         self.people, self.examination = cache(self._people), cache(self._examination)
         self.ladder, self.plain = cache(self._ladder), cache(self.pictures)
 
@@ -185,11 +190,14 @@ class Bench:
     def _ladder(self, split: str) -> dict[str, torch.Tensor]:
         return draw_ladder(self.settings, split, requests(self.identities, 1), self.work / "people")
 
-    def file_of(self, name: str) -> Path:
-        """The adapter's file: the published one, or one of the working folder."""
-        published = self.folder / system.ADAPTER
-        chosen = name == "full-100" and published.is_file()
-        return published if chosen else self.work / "adapters" / f"{name}.safetensors"
+    def files_of(self, row: Row) -> list[Path]:
+        """The adapter's files, one for each training: the published one and those of the working folder."""
+        published, files = self.folder / system.ADAPTER, []
+        for training in range(row.trainings):
+            name = system.adapter_name(row.adapter, training)
+            chosen = (name, row.percent) == ("full", 100) and published.is_file()
+            files.append(published if chosen else self.work / "adapters" / f"{name}-{row.percent}.safetensors")
+        return [file for file in files if file.is_file()]
 
     def asked(self, row: Row) -> list[Request]:
         """What a row draws. Drawings of references keep the scenes that they were drawn in."""
@@ -202,8 +210,8 @@ class Bench:
         """Everybody's references, ``(people · REFERENCES,)`` indices."""
         return self.people(split).pictures_of(self.identities)[:, :REFERENCES].ravel()
 
-    def pictures(self, row: Row) -> torch.Tensor:
-        """The pictures of a row, ``(N, 3, S, S)`` in −1…1."""
+    def pictures(self, row: Row, training: int = 0) -> torch.Tensor:
+        """The pictures of a row, ``(N, 3, S, S)`` in −1…1, from one training of its adapter."""
         people = self.people(row.people)
         if row.drawing in ("drawn", "decoded"):
             pictures = people.pixels(self.references(row.people))
@@ -213,52 +221,45 @@ class Bench:
         if row.drawing:
             return self.ladder(row.people)[row.drawing]
         if row.references:
-            self._attach(row.adapter)
+            self._attach(self.files_of(replace(row, trainings=TRAININGS))[training])
         how = (row.references, row.combination, row.crop)
         return self.model.draw(people, self.asked(row), row.guidance, *how, steps=self.steps)
 
-    def judged(self, row: Row) -> tuple[Readings, np.ndarray | None]:
+    def judged(self, row: Row, training: int = 0) -> tuple[Readings, np.ndarray | None]:
         """What the judges say of the pictures of a row, and the drift of each where a model drew them."""
-        key = replace(row, name="", group="", point=())
-        if key not in self._judged:
-            examination = self.examination(row.people)
-            plain = (
-                row
-                if row.references == 0
-                else replace(
-                    row,
-                    adapter=None,
-                    references=0,
-                    combination="concat",
-                    crop="head",
-                    guidance=without_face(row.guidance),
-                )
-            )
-            plain = replace(plain, name="", group="", point=())
-            pictures, drift = self.pictures(row) if row.references or row.drawing else self.plain(plain), None
+        key = replace(row, name="", group="", point=(), trainings=1)
+        if (key, training) not in self._judged:
+            examination, drift = self.examination(row.people), None
+            plain = Row("", "", None, 0, guidance=without_face(row.guidance), people=row.people, noise=row.noise)
+            drawn_here = row.references or row.drawing
+            pictures = self.pictures(key, training) if drawn_here else self.plain(plain)
             if row.drawing is None:
                 drift = examination.drift(pictures, self.plain(plain))
-            self._judged[key] = examination.examine(pictures), drift
-        return self._judged[key]
+            self._judged[key, training] = examination.examine(pictures), drift
+        return self._judged[key, training]
 
     def scores(self, row: Row) -> dict[str, np.ndarray]:
-        """The measures of each picture of a row."""
+        """The measures of each picture of a row, ``(trainings, N)``."""
         if row.drawing == "color":
-            return {"top1": measures.told_by_color(self.people(row.people), self.identities)}
-        read, drift = self.judged(row)
-        found = self.examination(row.people).scores(read, self.asked(row))
-        return found if drift is None else found | {"background": drift}
+            return {"top1": measures.told_by_color(self.people(row.people), self.identities)[None]}
+        found = []
+        for training in range(len(self.files_of(row)) if row.adapter else 1):
+            read, drift = self.judged(row, training)
+            scores = self.examination(row.people).scores(read, self.asked(row))
+            found.append(scores if drift is None else scores | {"background": drift})
+        return {measure: np.stack([one[measure] for one in found]) for measure in found[0]}
 
-    def _attach(self, adapter: str) -> None:
-        if adapter != self._attached:
-            self.model.use(self.file_of(adapter))
-            self._attached = adapter
+    def _attach(self, file: Path) -> None:
+        if file != self._attached:
+            self.model.use(file)
+            self._attached = file
 
     def run(self, row: Row) -> dict:
         """One row of the result."""
         summary, cost = self.summary(self.scores(row), self.asked(row)), {}
         if row.adapter:
-            self._attach(row.adapter)
+            files = self.files_of(row)
+            self._attach(files[0])
             adapter = self.model.adapter
             count = sum(parameter.numel() for parameter in adapter.parameters())
             cost = {
@@ -269,7 +270,7 @@ class Bench:
         return {**described, "ceiling": self.ceiling(row.people), **summary, **self.quality(row)}
 
     def quality(self, row: Row) -> dict:
-        """What is measured of all pictures of a row together."""
+        """What is measured of all pictures of a row, of the first training, together."""
         nothing = {"attributes": None, "eyes": None, "frechet": None, "copied": None}
         if row.drawing == "color":
             return nothing
@@ -305,7 +306,8 @@ class Bench:
         for one, other in PAIRS:
             if one in measured and other in measured:
                 own, theirs = self.scores(measured[one]), self.scores(measured[other])
-                apart = {measure: own[measure] - theirs[measure] for measure in MEASURES}
+                both = min(len(own["top1"]), len(theirs["top1"]))
+                apart = {measure: own[measure][:both] - theirs[measure][:both] for measure in MEASURES}
                 found.append({"name": f"{one} − {other}", **self.summary(apart, self.asked(measured[one]))})
         return found
 
@@ -318,7 +320,7 @@ class Bench:
         """Where each feature is lost, with one reference; the probes learn from the examiner's people."""
         row, decoded = Row("", "", references=1), Row("", "", None, 0, drawing="decoded")
         (drawn, _), (seen, _) = self.judged(row), self.judged(decoded)
-        self._attach(row.adapter)
+        self._attach(self.files_of(row)[0])
         index = self.references(row.people)
         return chain(
             self.model,
@@ -406,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(identities, prompts, options.steps, options.model, options.work)
     wanted = [row for row in all_rows(options.quick) if not options.groups or row.group in options.groups]
     rows, results, began = [], [], time.monotonic()
-    absent = [row for row in wanted if row.adapter and not bench.file_of(row.adapter).is_file()]
+    absent = [row for row in wanted if row.adapter and not bench.files_of(row)]
     for row in wanted:
         if row not in absent:
             rows.append(row)

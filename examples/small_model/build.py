@@ -173,16 +173,19 @@ class Build:
             print(f"step {checkpoint.step}, {name}: loss {loss:.4f}, a wrong word {rise:+.5f} ± {error:.5f}")
 
     def variants(self) -> None:
-        for name in self.only or VARIANTS:
-            self.train_adapter(name)
+        for training in range(self.settings.trainings):
+            for name in self.only or ("full", *VARIANTS):
+                self.train_adapter(name, training)
 
-    def train_adapter(self, name: str) -> None:
-        """One adapter, and its file at every quarter of its training, ``adapters/<name>-<per cent>.safetensors``.
+    def train_adapter(self, variant: str, training: int = 0) -> None:
+        """One adapter, and its files along its training, ``adapters/<name>-<per cent>.safetensors``; the name of a
+        training after the first is ``<variant>-seed<number>``.
 
         Paths are relative to the working folder, since the trainer writes its settings into the adapter.
         """
         manifest = "people/train/adapter.jsonl"
         write_rows(self.work / manifest, self.load_people().first(self.settings.pictures).records)
+        name = system.adapter_name(variant, training)
         unet = denoiser.create(self.settings.people.size, self.settings.unet.widths)
         values = [
             "model.base=output",
@@ -192,7 +195,9 @@ class Build:
             "data.cache=adapters/cache",
             f"data.resolution={self.settings.people.size}",
             f"train.output=adapters/{name}",
-            *overrides_of(name, unet),
+            *overrides_of(variant, unet),
+            *([f"train.seed={training}"] if training else []),
+            *self.settings.adapter,
             *self.adapter_settings,
         ]
         environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
@@ -222,8 +227,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished model")
-    names = ", ".join(VARIANTS)
-    parser.add_argument("--only", nargs="+", default=(), choices=VARIANTS, help=f"of the variants: {names}")
+    names = ", ".join(("full", *VARIANTS))
+    parser.add_argument("--only", nargs="+", default=(), choices=("full", *VARIANTS), help=f"of the variants: {names}")
     parser.add_argument("--quick", action="store_true", help="a few people and steps; needs a --work of its own")
     parser.add_argument("--threads", type=int, default=1, help="for models this small one is fastest (default 1)")
     options = parser.parse_args(arguments)

@@ -237,8 +237,16 @@ def wanted_attributes(asked: Sequence[Request]) -> dict[str, np.ndarray]:
 
 
 def bootstrap(values: np.ndarray, persons: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of ``values`` when people, not pictures, are drawn again."""
-    means = np.array([values[persons == i].mean() for i in np.unique(persons)])
-    drawn = np.random.default_rng(seed).integers(len(means), size=(rounds, len(means)))
-    low, high = np.percentile(means[drawn].mean(1), [2.5, 97.5])
+    """95 % interval of the mean of ``values`` ``(N,)`` or ``(trainings, N)`` when people, not pictures, are drawn
+    again, and with several trainings these too.
+
+    Args:
+        persons: ``(N,)`` whom each value is of.
+    """
+    rng, values = np.random.default_rng(seed), np.atleast_2d(values)
+    means = np.stack([values[:, persons == i].mean(1) for i in np.unique(persons)], 1)  # (trainings, people)
+    drawn = rng.integers(means.shape[1], size=(rounds, means.shape[1]))
+    trained = rng.integers(len(means), size=(rounds, len(means)))
+    again = means[trained[:, :, None], drawn[:, None, :]].mean((1, 2))
+    low, high = np.percentile(again, [2.5, 97.5])
     return float(low), float(high)

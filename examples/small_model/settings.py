@@ -102,6 +102,10 @@ class SmallModelSettings(Settings):
     autoencoder: AutoencoderStage
     unet: UNetStage
     encoder: Stage
+    adapter: list[str] = []
+    """Overrides of ``adapter.yaml``, such as ``train.steps=4000``."""
+    trainings: Positive = 1
+    """How often each variant of the adapter is trained, with other seeds."""
     masks: Stage
     eyes: Stage
     recogniser: Stage

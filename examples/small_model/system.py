@@ -47,6 +47,11 @@ def people_settings(folder: Path = FOLDER) -> PeopleSettings:
     return PeopleSettings.model_validate_json(path.read_text())
 
 
+def adapter_name(variant: str, training: int) -> str:
+    """Name of an adapter's folder and files in the build."""
+    return f"{variant}-seed{training}" if training else variant
+
+
 def half(module: nn.Module) -> nn.Module:
     """The module in half precision. Raises ``TrainerError``, which names a weight that is not finite there."""
     for name, weight in module.named_parameters():

@@ -91,6 +91,16 @@ def test_intervals_draw_people_and_not_pictures():
     assert high == pytest.approx(0.4 + 1.96 * 0.069, abs=0.02)
 
 
+def test_intervals_of_several_trainings_hold_what_the_trainings_differ_by():
+    persons = np.arange(200)
+    alike = np.random.default_rng(0).random((3, 200)) * 0.01 + 0.5
+    apart = alike + np.array([[-0.2], [0.0], [0.2]])
+    assert np.diff(bootstrap(alike, persons)) < 0.01
+    low, high = bootstrap(apart, persons)
+    assert low < 0.4 and high > 0.6
+    assert bootstrap(alike[:1], persons) == bootstrap(alike[0], persons)
+
+
 def test_guidance_without_a_face_computes_nothing_twice():
     assert without_face(joint(2.0)) == without_face(text_then_face(3.0, 7.0)) == Guidance(-2.0, 3.0, 0.0, 0.0)
     assert without_face(text_then_face(1.0, 5.0)).needed == ("text",)
