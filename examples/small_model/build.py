@@ -11,6 +11,7 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
     publish      copies the finished model to ``models/feedface_small``
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
     words        says how much a wrong word raises the U-Net's loss so far; only when asked for
+    preview      draws 48 pictures with the U-Net so far; only when asked for
 
 With names of stages only those run. Settings come from ``small.yaml`` or another ``--settings``. Everything between
 the stages lives in ``--work``; the finished model goes to ``--output``."""
@@ -42,7 +43,7 @@ from trainer.training.stopping import Interrupted
 
 from . import autoencoder, denoiser, examiner, identity, settings, system, text
 from .drawing import People, draw
-from .showcase import write_showcase
+from .showcase import write_sheet, write_showcase
 from .summary import LOGS, write_readme
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
@@ -150,6 +151,7 @@ class Build:
 
     def publish(self) -> None:
         write_showcase(self.load_people("heldout"), self.output)
+        write_sheet(self.output, self.output / "sheet.png")
         write_readme(self.work, self.output)
         (self.output / "training").mkdir(exist_ok=True)
         for stage, folder in LOGS.items():
@@ -159,18 +161,33 @@ class Build:
 
     def words(self) -> None:
         """Whether the U-Net heeds its captions so far: how much a wrong word raises the loss, for each attribute."""
-        people, stage = self.load_people("heldout").first(512), self.settings.unet
+        people = self.load_people("heldout").first(512)
         encoded = autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "words")
-        model = denoiser.TextToImage(text.write_tokenizer(self.work / "text"), people.size, stage.widths)
-        checkpoint = load_latest(self.work / "unet")
+        model, step = self.unet_so_far()
+        costs = denoiser.cost_of_wrong_words(model, people, encoded)
+        with (self.work / "words.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **costs}) + "\n")
+        for name, (loss, rise, error) in costs.items():
+            print(f"step {step}, {name}: loss {loss:.4f}, a wrong word {rise:+.5f} ± {error:.5f}")
+
+    def preview(self) -> None:
+        """``preview/sheet.png``: the first 48 pictures that the U-Net so far draws of the benchmark's prompts."""
+        model, step = self.unet_so_far()
+        folder = self.work / "preview"
+        vae = self.start() or self.autoencoder()
+        system.save_pipeline(folder, vae, model.unet, model.text_encoder, self.settings.people)
+        write_sheet(folder, folder / "sheet.png")
+        print(f"step {step}: {folder / 'sheet.png'}")
+
+    def unet_so_far(self) -> tuple[denoiser.TextToImage, int]:
+        """The averaged weights of the newest checkpoint, and its step."""
+        checkpoint = load_latest(self.work / "unet") if (self.work / "unet").is_dir() else None
         if checkpoint is None:
             raise TrainerError(f"no checkpoint in {self.work / 'unet'}: `python -m examples.small_model.build unet`")
+        size, widths = self.settings.people.size, self.settings.unet.widths
+        model = denoiser.TextToImage(text.write_tokenizer(self.work / "text"), size, widths)
         model.load_state_dict(checkpoint.weights())
-        costs = denoiser.cost_of_wrong_words(model.eval(), people, encoded)
-        with (self.work / "words.jsonl").open("a") as file:
-            file.write(json.dumps({"step": checkpoint.step, **costs}) + "\n")
-        for name, (loss, rise, error) in costs.items():
-            print(f"step {checkpoint.step}, {name}: loss {loss:.4f}, a wrong word {rise:+.5f} ± {error:.5f}")
+        return model.eval(), checkpoint.step
 
     def variants(self) -> None:
         for training in range(self.settings.trainings):
@@ -219,10 +236,10 @@ STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    known = (*STAGES, "variants", "words")
+    known = (*STAGES, "variants", "words", "preview")
     parser = argparse.ArgumentParser(prog="python -m examples.small_model.build", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all but the last two"
+        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all up to publish"
     )
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")

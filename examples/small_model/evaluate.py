@@ -124,7 +124,7 @@ class SmallModel:
     @torch.no_grad()
     def draw(
         self,
-        people: People,
+        people: People | None,
         asked: Sequence[Request],
         guidance: Guidance,
         references: int = 0,
@@ -135,7 +135,7 @@ class SmallModel:
     ) -> Tensor:
         """Pictures ``(N, 3, S, S)`` in −1…1 of some of ``people``.
 
-        With ``references`` 0 they are drawn without a face, under the same guidance.
+        With ``references`` 0 they are drawn without a face, under the same guidance, and ``people`` may be None.
 
         ``crop`` is how the references are cropped: the whole ``head``, or the smaller box of a face ``detector``.
         """
