@@ -278,7 +278,7 @@ class Bench:
         bare = np.array([request.scene["glasses"] == "none" for request in asked])
         found = nothing | {
             "attributes": measures.by_attribute(read.attributes, wanted_attributes(asked)),
-            "eyes": round(float(read.eyes[bare].mean()), 4),
+            "eyes": None if read.eyes is None else round(float(read.eyes[bare].mean()), 4),
         }
         others, _ = self.judged(Row("", "", None, 0, people=OTHERS[row.people], drawing="drawn"))
         if len(others.pooled) == len(asked) >= measures.ENOUGH:

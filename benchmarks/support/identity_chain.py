@@ -63,7 +63,7 @@ def chain(
     decoded: Readings,
 ) -> list[dict]:
     """A line for each feature: ``encoder``, ``projection``, ``picture``, and ``ceiling``, what the examiner reads from
-    references through the autoencoder; ``chance`` is 1 / values among the people.
+    references through the autoencoder, or None; ``chance`` is 1 / values among the people.
 
     Args:
         learnt: people whom the probes learn from; neither the encoder nor the adapter was trained on them.
@@ -86,8 +86,10 @@ def chain(
         line = {"feature": name, "chance": 1 / len(set(wanted))}
         for link, (ours, theirs) in links.items():
             line[link] = balanced_accuracy(probe(ours.flatten(1), values, theirs.flatten(1)), wanted)
-        names = np.array(examination.judges.examiner.values[name])
-        line["picture"] = balanced_accuracy(names[drawn.features[name]], wanted[list(persons)])
-        line["ceiling"] = balanced_accuracy(names[decoded.features[name]], shown(people, references, name))
-        lines.append({key: value if key == "feature" else round(value, 4) for key, value in line.items()})
+        line |= {"picture": None, "ceiling": None}
+        if name in drawn.features:
+            names = np.array(examination.judges.examiner.values[name])
+            line["picture"] = balanced_accuracy(names[drawn.features[name]], wanted[list(persons)])
+            line["ceiling"] = balanced_accuracy(names[decoded.features[name]], shown(people, references, name))
+        lines.append({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()})
     return lines

@@ -30,7 +30,7 @@ from . import system
 from .drawing import People
 from .examiner import two_eyes
 from .identity import crops
-from .people import ATTRIBUTES, FEATURES, Scene, caption, detector_box, scene_of
+from .people import ATTRIBUTES, Scene, caption, detector_box, scene_of
 
 REFERENCES = 4  # the first pictures of a person are references, the others the gallery that the examiner knows
 
@@ -59,16 +59,17 @@ class Readings:
 
     Attributes:
         near: ``(N, people)`` mean-centred cosine to everybody that it knows.
-        attributes, features: ``(N,)`` numbers of the values read, for each of ``ATTRIBUTES`` and ``FEATURES``.
+        attributes, features: ``(N,)`` numbers of the values read, for each of ``ATTRIBUTES`` and of the ``FEATURES``
+            that the examiner reads.
         pooled: ``(N, 64)`` of the examiner, for Fréchet distances.
-        eyes: ``(N,)`` 1 where there are exactly two similar, level eyes.
+        eyes: ``(N,)`` 1 where there are exactly two similar, level eyes; None without an eye reader.
     """
 
     near: Tensor
     attributes: dict[str, np.ndarray]
     features: dict[str, np.ndarray]
     pooled: np.ndarray
-    eyes: np.ndarray
+    eyes: np.ndarray | None
 
 
 class SmallModel:
@@ -189,14 +190,20 @@ class Examination:
     def examine(self, pictures: Tensor, batch: int = 100) -> Readings:
         """What the judges say of pictures ``(N, 3, S, S)`` in −1…1."""
         read = [self.judges.examiner(chunk) for chunk in pictures.split(batch)]
-        eyes = torch.cat([self.judges.eyes(chunk) for chunk in pictures.split(batch)])[:, 0]
+        eyes = None
+        if self.judges.eyes is not None:
+            logits = torch.cat([self.judges.eyes(chunk) for chunk in pictures.split(batch)])[:, 0]
+            eyes = two_eyes(logits.numpy()).astype(float)
         centred = F.normalize(torch.cat([one.identity for one in read]) - self.centre, dim=-1)
         return Readings(
             centred @ self.gallery.T,
             {name: torch.cat([one.attributes[name] for one in read]).argmax(1).numpy() for name in ATTRIBUTES},
-            {name: torch.cat([one.features[name] for one in read]).argmax(1).numpy() for name in FEATURES},
+            {
+                name: torch.cat([one.features[name] for one in read]).argmax(1).numpy()
+                for name in self.judges.examiner.values
+            },
             torch.cat([one.pooled for one in read]).numpy(),
-            two_eyes(eyes.numpy()).astype(float),
+            eyes,
         )
 
     def scores(self, read: Readings, asked: Sequence[Request]) -> dict[str, np.ndarray]:

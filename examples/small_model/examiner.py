@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     Attributes:
         identity: ``(N, 128)`` embedding of who it is.
         attributes: ``(N, values)`` logits for each of ``ATTRIBUTES``.
-        features: ``(N, values)`` logits for each of ``FEATURES``.
+        features: ``(N, values)`` logits for each of ``FEATURES`` that the examiner reads.
         pooled: ``(N, 64)`` means over the last grid, for Fréchet distances.
     """
 
@@ -49,7 +49,7 @@ class Examiner(nn.Module):
     """Pictures ``(N, 3, S, S)`` in −1…1 → :class:`Reading`.
 
     Args:
-        values: of each of ``FEATURES``, such as the names of all noses.
+        values: of each of ``FEATURES``, such as the names of all noses; empty for an examiner that reads none.
         size: side of the pictures, a multiple of 64.
     """
 
@@ -66,7 +66,7 @@ class Examiner(nn.Module):
         # what is where matters for everything, so the last grid is kept
         self.identity = nn.Linear(64 * 16, EMBEDDING)
         self.attributes = nn.ModuleDict({a: nn.Linear(64 * 16, len(v)) for a, v in ATTRIBUTES.items()})
-        self.features = nn.ModuleDict({f: nn.Linear(64 * 16, len(values[f])) for f in FEATURES})
+        self.features = nn.ModuleDict({f: nn.Linear(64 * 16, len(v)) for f, v in values.items()})
 
     def forward(self, x: Tensor) -> Reading:
         h = F.silu(self.norm(self.stages(self.stem(x))))  # (N, 128, 4, 4)

@@ -104,24 +104,27 @@ def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader, eyes: Eye
 
 
 class Judges(NamedTuple):
-    """The networks that judge, in single precision."""
+    """The networks that judge, in single precision. Models published before the eye reader have none, and an examiner
+    that reads no features."""
 
     examiner: Examiner
     masks: MaskReader
-    eyes: EyeReader
+    eyes: EyeReader | None
 
 
 def load_examiner(folder: Path = FOLDER) -> Judges:
     """Reads the networks that judge. Raises ``TrainerError`` where they are missing."""
     paths = {name: folder / "examiner" / f"{name}.safetensors" for name in ("identity", "masks", "eyes")}
-    for path in paths.values():
-        if not path.is_file():
+    for name, path in paths.items():
+        if name != "eyes" and not path.is_file():
             raise TrainerError(f"no {path}: `python -m examples.small_model.build recogniser` trains it")
     size = picture_size(folder)
     with safe_open(paths["identity"], "pt") as file:
-        values = json.loads(file.metadata()["features"])
-    judges = Judges(Examiner(values, size), MaskReader(size), EyeReader(size))
+        values = json.loads((file.metadata() or {}).get("features", "{}"))
+    eyes = EyeReader(size) if paths["eyes"].is_file() else None
+    judges = Judges(Examiner(values, size), MaskReader(size), eyes)
     for path, module in zip(paths.values(), judges, strict=True):
-        module.load_state_dict(load_file(path))
-        module.eval().requires_grad_(False)
+        if module is not None:
+            module.load_state_dict(load_file(path))
+            module.eval().requires_grad_(False)
     return judges
