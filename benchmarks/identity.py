@@ -28,19 +28,19 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import chain
-from benchmarks.support.identity_ladder import WITHOUT_COLORS, draw_ladder, rungs
-from benchmarks.support.identity_report import MEASURES, interval, write_report
+from benchmarks.support.identity_ladder import draw_ladder
+from benchmarks.support.identity_report import MEASURES, text_table, write_report
+from benchmarks.support.identity_rows import OTHERS, PAIRS, TRAININGS, Row, all_rows, without_face
 from examples.small_model import system
 from examples.small_model.build import WORK
 from examples.small_model.drawing import People, draw
@@ -54,111 +54,7 @@ from examples.small_model.evaluate import (
     requests,
     wanted_attributes,
 )
-from feedface_core.guidance import Guidance, joint, text_then_face
-from feedface_core.modules.adapter import FaceAdapter
 from tools.find_comfyui import ROOT
-
-SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
-TRAININGS = 3
-GRID = (1.0, 2.0, 3.0, 5.0)
-EQUAL = ", equal colours"
-LADDER = (*rungs(), WITHOUT_COLORS)
-OTHERS = {"heldout": "second", "second": "heldout", "heldout-equal": "second-equal", "second-equal": "heldout-equal"}
-"""For each split of test people the one whose drawings its Fréchet distances are from."""
-PAIRS = (
-    ("4 references", "1 reference"),
-    (f"4 references{EQUAL}", f"1 reference{EQUAL}"),
-    ("4 references, averaged", "4 references"),
-    ("4 references, a detector's box", "4 references, the whole head"),
-    ("regularised loss", "standard loss"),
-    ("regularised loss", "mask loss"),
-    ("retrieval", "no retrieval"),
-    ("no self-attention", "full branches"),
-    ("every second site", "full branches"),
-    ("one a resolution", "full branches"),
-)
-
-
-def without_face(guidance: Guidance) -> Guidance:
-    """The same guidance where the face changes nothing, with no prediction computed twice."""
-    return Guidance(guidance.dropped + guidance.face, guidance.text + guidance.both, 0.0, 0.0)
-
-
-PLAIN = without_face(joint(SCALE))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Args:
-        name: shown.
-        group: rows of one comparison.
-        adapter: its variant, or None for the frozen model alone.
-        references, combination, crop: how the face is given.
-        guidance: how the predictions are combined.
-        point: where the row lies in a plot of its group.
-        people: split of the test people.
-        noise: seeds the noise.
-        percent: of the adapter's training.
-        trainings: most trainings of the adapter, with other seeds, that the row is the mean of.
-        drawing: what is judged instead of the model's pictures: ``drawn`` or ``decoded`` references, ``color``, or the
-            name of a rung of the ladder.
-    """
-
-    name: str
-    group: str
-    adapter: str | None = "full"
-    references: int = 4
-    combination: str = "concat"
-    crop: str = "head"
-    guidance: Guidance = joint(SCALE)
-    point: tuple[float, ...] = ()
-    people: str = "heldout"
-    noise: int = 0
-    percent: int = 100
-    trainings: int = 1
-    drawing: str | None = None
-
-
-def all_rows(quick: bool) -> Iterator[Row]:
-    """The rows in the order of the table."""
-    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
-        yield Row(f"no face{equal}", "main", None, 0, guidance=PLAIN, people=split)
-        for count in (1, 2, 4):
-            name = f"{count} reference{'s' if count > 1 else ''}{equal}"
-            yield Row(name, "references", references=count, point=(count,), people=split)
-    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
-        for name, drawing in (("drawings", "drawn"), ("drawings through the autoencoder", "decoded")):
-            yield Row(f"{name}{equal}", "drawings", None, 0, people=split, drawing=drawing)
-        yield Row(f"the face's colour alone{equal}", "drawings", None, 0, people=split, drawing="color")
-    if quick:
-        return
-    for rung in LADDER:
-        yield Row(f"ladder: {rung}", "ladder", None, 0, drawing=rung)
-    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
-        other = split.replace("heldout", "second")
-        for label, what in (("other noise", {"people": split, "noise": 1}), ("other people", {"people": other})):
-            yield Row(f"no face{equal}, {label}", "again", None, 0, guidance=PLAIN, **what)
-            yield Row(f"4 references{equal}, {label}", "again", **what)
-    for count in (2, 4):
-        name = f"{count} references, averaged"
-        yield Row(name, "references", references=count, combination="average", point=(count,))
-    yield Row("4 references, the whole head", "crops")
-    yield Row("4 references, a detector's box", "crops", crop="detector")
-    for name, adapter in (("regularised", "full"), ("standard", "standard-loss"), ("mask", "mask-loss")):
-        yield Row(f"{name} loss", "losses", adapter, trainings=TRAININGS)
-    yield Row("retrieval", "retrieval", trainings=TRAININGS)
-    yield Row("no retrieval", "retrieval", "no-retrieval", trainings=TRAININGS)
-    yield Row("full branches", "branches", trainings=TRAININGS)
-    for name in ("no self-attention", "every second site", "one a resolution"):
-        yield Row(name, "branches", name.replace(" ", "-"), trainings=TRAININGS)
-    for percent in (25, 50, 100):
-        yield Row(f"{percent} % of the training", "training", percent=percent, point=(percent,))
-    for text in GRID:
-        for face in GRID:
-            guidance = text_then_face(text, face)
-            yield Row(f"text {text:g}, face {face:g}", "scales", guidance=guidance, point=(text, face))
 
 
 class Bench:
@@ -264,7 +160,7 @@ class Bench:
             count = sum(parameter.numel() for parameter in adapter.parameters())
             cost = {
                 "parameters": count,
-                "gflop": round(branch_gflop(adapter, row.references, self.model.frozen.host.config), 4),
+                "gflop": round(measures.branch_gflop(adapter, row.references, self.model.frozen.host.config), 4),
             }
         described = {"name": row.name, "group": row.group, "point": list(row.point), **cost}
         return {**described, "ceiling": self.ceiling(row.people), **summary, **self.quality(row)}
@@ -334,51 +230,6 @@ class Bench:
         )
 
 
-def branch_gflop(adapter: FaceAdapter, references: int, unet: Mapping[str, Any]) -> float:
-    """Operations (2 for a multiply-add, in 10⁹) of all branches for one picture in one step, counted from the shapes.
-
-    ``unet`` is the U-Net's diffusers configuration.
-
-    A branch of width C on N tokens with L face tokens: projections 4·N·C² (self) and 2·N·C² (cross), attention 2·N²·C
-    and 2·N·L·C, MLP 12·N·C², last linear N·C². Keys and values of the face are computed once a run and not counted.
-    """
-    total, face_tokens = 0.0, references * adapter.config.encoder.tokens
-    for site in adapter.config.sites:
-        n, c = tokens_at(site.name, unet), site.width
-        own = 4 * n * c * c + 2 * n * n * c if adapter.config.self_attention else 0
-        total += own + 2 * n * c * c + 2 * n * face_tokens * c + 12 * n * c * c + n * c * c
-    return 2 * total / 1e9
-
-
-def tokens_at(name: str, config: Mapping[str, Any]) -> int:
-    """Picture tokens at a site of a U-Net with one block a level, from its diffusers configuration."""
-    stage, number = name.split(".")[:2]
-    lowest = len(config["block_out_channels"]) - 1
-    levels = {"input_blocks": (int(number) - 1) // 2, "output_blocks": lowest - int(number) // 2}
-    return (config["sample_size"] >> levels.get(stage, lowest)) ** 2
-
-
-def table(rows: Sequence[dict], chance: float) -> str:
-    """The result for people."""
-    heads = f"{'top-1':>18}{'ceiling':>9}{'similarity':>12}{'prompt':>9}{'background':>12}{'eyes':>8}{'Fréchet':>9}"
-    lines = [f"{'':46}{heads}   (chance {chance:.3f})"]
-    columns = {
-        "ceiling": "9.3f",
-        "similarity": "12.3f",
-        "prompt": "9.3f",
-        "background": "12.4f",
-        "eyes": "8.3f",
-        "frechet": "9.2f",
-    }
-    for row in rows:
-        cells = [f"{row['name']:46}{interval(row, 'top1', '{:.3f}', '{:.2f}'):>18}"]
-        for name, form in columns.items():
-            width = int(form.split(".")[0])
-            cells.append(f"{'':{width}}" if row[name] is None else f"{row[name]:{form}}")
-        lines.append("".join(cells))
-    return "\n".join(lines)
-
-
 def draw_people(work: Path, folder: Path) -> None:
     """Draws the test people and the examiner's with the settings of a model, unless they are there (needs Node.js)."""
     chosen = system.people_settings(folder)
@@ -426,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         "chain": [] if options.quick else bench.chain(),
         "seconds": round(time.monotonic() - began),
     }
-    print(table(results, result["chance"]))
+    print(text_table(results, result["chance"]))
     if absent:
         names = ", ".join(result["absent"])
         print(f"not trained here, so left out: {names} (python -m examples.small_model.build variants)")

@@ -1,15 +1,17 @@
 """Measures of the identity benchmark that are not the examiner's own: what colour alone tells, Fréchet distance,
-balanced accuracy, copying of the reference."""
+balanced accuracy, copying of the reference, the cost of branches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from examples.small_model.drawing import People
 from examples.small_model.evaluate import REFERENCES
 from examples.small_model.people import ATTRIBUTES, Scene
+from feedface_core.modules.adapter import FaceAdapter
 
 ON_THE_FACE = ("expression", "glasses", "headwear")
 ENOUGH = 200  # pictures for a Fréchet distance: with fewer, the covariances of 64 features say more of their number
@@ -72,3 +74,27 @@ def copied(read: Mapping[str, np.ndarray], scenes: Sequence[Scene], references: 
         found.append((read[name] == shown)[apart])
     every = np.concatenate(found)
     return float(every.mean()) if len(every) else 0.0
+
+
+def branch_gflop(adapter: FaceAdapter, references: int, unet: Mapping[str, Any]) -> float:
+    """Operations (2 for a multiply-add, in 10⁹) of all branches for one picture in one step, counted from the shapes.
+
+    ``unet`` is the U-Net's diffusers configuration.
+
+    A branch of width C on N tokens with L face tokens: projections 4·N·C² (self) and 2·N·C² (cross), attention 2·N²·C
+    and 2·N·L·C, MLP 12·N·C², last linear N·C². Keys and values of the face are computed once a run and not counted.
+    """
+    total, face_tokens = 0.0, references * adapter.config.encoder.tokens
+    for site in adapter.config.sites:
+        n, c = tokens_at(site.name, unet), site.width
+        own = 4 * n * c * c + 2 * n * n * c if adapter.config.self_attention else 0
+        total += own + 2 * n * c * c + 2 * n * face_tokens * c + 12 * n * c * c + n * c * c
+    return 2 * total / 1e9
+
+
+def tokens_at(name: str, config: Mapping[str, Any]) -> int:
+    """Picture tokens at a site of a U-Net with one block a level, from its diffusers configuration."""
+    stage, number = name.split(".")[:2]
+    lowest = len(config["block_out_channels"]) - 1
+    levels = {"input_blocks": (int(number) - 1) // 2, "output_blocks": lowest - int(number) // 2}
+    return (config["sample_size"] >> levels.get(stage, lowest)) ** 2

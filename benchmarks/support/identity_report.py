@@ -108,6 +108,27 @@ def chain_table(chain: Sequence[dict]) -> list[str]:
     return table(["", *columns], [[line["feature"], *(line[name] for name in columns)] for line in chain])
 
 
+def text_table(rows: Sequence[dict], chance: float) -> str:
+    """The result for people."""
+    heads = f"{'top-1':>18}{'ceiling':>9}{'similarity':>12}{'prompt':>9}{'background':>12}{'eyes':>8}{'Fréchet':>9}"
+    lines = [f"{'':46}{heads}   (chance {chance:.3f})"]
+    columns = {
+        "ceiling": "9.3f",
+        "similarity": "12.3f",
+        "prompt": "9.3f",
+        "background": "12.4f",
+        "eyes": "8.3f",
+        "frechet": "9.2f",
+    }
+    for row in rows:
+        cells = [f"{row['name']:46}{interval(row, 'top1', '{:.3f}', '{:.2f}'):>18}"]
+        for name, form in columns.items():
+            width = int(form.split(".")[0])
+            cells.append(f"{'':{width}}" if row[name] is None else f"{row[name]:{form}}")
+        lines.append("".join(cells))
+    return "\n".join(lines)
+
+
 def interval(row: dict, measure: str, number: str = "{:.3f}", limit: str = "") -> str:
     """A mean with its interval, such as ``0.708 [0.647, 0.765]``; a dash where the row has no such measure."""
     if row[measure] is None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.identity import EQUAL, LADDER, OTHERS, all_rows, branch_gflop, tokens_at, without_face
 from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import probe
 from benchmarks.support.identity_ladder import COLORS, give, rungs
+from benchmarks.support.identity_measures import branch_gflop, tokens_at
 from benchmarks.support.identity_report import MEASURES, findings, verdicts, write_report
+from benchmarks.support.identity_rows import EQUAL, LADDER, OTHERS, all_rows, without_face
 from examples.small_model import settings
 from examples.small_model.evaluate import bootstrap, requests
 from feedface_core.config import SiteConfig
