@@ -51,13 +51,13 @@ trained on from references into pictures of other scenes, and the prompt goes on
 references, branches and scales under equal noise, in minutes, on a CPU.
 - They do not show how alike a photograph becomes. A drawn person is told by a dozen features, and mostly by two \
 colours: read top-1 beside the rows of equal colours, the ladder and the face's colour alone.
-- A drawing's features are each one of a few dozen shapes. Age, expression lines, light and pose of photographs have no \
-counterpart here, nor has a detector that misses or an encoder that saw the person in its own training.
+- A drawing's features are each one of a few dozen shapes. Age, expression lines, light and pose of photographs have \
+no counterpart here, nor has a detector that misses or an encoder that saw the person in its own training.
 - The model is small and trained for hours, so what it cannot draw at all (eyes, the words of the prompt: see the \
 tables) bounds what the adapter can add. Order and sign of a difference may carry over to Stable Diffusion; its size \
 need not.
-- Likeness of photographs needs an adapter trained on photographs for Stable Diffusion and a recogniser that it was not \
-trained with, on people who are in neither training set. This page says nothing of that."""
+- Likeness of photographs needs an adapter trained on photographs for Stable Diffusion and a recogniser that it was \
+not trained with, on people who are in neither training set. This page says nothing of that."""
 CHAIN = """Balanced accuracy for the held-out people. Encoder and projection: a linear probe on the tokens of one \
 reference. Picture: what the examiner reads from the pictures with one reference; ceiling: from drawings through the \
 autoencoder."""
