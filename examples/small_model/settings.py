@@ -91,6 +91,13 @@ class UNetStage(Stage):
     """How much more the loss counts in the latent's cells that show head or hair."""
 
 
+class EncoderStage(Stage):
+    """The face encoder."""
+
+    patch: Positive = 8
+    """Side of a patch of the crop in pixels; every patch is a face token."""
+
+
 class SmallModelSettings(Settings):
     """Everything the small model depends on but its adapter."""
 
@@ -101,7 +108,7 @@ class SmallModelSettings(Settings):
     """How many of the training pictures the U-Net and the adapter see."""
     autoencoder: AutoencoderStage
     unet: UNetStage
-    encoder: Stage
+    encoder: EncoderStage
     adapter: list[str] = []
     """Overrides of ``adapter.yaml``, such as ``train.steps=4000``."""
     trainings: Positive = 1

@@ -80,6 +80,7 @@ def test_recipes_are_complete(name):
     recipe = settings.load([], settings.FILE.with_name(name))
     assert {"train", "heldout", "heldout-equal", "second", "second-equal", "examiner"} <= set(recipe.people.splits)
     assert recipe.pictures <= recipe.people.splits["train"].identities * recipe.people.splits["train"].pictures
+    assert recipe.crop % recipe.encoder.patch == 0
     assert denoiser.create(recipe.people.size, recipe.unet.widths).config.sample_size == recipe.people.size // 8
 
 
