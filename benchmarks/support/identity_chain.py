@@ -6,11 +6,12 @@ hidden states, of one on the face tokens behind the projection, and of the exami
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.support.identity_measures import balanced_accuracy
 from examples.small_model.drawing import People
@@ -21,34 +22,35 @@ LEARNT = 2  # pictures of each person that the probes learn from
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
-def probe(known: Tensor, values: np.ndarray, asked: Tensor) -> np.ndarray:
-    """Linear probe: ridge regression on one-hot values, solved in the dual; the penalty is chosen on a fifth of the
+def probe(known: Tensor, values: Mapping[str, np.ndarray], asked: Tensor) -> dict[str, np.ndarray]:
+    """Linear probes: ridge regression on one-hot values, solved in the dual; each penalty is chosen on a fifth of the
     known.
 
     Args:
-        known: ``(N, D)`` states with their ``values`` ``(N,)``.
+        known: ``(N, D)`` states, with the ``values`` ``(N,)`` of each feature.
         asked: ``(M, D)``.
 
     Returns:
-        The values told, ``(M,)``.
+        The values told of each feature, ``(M,)``.
     """
-    names, numbers = np.unique(values, return_inverse=True)
     mean, scale = known.mean(0), known.std(0).clamp(min=1e-4)
-    known, asked = (known - mean) / scale, (asked - mean) / scale
-    targets = torch.nn.functional.one_hot(torch.from_numpy(numbers), len(names)).float()
-    targets = targets / targets.mean(0).sqrt()  # rare values count as much as frequent ones
-    kernel = known @ known.T / known.shape[1]
-    cut = len(known) * 4 // 5
-
-    def solve(rows: int, penalty: float) -> Tensor:
-        return torch.linalg.solve(kernel[:rows, :rows] + penalty * torch.eye(rows), targets[:rows])
-
-    def held_back(penalty: float) -> float:
-        told = (kernel[cut:, :cut] @ solve(cut, penalty)).argmax(1).numpy()
-        return balanced_accuracy(told, numbers[cut:])
-
-    best = max(PENALTIES, key=held_back)
-    return names[(asked @ known.T / known.shape[1] @ solve(len(known), best)).argmax(1).numpy()]
+    known, asked = ((states - mean) / scale for states in (known, asked))
+    kernel, cross = (states @ known.T / known.shape[1] for states in (known, asked))
+    numbered = {name: np.unique(those, return_inverse=True) for name, those in values.items()}
+    targets, cut = {}, len(known) * 4 // 5
+    for name, (names, numbers) in numbered.items():
+        target = F.one_hot(torch.from_numpy(numbers), len(names)).float()
+        targets[name] = target / target.mean(0).sqrt()  # rare values count as much as frequent ones
+    told: dict[str, tuple[float, np.ndarray]] = {name: (-1.0, np.empty(0)) for name in values}
+    for penalty in PENALTIES:
+        part, whole = (torch.linalg.cholesky(kernel[:n, :n] + penalty * torch.eye(n)) for n in (cut, len(known)))
+        for name, (names, numbers) in numbered.items():
+            held_back = (kernel[cut:, :cut] @ torch.cholesky_solve(targets[name][:cut], part)).argmax(1).numpy()
+            right = balanced_accuracy(held_back, numbers[cut:])
+            if right > told[name][0]:
+                answer = (cross @ torch.cholesky_solve(targets[name], whole)).argmax(1).numpy()
+                told[name] = right, names[answer]
+    return {name: answer for name, (_, answer) in told.items()}
 
 
 @torch.no_grad()
@@ -80,12 +82,13 @@ def chain(
     first = people.pictures_of(len(set(people.identities())))[:, 0]
     known, asked = model.encode_faces(learnt, index), model.encode_faces(people, first)
     links = {"encoder": (known, asked), "projection": (model.adapter.project(known), model.adapter.project(asked))}
+    values = {name: shown(learnt, index, name) for name in FEATURES}
+    told = {link: probe(ours.flatten(1), values, theirs.flatten(1)) for link, (ours, theirs) in links.items()}
     lines = []
     for name in FEATURES:
-        values, wanted = shown(learnt, index, name), shown(people, first, name)
+        wanted = shown(people, first, name)
         line = {"feature": name, "chance": 1 / len(set(wanted))}
-        for link, (ours, theirs) in links.items():
-            line[link] = balanced_accuracy(probe(ours.flatten(1), values, theirs.flatten(1)), wanted)
+        line |= {link: balanced_accuracy(told[link][name], wanted) for link in links}
         line |= {"picture": None, "ceiling": None}
         if name in drawn.features:
             names = np.array(examination.judges.examiner.values[name])

@@ -191,9 +191,10 @@ def test_a_probe_finds_what_is_linear_in_states_and_nothing_in_noise():
     rng = torch.Generator().manual_seed(0)
     states = torch.randn(600, 40, generator=rng)
     values = np.array(["a", "b", "c"])[states[:, :3].argmax(1).numpy()]
-    told = probe(states[:500], values[:500], states[500:])
+    told = probe(states[:500], {"first": values[:500]}, states[500:])["first"]
     assert measures.balanced_accuracy(told, values[500:]) > 0.75
-    told = probe(torch.randn(500, 40, generator=rng), values[:500], torch.randn(100, 40, generator=rng))
+    noise = torch.randn(600, 40, generator=rng)
+    told = probe(noise[:500], {"first": values[:500]}, noise[500:])["first"]
     assert measures.balanced_accuracy(told, values[500:]) < 0.55
 
 
