@@ -5,20 +5,20 @@ After training its latent is shifted and scaled so that Stable Diffusion's facto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feedface_core.files.atomic import write_safetensors
 
 from .drawing import People
-from .settings import Stage
+from .settings import AutoencoderStage
 from .training import train
 
 SCALE = 0.18215
@@ -26,6 +26,7 @@ GROUPS = 8
 """Groups of the normalisations. Stable Diffusion has 32, which with 32 channels would normalise each channel on its
 own and so lose the colour of every flat picture."""
 CHANNELS = 16  # of the latent; Stable Diffusion has four, which lose the eyes of a face that is 40 pixels wide
+CHUNK = 1000  # pictures in a file of latents
 BOOTSTRAP = 300  # steps during which the latent is also drawn towards the colours of its place
 
 
@@ -48,30 +49,50 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def train_autoencoder(people: People, folder: Path, stage: Stage) -> AutoencoderKL:
+def start_from(folder: Path, people: People) -> AutoencoderKL:
+    """The autoencoder of a diffusers folder, standardised for the pictures of ``people``."""
+    model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    model.register_to_config(sample_size=people.size)
+    return standardise(model.eval(), _some(people))
+
+
+def train_autoencoder(
+    people: People, folder: Path, stage: AutoencoderStage, start: AutoencoderKL | None = None
+) -> AutoencoderKL:
     """Trains on the pictures of ``people`` with absolute errors of pixels, flat colours and edges, and a light KL
-    term."""
-    model = create(people.size).to(memory_format=torch.channels_last)
+    term. Of a model to ``start`` from only the decoder is trained: the latents stay those of its encoder."""
+    model = (start or create(people.size)).to(memory_format=torch.channels_last)
+    trained = nn.ModuleList([model.post_quant_conv, model.decoder]) if start else model
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         x = people.pixels(rng.integers(len(people), size=stage.batch_size))
         x = x.contiguous(memory_format=torch.channels_last)
-        posterior = model.encode(x).latent_dist
+        with torch.set_grad_enabled(start is None):
+            posterior = model.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float().clamp(-20, 10)
         y = model.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).sample.float()
         pixel = (y - x).abs().mean()
         # the layout normalises so often that flat colours are the last thing it learns: ask for them on their own
         color = F.avg_pool2d(x, 8)
         flat = (F.avg_pool2d(y, 8) - color).abs().mean()
-        guide = ((mean[:, :3] - 2 * color) ** 2).mean() * max(0.0, 1 - step / BOOTSTRAP)
         edge = sum((a - b).abs().mean() for a, b in zip(_edges(y), _edges(x), strict=True))
+        loss = pixel + flat + 0.5 * edge
+        if start:
+            return {"loss": loss, "pixel": pixel, "flat": flat, "edge": edge}
+        guide = ((mean[:, :3] - 2 * color) ** 2).mean() * max(0.0, 1 - step / BOOTSTRAP)
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss = pixel + flat + 0.5 * edge + 0.2 * guide + 3e-4 * divergence
+        loss = loss + 0.2 * guide + 3e-4 * divergence
         return {"loss": loss, "pixel": pixel, "flat": flat, "edge": edge, "divergence": divergence}
 
-    train(folder, model, stage, losses)
-    chosen = np.random.default_rng(0).choice(len(people), min(512, len(people)), replace=False)
-    return standardise(model, (people.pixels(index) for index in np.array_split(chosen, 16)))
+    train(folder, trained, stage, losses)
+    return model.eval() if start else standardise(model, _some(people))
+
+
+def _some(people: People) -> Iterator[Tensor]:
+    """512 of the first 3,000 pictures, in batches."""
+    known = min(3000, len(people))
+    chosen = np.random.default_rng(0).choice(known, min(512, known), replace=False)
+    return (people.pixels(index) for index in np.array_split(chosen, 16))
 
 
 @torch.no_grad()
@@ -90,18 +111,32 @@ def standardise(model: AutoencoderKL, pictures: Iterable[Tensor]) -> Autoencoder
     return model
 
 
-@torch.no_grad()
-def encode_all(model: AutoencoderKL, people: People, path: Path, batch: int = 32) -> Tensor:
-    """Latents of every picture, scaled to unit variance: ``(N, 32, h, w)`` half floats, means then standard deviation.
+def encode_all(load: Callable[[], AutoencoderKL], people: People, folder: Path) -> dict[str, Tensor]:
+    """``latents`` of every picture, scaled to unit variance: ``(N, 32, h, w)`` half floats, means then standard
+    deviation; and ``faces``, the share of head and hair in each cell, ``(N, 1, h, w)`` half floats.
 
-    Kept in ``path``, and read from there when they are there.
+    Kept in ``folder``, :data:`CHUNK` pictures a file, and read from there when they are there; ``load`` is called only
+    when one is missing.
     """
-    if not path.is_file():
-        latents = []
-        for first in range(0, len(people), batch):
-            with torch.autocast("cpu", torch.bfloat16):
-                pixels = people.pixels(range(first, min(first + batch, len(people))))
-                posterior = model.encode(pixels).latent_dist
-            latents.append(torch.cat([posterior.mean, posterior.std], 1).float().mul(SCALE).half())
-        write_safetensors(path, {"latents": torch.cat(latents).contiguous()}, {})
-    return load_file(path)["latents"]
+    parts, model = [], None
+    for first in range(0, len(people), CHUNK):
+        index = range(first, min(first + CHUNK, len(people)))
+        path = folder / f"{index.start:06d}-{index.stop:06d}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model = model or load()
+            write_safetensors(path, encode(model, people, index), {})
+        parts.append(load_file(path))
+    return {name: torch.cat([part[name] for part in parts]) for name in ("latents", "faces")}
+
+
+@torch.no_grad()
+def encode(model: AutoencoderKL, people: People, index: Sequence[int], batch: int = 20) -> dict[str, Tensor]:
+    """What :func:`encode_all` gives, of some pictures."""
+    model, latents = model.to(memory_format=torch.channels_last), []
+    for first in range(0, len(index), batch):
+        pixels = people.pixels(index[first : first + batch]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = model.encode(pixels).latent_dist
+        latents.append(torch.cat([posterior.mean, posterior.std], 1).float().mul(SCALE).half().contiguous())
+    return {"latents": torch.cat(latents), "faces": F.avg_pool2d(people.masks(index), 8).half()}

@@ -3,16 +3,18 @@
 Stages, each seeded and resumable, each done in a moment when its result is there::
 
     people       draws the synthetic people (needs Node.js)
-    autoencoder  trains the autoencoder, then encodes every picture
-    unet         trains the U-Net and the text encoder on captions
+    autoencoder  trains the autoencoder
+    unet         encodes every picture, then trains the U-Net and the text encoder on captions
     encoder      trains the face encoder
-    recogniser   trains the examiner and the mask reader, which only judge
+    recogniser   trains the networks that only judge, on people of their own
     adapter      trains the FeedFace adapter with ``trainer.train``
     publish      copies the finished model to ``models/feedface_small``
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
+    words        says how much a wrong word raises the U-Net's loss so far; only when asked for
+    preview      draws 48 pictures with the U-Net so far; only when asked for
 
-With names of stages only those run. Settings come from ``small.yaml``. Everything between the stages lives in
-``--work``; the finished model goes to ``--output``."""
+With names of stages only those run. Settings come from ``small.yaml`` or another ``--settings``. Everything between
+the stages lives in ``--work``; the finished model goes to ``--output``."""
 
 from __future__ import annotations
 
@@ -28,18 +30,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from feedface_core.hosts import sd_unet
 from trainer.config import load_config
 from trainer.data.manifest import write_rows
 from trainer.errors import TrainerError
 from trainer.export import export
+from trainer.training.checkpoint import load_latest
 from trainer.training.stopping import Interrupted
 
 from . import autoencoder, denoiser, examiner, identity, settings, system, text
 from .drawing import People, draw
-from .showcase import write_showcase
+from .showcase import write_sheet, write_showcase
 from .summary import LOGS, write_readme
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
@@ -47,23 +51,23 @@ CONFIG = Path(__file__).with_name("adapter.yaml")
 DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: training again writes the same files
 QUICK_ADAPTER = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
 
-SITES = [
-    "input_blocks.1.1.transformer_blocks.0",
-    "input_blocks.3.1.transformer_blocks.0",
-    "middle_block.1.transformer_blocks.0",
-    "output_blocks.0.1.transformer_blocks.0",
-    "output_blocks.1.1.transformer_blocks.0",
-    "output_blocks.2.1.transformer_blocks.0",
-    "output_blocks.3.1.transformer_blocks.0",
-]
-VARIANTS = {
-    "standard-loss": ["loss.kind=standard"],
-    "mask-loss": ["loss.kind=mask"],
-    "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
-    "no-self-attention": ["adapter.self_attention=false"],
-    "every-second-site": [f"adapter.sites={json.dumps(SITES[::2])}"],
-    "one-a-resolution": [f"adapter.sites={json.dumps([SITES[2], SITES[6]])}"],
-}
+VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
+
+
+def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
+    """What a variant of the adapter for a U-Net changes in ``adapter.yaml``; nothing for one that is not of
+    :data:`VARIANTS`."""
+    names = [site.name for site in sd_unet.list_sites(unet)]
+    middle = next(name for name in names if name.startswith("middle_block"))
+    changes = {
+        "standard-loss": ["loss.kind=standard"],
+        "mask-loss": ["loss.kind=mask"],
+        "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
+        "no-self-attention": ["adapter.self_attention=false"],
+        "every-second-site": [f"adapter.sites={json.dumps(names[::2])}"],
+        "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
+    }
+    return changes.get(variant, [])
 
 
 class Build:
@@ -101,17 +105,32 @@ class Build:
     def people(self) -> None:
         draw(self.work / "people", self.settings.people)
 
-    def autoencoder(self) -> tuple[AutoencoderKL, Tensor]:
-        people = self.load_people()
-        model = autoencoder.train_autoencoder(people, self.work / "autoencoder", self.settings.autoencoder)
-        subset, path = people.first(self.settings.pictures), self.work / "autoencoder" / "latents.safetensors"
-        return model, autoencoder.encode_all(model, subset, path)
+    def autoencoder(self) -> AutoencoderKL:
+        people, stage = self.load_people(), self.settings.autoencoder
+        return autoencoder.train_autoencoder(people, self.work / "autoencoder", stage, self.start())
+
+    def start(self) -> AutoencoderKL | None:
+        """The autoencoder whose encoder stays, standardised for the pictures; None where both halves are trained."""
+        folder = self.work / "start"
+        if self.settings.autoencoder.start is None:
+            return None
+        if not folder.is_dir():
+            model = autoencoder.start_from(Path(self.settings.autoencoder.start), self.load_people())
+            unfinished = folder.with_suffix(".writing")
+            model.save_pretrained(unfinished)
+            unfinished.rename(folder)
+        return AutoencoderKL.from_pretrained(folder).eval()
+
+    def latents(self) -> dict[str, Tensor]:
+        """What the U-Net learns from, which needs the autoencoder's encoder only."""
+        people = self.load_people().first(self.settings.pictures)
+        return autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "latents")
 
     def unet(self) -> None:
-        vae, latents = self.autoencoder()
-        people, tokenizer = self.load_people().first(self.settings.pictures), text.write_tokenizer(self.work / "text")
-        model = denoiser.train_denoiser(people, latents, tokenizer, self.work / "unet", self.settings.unet)
-        system.save_pipeline(self.output, vae, model.unet, model.text_encoder)
+        encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")
+        people = self.load_people().first(self.settings.pictures)
+        model = denoiser.train_denoiser(people, encoded, tokenizer, self.work / "unet", self.settings.unet)
+        system.save_pipeline(self.output, self.autoencoder(), model.unet, model.text_encoder, self.settings.people)
 
     def encoder(self) -> None:
         folder, stage = self.work / "encoder", self.settings.encoder
@@ -119,10 +138,11 @@ class Build:
         system.save_encoder(self.output, encoder)
 
     def recogniser(self) -> None:
-        people = self.load_people()
+        people = self.load_people("examiner")
         masks = examiner.train_mask_reader(people, self.work / "masks", self.settings.masks)
+        eyes = examiner.train_eye_reader(people, self.work / "eyes", self.settings.eyes)
         judge = examiner.train_examiner(people, self.work / "recogniser", self.settings.recogniser)
-        system.save_examiner(self.output, judge, masks)
+        system.save_examiner(self.output, judge, masks, eyes)
 
     def adapter(self) -> None:
         self.train_adapter("full")
@@ -131,6 +151,7 @@ class Build:
 
     def publish(self) -> None:
         write_showcase(self.load_people("heldout"), self.output)
+        write_sheet(self.output, self.output / "sheet.png")
         write_readme(self.work, self.output)
         (self.output / "training").mkdir(exist_ok=True)
         for stage, folder in LOGS.items():
@@ -138,17 +159,51 @@ class Build:
         # the adapter carries the face encoder, so a second copy would only be weight
         shutil.copytree(self.output, self.target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("face_encoder"))
 
-    def variants(self) -> None:
-        for name in self.only or VARIANTS:
-            self.train_adapter(name)
+    def words(self) -> None:
+        """Whether the U-Net heeds its captions so far: how much a wrong word raises the loss, for each attribute."""
+        people = self.load_people("heldout").first(512)
+        encoded = autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "words")
+        model, step = self.unet_so_far()
+        costs = denoiser.cost_of_wrong_words(model, people, encoded)
+        with (self.work / "words.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **costs}) + "\n")
+        for name, (loss, rise, error) in costs.items():
+            print(f"step {step}, {name}: loss {loss:.4f}, a wrong word {rise:+.5f} ± {error:.5f}")
 
-    def train_adapter(self, name: str) -> None:
-        """One adapter, and its file at every quarter of its training, ``adapters/<name>-<per cent>.safetensors``.
+    def preview(self) -> None:
+        """``preview/sheet.png``: the first 48 pictures that the U-Net so far draws of the benchmark's prompts."""
+        model, step = self.unet_so_far()
+        folder = self.work / "preview"
+        vae = self.start() or self.autoencoder()
+        system.save_pipeline(folder, vae, model.unet, model.text_encoder, self.settings.people)
+        write_sheet(folder, folder / "sheet.png")
+        print(f"step {step}: {folder / 'sheet.png'}")
+
+    def unet_so_far(self) -> tuple[denoiser.TextToImage, int]:
+        """The averaged weights of the newest checkpoint, and its step."""
+        checkpoint = load_latest(self.work / "unet") if (self.work / "unet").is_dir() else None
+        if checkpoint is None:
+            raise TrainerError(f"no checkpoint in {self.work / 'unet'}: `python -m examples.small_model.build unet`")
+        size, widths = self.settings.people.size, self.settings.unet.widths
+        model = denoiser.TextToImage(text.write_tokenizer(self.work / "text"), size, widths)
+        model.load_state_dict(checkpoint.weights())
+        return model.eval(), checkpoint.step
+
+    def variants(self) -> None:
+        for training in range(self.settings.trainings):
+            for name in self.only or ("full", *VARIANTS):
+                self.train_adapter(name, training)
+
+    def train_adapter(self, variant: str, training: int = 0) -> None:
+        """One adapter, and its files along its training, ``adapters/<name>-<per cent>.safetensors``; the name of a
+        training after the first is ``<variant>-seed<number>``.
 
         Paths are relative to the working folder, since the trainer writes its settings into the adapter.
         """
         manifest = "people/train/adapter.jsonl"
         write_rows(self.work / manifest, self.load_people().first(self.settings.pictures).records)
+        name = system.adapter_name(variant, training)
+        unet = denoiser.create(self.settings.people.size, self.settings.unet.widths)
         values = [
             "model.base=output",
             "adapter.encoder.path=output/face_encoder",
@@ -157,7 +212,9 @@ class Build:
             "data.cache=adapters/cache",
             f"data.resolution={self.settings.people.size}",
             f"train.output=adapters/{name}",
-            *VARIANTS.get(name, ()),
+            *overrides_of(variant, unet),
+            *([f"train.seed={training}"] if training else []),
+            *self.settings.adapter,
             *self.adapter_settings,
         ]
         environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
@@ -179,15 +236,16 @@ STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    known = (*STAGES, "variants")
+    known = (*STAGES, "variants", "words", "preview")
     parser = argparse.ArgumentParser(prog="python -m examples.small_model.build", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all but the last"
+        "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all up to publish"
     )
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
+    parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished model")
-    names = ", ".join(VARIANTS)
-    parser.add_argument("--only", nargs="+", default=(), choices=list(VARIANTS), help=f"of the variants: {names}")
+    names = ", ".join(("full", *VARIANTS))
+    parser.add_argument("--only", nargs="+", default=(), choices=("full", *VARIANTS), help=f"of the variants: {names}")
     parser.add_argument("--quick", action="store_true", help="a few people and steps; needs a --work of its own")
     parser.add_argument("--threads", type=int, default=1, help="for models this small one is fastest (default 1)")
     options = parser.parse_args(arguments)
@@ -202,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     overrides = [*(settings.QUICK if options.quick else ()), *(word for word in options.stages if "=" in word)]
     try:
-        chosen = settings.load(overrides)
+        chosen = settings.load(overrides, options.settings)
         build = Build(options.work, options.output, chosen, QUICK_ADAPTER if options.quick else (), options.only)
         for stage in stages or STAGES:
             build.run(stage)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,15 +93,20 @@ def draw(root: Path, settings: PeopleSettings, splits: Iterable[str] = (), log=p
                 f"{folder} was drawn with {state.read_text()}, now asked for {wanted}; remove it to draw it anew"
             )
         state.write_text(wanted)
-        rows: list[dict] = []
-        for first in range(0, identities, SHARD):
-            people = range(first, min(first + SHARD, identities))
+
+        def draw_shard(people: range, split: str = split, folder: Path = folder) -> tuple[str, Sequence[dict]]:
             specs, records = zip(*(pair for i in people for pair in specs_of(parts, settings, split, i)), strict=True)
-            shard = folder / f"{first:05d}"
+            shard = folder / f"{people.start:05d}"
             if not shard.is_dir():
                 _write_shard(shard, records, render(renderer, specs))
-                log(f"people {split}: {people.stop} of {identities}")
-            rows += [_row(record, shard.name, len(rows) + i, settings.size) for i, record in enumerate(records)]
+                log(f"people {split}: {people.stop} of {settings.splits[split].identities}")
+            return shard.name, records
+
+        rows: list[dict] = []
+        shards = [range(first, min(first + SHARD, identities)) for first in range(0, identities, SHARD)]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for a renderer of its own
+            for shard, records in threads.map(draw_shard, shards):
+                rows += [_row(record, shard, len(rows) + i, settings.size) for i, record in enumerate(records)]
         write_rows(folder / "manifest.jsonl", rows)
 
 

@@ -1,7 +1,7 @@
-"""Pictures of the held-out people from the small model, and what the examiner says about them.
+"""Pictures of held-out people from the small model, and what the examiner says about them.
 
-For person i and prompt p the noise and the caption depend on ``(seed, i, p)`` alone, so every row of the benchmark
-draws the same pictures but for what the row changes, and differences are paired.
+For person i and prompt p the caption depends on ``(i, p)`` and the noise on ``(noise, i, p)`` alone, so every row of
+the benchmark draws the same pictures but for what the row changes, and differences are paired.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from trainer.training.sampling import sample
 
 from . import system
 from .drawing import People
+from .examiner import two_eyes
 from .identity import crops
 from .people import ATTRIBUTES, Scene, caption, detector_box, scene_of
 
@@ -43,47 +44,75 @@ class Request:
     seed: int
 
 
-def requests(people: int, prompts: int, seed: int = 0) -> list[Request]:
+def requests(people: int, prompts: int, noise: int = 0) -> list[Request]:
     """``prompts`` requests for each person, in the order of the people."""
     return [
-        Request(i, scene_of(np.random.default_rng([seed, 77, i, p])), seed * 1_000_003 + i * 101 + p)
+        Request(i, scene_of(np.random.default_rng([0, 77, i, p])), noise * 1_000_003 + i * 101 + p)
         for i in range(people)
         for p in range(prompts)
     ]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the examiner says of pictures.
+
+    Attributes:
+        near: ``(N, people)`` mean-centred cosine to everybody that it knows.
+        attributes, features: ``(N,)`` numbers of the values read, for each of ``ATTRIBUTES`` and of the ``FEATURES``
+            that the examiner reads.
+        pooled: ``(N, 64)`` of the examiner, for Fréchet distances.
+        eyes: ``(N,)`` 1 where there are exactly two similar, level eyes; None without an eye reader.
+    """
+
+    near: Tensor
+    attributes: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
+    pooled: np.ndarray
+    eyes: np.ndarray | None
 
 
 class SmallModel:
     """The frozen small model with one adapter at a time.
 
     Args:
-        people: the held-out people.
-        identities: how many of them.
         folder: the diffusers folder.
     """
 
-    def __init__(self, people: People, identities: int, folder: Path = system.FOLDER):
+    def __init__(self, folder: Path = system.FOLDER):
         self.frozen = load_frozen_model(ModelSettings(base=str(folder), precision="fp32"))
-        self.people, self.identities = people, identities
+        self.size = system.picture_size(folder)
         self.adapter: FaceAdapter | None = None
-        self._hidden: dict[str, Tensor] = {}
+        self._hidden: dict[tuple[Path, str], Tensor] = {}
 
     def use(self, path: Path) -> None:
-        """Attaches the adapter of a file and encodes the references of everybody with its encoder."""
+        """Attaches the adapter of a file."""
         found = load_adapter(path)
-        self.adapter = found.build(torch.float32)
+        self.adapter, self._hidden = found.build(torch.float32), {}
         self.frozen.attach(self.adapter)
-        settings = found.config.encoder
-        encoder = build_encoder(settings, found.encoder_tensors)
-        index = self.people.pictures_of(self.identities)[:, :REFERENCES].ravel()
-        pictures, heads = self.people.pixels(index), [self.people.records[i]["box"] for i in index]
-        for crop, boxes in (("head", heads), ("detector", [detector_box(box) for box in heads])):
-            faces = crops(pictures, torch.tensor(boxes), settings.image_size)  # (N, 3, S, S) in −1…1
-            hidden = encode(encoder, settings, (faces.movedim(1, -1) + 1) / 2)
-            self._hidden[crop] = hidden.unflatten(0, (self.identities, REFERENCES))  # (people, references, T, E)
+        self._settings = found.config.encoder
+        self._encoder = build_encoder(self._settings, found.encoder_tensors)
 
-    def faces(self, persons: Sequence[int], references: int, combination: str, crop: str = "head") -> FaceControl:
+    def encode_faces(self, people: People, index: Sequence[int], crop: str = "head") -> Tensor:
+        """Hidden states ``(N, T, E)`` of the faces of pictures, in the adapter's encoder."""
+        boxes = [people.records[i]["box"] for i in index]
+        boxes = [detector_box(box) for box in boxes] if crop == "detector" else boxes
+        faces = crops(people.pixels(index), torch.tensor(boxes), self._settings.image_size)  # (N, 3, S, S) in −1…1
+        return encode(self._encoder, self._settings, (faces.movedim(1, -1) + 1) / 2)
+
+    def _references(self, people: People, crop: str) -> Tensor:
+        """Hidden states ``(people, REFERENCES, T, E)`` of everybody's references."""
+        key = (people.folder, crop)
+        if key not in self._hidden:
+            index = people.pictures_of(len(set(people.identities())))[:, :REFERENCES]
+            self._hidden[key] = self.encode_faces(people, index.ravel(), crop).unflatten(0, index.shape)
+        return self._hidden[key]
+
+    def faces(
+        self, people: People, persons: Sequence[int], references: int, combination: str, crop: str = "head"
+    ) -> FaceControl:
         """The faces of several people, a row for each."""
-        hidden = self._hidden[crop][list(persons), :references]  # (people, references, T, E)
+        hidden = self._references(people, crop)[list(persons), :references]  # (rows, references, T, E)
         tokens, bias = combine_references(hidden.flatten(0, 1), [references] * len(persons), combination)
         with torch.autocast("cpu", torch.bfloat16):
             return self.adapter.control(self.adapter.project(tokens), bias)
@@ -96,6 +125,7 @@ class SmallModel:
     @torch.no_grad()
     def draw(
         self,
+        people: People | None,
         asked: Sequence[Request],
         guidance: Guidance,
         references: int = 0,
@@ -104,14 +134,17 @@ class SmallModel:
         steps: int = 20,
         batch: int = 32,
     ) -> Tensor:
-        """Pictures ``(N, 3, S, S)`` in −1…1; with ``references`` 0 without a face, under the same guidance.
+        """Pictures ``(N, 3, S, S)`` in −1…1 of some of ``people``.
+
+        With ``references`` 0 they are drawn without a face, under the same guidance, and ``people`` may be None.
 
         ``crop`` is how the references are cropped: the whole ``head``, or the smaller box of a face ``detector``.
         """
-        shape, done = self.frozen.latent_shape(self.people.size, self.people.size), []
+        shape, done = self.frozen.latent_shape(self.size, self.size), []
         for first in range(0, len(asked), batch):
             chunk = asked[first : first + batch]
-            face = self.faces([r.person for r in chunk], references, combination, crop) if references else None
+            persons = [request.person for request in chunk]
+            face = self.faces(people, persons, references, combination, crop) if references else None
             text = self.frozen.encode_text([caption(r.scene) for r in chunk])
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk])
             with torch.autocast("cpu", torch.bfloat16):
@@ -121,7 +154,7 @@ class SmallModel:
 
 
 class Examination:
-    """The examiner and the people that it knows.
+    """The judges and the people that the examiner knows.
 
     Args:
         centre: ``(D,)`` mean of the embeddings of the people's pictures.
@@ -130,16 +163,16 @@ class Examination:
     """
 
     def __init__(self, centre: Tensor, gallery: Tensor, folder: Path = system.FOLDER):
-        self.examiner, self.masks = system.load_examiner(folder)
+        self.judges = system.load_examiner(folder)
         self.centre, self.gallery = centre.float(), gallery.float()
 
     @classmethod
     @torch.no_grad()
     def of(cls, people: People, identities: int, folder: Path = system.FOLDER) -> Examination:
         """Knows the pictures after the references of the first ``identities`` people."""
-        examiner, _ = system.load_examiner(folder)
+        examiner = system.load_examiner(folder).examiner
         index = people.pictures_of(identities)[:, REFERENCES:]
-        known = torch.stack([examiner(people.pixels(person))[0] for person in index])  # (people, pictures, D)
+        known = torch.stack([examiner(people.pixels(person)).identity for person in index])  # (people, pictures, D)
         centre = known.flatten(0, 1).mean(0)
         return cls(centre, F.normalize(F.normalize(known - centre, dim=-1).mean(1), dim=-1), folder)
 
@@ -154,49 +187,73 @@ class Examination:
         write_safetensors(folder / "examiner" / "gallery.safetensors", gallery, {})
 
     @torch.no_grad()
-    def examine(self, pictures: Tensor, batch: int = 200) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean-centred cosine ``(N, people)`` of each picture to everybody, and the attributes read from it, each
-        ``(N,)``."""
-        embeddings, logits = zip(*(self.examiner(chunk) for chunk in pictures.split(batch)), strict=True)
-        read = {name: torch.cat([chunk[name] for chunk in logits]).argmax(1) for name in ATTRIBUTES}
-        return F.normalize(torch.cat(embeddings) - self.centre, dim=-1) @ self.gallery.T, read
+    def examine(self, pictures: Tensor, batch: int = 100) -> Readings:
+        """What the judges say of pictures ``(N, 3, S, S)`` in −1…1."""
+        read = [self.judges.examiner(chunk) for chunk in pictures.split(batch)]
+        eyes = None
+        if self.judges.eyes is not None:
+            logits = torch.cat([self.judges.eyes(chunk) for chunk in pictures.split(batch)])[:, 0]
+            eyes = two_eyes(logits.numpy()).astype(float)
+        centred = F.normalize(torch.cat([one.identity for one in read]) - self.centre, dim=-1)
+        return Readings(
+            centred @ self.gallery.T,
+            {name: torch.cat([one.attributes[name] for one in read]).argmax(1).numpy() for name in ATTRIBUTES},
+            {
+                name: torch.cat([one.features[name] for one in read]).argmax(1).numpy()
+                for name in self.judges.examiner.values
+            },
+            torch.cat([one.pooled for one in read]).numpy(),
+            eyes,
+        )
 
-    @torch.no_grad()
-    def scores(self, pictures: Tensor, asked: Sequence[Request], plain: Tensor) -> dict[str, np.ndarray]:
-        """For each picture ``top1`` (0 or 1), ``similarity`` (mean-centred cosine to the person), ``prompt`` (share
-        of the caption's attributes read back) and ``background`` (mean absolute difference from ``plain``, the
-        picture of the frozen model, outside the heads of both; 0…1).
-        """
-        person = torch.tensor([r.person for r in asked])
-        near, read = self.examine(pictures)
-        wanted = {a: torch.tensor([v.index(r.scene[a]) for r in asked]) for a, v in ATTRIBUTES.items()}
-        followed = torch.stack([(read[a] == wanted[a]).float() for a in ATTRIBUTES])
-        outside = 1 - self.heads(torch.cat([pictures, plain])).unflatten(0, (2, len(asked))).amax(0)  # (N, 1, S, S)
-        apart = (pictures - plain).abs().mean(1, keepdim=True) / 2
-        drift = (apart * outside).sum((1, 2, 3)) / outside.sum((1, 2, 3)).clamp(min=1)
+    def scores(self, read: Readings, asked: Sequence[Request]) -> dict[str, np.ndarray]:
+        """For each picture ``top1`` (0 or 1), ``similarity`` (mean-centred cosine to the person) and ``prompt`` (share
+        of the scene's attributes read back)."""
+        person = torch.tensor([request.person for request in asked])
+        followed = [read.attributes[name] == wanted for name, wanted in wanted_attributes(asked).items()]
         return {
-            "top1": (near.argmax(1) == person).float().numpy(),
-            "similarity": near[torch.arange(len(person)), person].numpy(),
-            "prompt": followed.mean(0).numpy(),
-            "background": drift.numpy(),
+            "top1": (read.near.argmax(1) == person).float().numpy(),
+            "similarity": read.near[torch.arange(len(person)), person].numpy(),
+            "prompt": np.mean(followed, 0),
         }
 
+    @torch.no_grad()
+    def drift(self, pictures: Tensor, plain: Tensor) -> np.ndarray:
+        """For each picture the mean absolute difference (0…1) from ``plain``, the picture of the frozen model, outside
+        the heads of both."""
+        outside = 1 - self.heads(torch.cat([pictures, plain])).unflatten(0, (2, len(pictures))).amax(0)
+        apart = (pictures - plain).abs().mean(1, keepdim=True) / 2
+        return ((apart * outside).sum((1, 2, 3)) / outside.sum((1, 2, 3)).clamp(min=1)).numpy()
+
     def heads(self, pictures: Tensor) -> Tensor:
-        """Masks ``(N, 1, S, S)`` of head and hair as the mask reader sees them, a pixel of the small mask wider."""
-        read = torch.cat([self.masks(chunk) for chunk in pictures.split(200)]) > 0
+        """Masks ``(N, 1, S, S)`` of head and hair as the mask reader sees them, a cell of the small mask wider."""
+        read = torch.cat([self.judges.masks(chunk) for chunk in pictures.split(200)]) > 0
         wider = F.max_pool2d(read.float(), 3, 1, 1)
-        return F.interpolate(wider, scale_factor=2, mode="nearest")
+        return F.interpolate(wider, size=pictures.shape[-2:], mode="nearest")
 
     def compare(self, pictures: Tensor, person: int) -> list[tuple[float, int]]:
         """For each picture its mean-centred cosine to a person, and how many people are nearer (0: it is the
         person)."""
-        near, _ = self.examine(pictures)
+        near = self.examine(pictures).near
         return [(float(row[person]), int((row > row[person]).sum())) for row in near]
 
 
+def wanted_attributes(asked: Sequence[Request]) -> dict[str, np.ndarray]:
+    """For each of ``ATTRIBUTES`` the numbers ``(N,)`` of the values that scenes ask for."""
+    return {a: np.array([values.index(r.scene[a]) for r in asked]) for a, values in ATTRIBUTES.items()}
+
+
 def bootstrap(values: np.ndarray, persons: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of ``values`` when people, not pictures, are drawn again."""
-    means = np.array([values[persons == i].mean() for i in np.unique(persons)])
-    drawn = np.random.default_rng(seed).integers(len(means), size=(rounds, len(means)))
-    low, high = np.percentile(means[drawn].mean(1), [2.5, 97.5])
+    """95 % interval of the mean of ``values`` ``(N,)`` or ``(trainings, N)`` when people, not pictures, are drawn
+    again, and with several trainings these too.
+
+    Args:
+        persons: ``(N,)`` whom each value is of.
+    """
+    rng, values = np.random.default_rng(seed), np.atleast_2d(values)
+    means = np.stack([values[:, persons == i].mean(1) for i in np.unique(persons)], 1)  # (trainings, people)
+    drawn = rng.integers(means.shape[1], size=(rounds, means.shape[1]))
+    trained = rng.integers(len(means), size=(rounds, len(means)))
+    again = means[trained[:, :, None], drawn[:, None, :]].mean((1, 2))
+    low, high = np.percentile(again, [2.5, 97.5])
     return float(low), float(high)

@@ -14,7 +14,7 @@ from feedface_core.faces.crop import CROP_SCALE
 
 from .drawing import People
 from .people import detector_box
-from .settings import Stage
+from .settings import EncoderStage
 from .training import train
 
 
@@ -59,8 +59,8 @@ def degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
     return x + torch.randn_like(x) * draw(0, 0.08)
 
 
-def create_encoder(size: int = 48) -> CLIPVisionModel:
-    """An untrained CLIP vision transformer with patches of 8 pixels: 37 tokens of width 160 for 48 × 48."""
+def create_encoder(size: int = 48, patch: int = 8) -> CLIPVisionModel:
+    """An untrained CLIP vision transformer: ``1 + (size / patch)²`` tokens of width 160."""
     torch.manual_seed(2)
     return CLIPVisionModel(
         CLIPVisionConfig(
@@ -69,7 +69,7 @@ def create_encoder(size: int = 48) -> CLIPVisionModel:
             num_hidden_layers=4,
             num_attention_heads=4,
             image_size=size,
-            patch_size=8,
+            patch_size=patch,
             projection_dim=160,
             hidden_act="gelu",
         )
@@ -80,9 +80,9 @@ class _EncoderWithHead(nn.Module):
     """The penultimate tokens are what conditions, so they are trained too: their mean and the class token both
     identify."""
 
-    def __init__(self, identities: int, size: int):
+    def __init__(self, identities: int, size: int, patch: int):
         super().__init__()
-        self.encoder = create_encoder(size)
+        self.encoder = create_encoder(size, patch)
         self.encoder.set_attn_implementation("eager")  # faster to train than fused attention on a CPU
         width = self.encoder.config.hidden_size
         self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
@@ -94,12 +94,12 @@ class _EncoderWithHead(nn.Module):
         return out.pooler_output, self.inner(out.hidden_states[-2].mean(1))
 
 
-def train_encoder(people: People, folder: Path, stage: Stage, size: int) -> CLIPVisionModel:
+def train_encoder(people: People, folder: Path, stage: EncoderStage, size: int) -> CLIPVisionModel:
     """Trains the face encoder to tell the people of ``people`` apart on jittered face crops of ``size`` pixels."""
     names, batch = people.identities(), stage.batch_size
     # half of the crops are of the whole head, half of what a detector would find
     boxes = np.array([[r["box"], detector_box(r["box"])] for r in people.records], np.float32)  # (N, 2, 4)
-    model = _EncoderWithHead(int(names.max()) + 1, size)
+    model = _EncoderWithHead(int(names.max()) + 1, size, stage.patch)
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(people), size=batch)

@@ -12,7 +12,7 @@ and its picture ``j`` depend on the settings and ``(seed, split, i, j)`` alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -40,10 +40,12 @@ EXPRESSIONS = {
 CLOTHES = {"shirt": ("football", "football2", "hockey2"), "vest": ("jersey", "jersey2", "jersey4")}
 HEADWEAR = {"none": ("none",), "headband": ("headband",), "cap": ("hat2",), "santa hat": ("santa-hat",)}
 GLASSES = ("glasses1-primary", "glasses2-black")
-FRAMINGS = {"portrait": (0.195, 0.225), "close-up": (0.25, 0.285)}  # pixels of the canvas for each unit of the drawing
+FRAMINGS = ("portrait", "close-up")
 
 HEAD_SIZE = (300.0, 400.0)  # units of the drawing; every head of facesjs fills this box, narrowed by `fatness`
-BODY_BOTTOM = 300.0  # units from the middle of the head to the lower edge of the drawing
+EYES = ((140.0, 310.0), (260.0, 310.0))  # units of the drawing
+FEATURES = ("skin", "hair color", "hair", "beard", "head", "eyes", "brows", "nose")
+"""What a person is told by, for :func:`features`."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "expression": tuple(EXPRESSIONS),
     "glasses": ("none", "glasses"),
@@ -80,9 +82,13 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, keep: float = 
     return words + (f", {scene['background']} {scene['background_color']} background" if named() else "")
 
 
+def _rgb(color: str) -> np.ndarray:
+    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], float)
+
+
 def _jitter(color: str, rng: np.random.Generator, amount: float) -> str:
     """A colour moved by up to ``amount`` of 255 in each channel."""
-    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) + rng.uniform(-amount, amount, 3)
+    rgb = _rgb(color) + rng.uniform(-amount, amount, 3)
     return "#" + "".join(f"{int(v):02x}" for v in rgb.clip(0, 255))
 
 
@@ -92,7 +98,8 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
     Args:
         parts: what the renderer can draw (:func:`examples.small_model.drawing.parts_of`).
     """
-    rng = np.random.default_rng([settings.seed, settings.splits[split].number, index])
+    chosen = settings.splits[split]
+    rng = np.random.default_rng([settings.seed, chosen.number, index])
     gender = ("female", "male")[rng.integers(2)]
     male = gender == "male"
 
@@ -111,6 +118,8 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
     complexion = tuple(settings.complexions.values())[rng.integers(len(settings.complexions))]
     skin = _jitter(str(rng.choice(complexion.skin)), rng, settings.skin_jitter)
     hair = _jitter(str(rng.choice(complexion.hair)), rng, settings.hair_jitter)
+    if chosen.equal_colors:
+        skin, hair = chosen.equal_colors
     shave = uniform(0, 0.2) if male and rng.random() < 0.25 else 0
     return {
         "fatness": uniform(0, 1) if male else uniform(0, 0.6),
@@ -132,6 +141,28 @@ def identity(parts: dict, settings: PeopleSettings, split: str, index: int) -> d
         "glasses": {"id": "none"},
         "accessories": {"id": "none"},
     }
+
+
+def features(person: dict, settings: PeopleSettings) -> dict[str, str]:
+    """The value of each of :data:`FEATURES` of an :func:`identity`; of colours the nearest one of the palettes."""
+    shape = {"hair": "hair", "beard": "facialHair", "head": "head", "eyes": "eye", "brows": "eyebrow", "nose": "nose"}
+    known = settings.complexions.values()
+    return {
+        "skin": _nearest(person["body"]["color"], [color for one in known for color in one.skin]),
+        "hair color": _nearest(person["hair"]["color"], [color for one in known for color in one.hair]),
+        **{name: person[part]["id"] for name, part in shape.items()},
+    }
+
+
+def _nearest(color: str, palette: Sequence[str]) -> str:
+    return min(palette, key=lambda other: float(((_rgb(color) - _rgb(other)) ** 2).sum()))
+
+
+def place_of(point: tuple[float, float], spec: dict) -> tuple[float, float]:
+    """Where a point of the drawing of a face lies on the canvas."""
+    turn = np.radians(spec["angle"])
+    x, y = (point[0] - 200) * spec["scale"], (point[1] - 300) * spec["scale"]  # (200, 300): the middle of the head
+    return spec["x"] + x * np.cos(turn) - y * np.sin(turn), spec["y"] + x * np.sin(turn) + y * np.cos(turn)
 
 
 def scene_of(rng: np.random.Generator) -> Scene:
@@ -156,7 +187,7 @@ def scene_of(rng: np.random.Generator) -> Scene:
 def _background(scene: Scene, rng: np.random.Generator) -> str:
     """The background as SVG: a field of the named colour, with a pattern in a neighbouring shade."""
     base = _jitter(COLORS[scene["background_color"]], rng, 12)
-    rgb = np.array([int(base[i : i + 2], 16) for i in (1, 3, 5)], float)
+    rgb = _rgb(base)
     # towards black on light colours, towards white on dark ones, so that the pattern shows and the name still holds
     target = np.zeros(3) if rgb.mean() > 150 else np.full(3, 255.0)
     shade = "#" + "".join(f"{int(v):02x}" for v in rgb + (target - rgb) * 0.35)
@@ -183,7 +214,7 @@ def detector_box(box: list[float]) -> list[float]:
     return [x0 + 0.05 * width, y0 + 0.24 * height, x1 - 0.03 * width, y1 + 0.02 * height]
 
 
-def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict, list[float]]:
+def picture(person: dict, scene: Scene, settings: PeopleSettings, rng: np.random.Generator) -> tuple[dict, list[float]]:
     """The renderer's input for a person in a scene but for its size, and the box of the head, ``[x0, y0, x1, y1]``."""
     face = json.loads(json.dumps(person))
     cloth = _jitter(COLORS[scene["clothes_color"]], rng, 12)
@@ -193,9 +224,9 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
     face["mouth"] = {"id": str(rng.choice(EXPRESSIONS[scene["expression"]])), "flip": bool(rng.integers(2))}
     face["glasses"] = {"id": str(rng.choice(GLASSES)) if scene["glasses"] == "glasses" else "none"}
     face["accessories"] = {"id": HEADWEAR[scene["headwear"]][0]}
-    scale = float(rng.uniform(*FRAMINGS[scene["framing"]]))
+    scale = float(rng.uniform(*settings.framings[scene["framing"]]))
     x = CANVAS / 2 + float(rng.uniform(-12, 12))
-    y = CANVAS - BODY_BOTTOM * scale + float(rng.uniform(2, 10))
+    y = CANVAS - settings.bottom * scale + float(rng.uniform(2, 10))
     worn = _jitter(COLORS[str(rng.choice(list(COLORS)))], rng, 12)
     half_width = HEAD_SIZE[0] * (0.8 + 0.2 * person["fatness"]) * scale / 2
     half_height = HEAD_SIZE[1] * scale / 2
@@ -204,6 +235,7 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
         "background": _background(scene, rng),
         "face": face,
         "accessory_colors": [worn, "#f2f2f2", worn],
+        "mouth_scale": settings.mouth_scale,
         "x": round(x, 3),
         "y": round(y, 3),
         "scale": round(scale, 4),
@@ -214,17 +246,21 @@ def picture(person: dict, scene: Scene, rng: np.random.Generator) -> tuple[dict,
 
 def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> Iterator[tuple[dict, dict]]:
     """For each picture of identity ``index``: the renderer's input and what is known about it: ``id``, ``identity``,
-    ``caption``, ``box`` of the head in pixels, and the scene."""
+    ``caption``, ``box`` of the head and middles of the ``eyes`` in pixels, pixels for each ``unit`` of the drawing, the
+    scene, and :func:`features`."""
     person, chosen = identity(parts, settings, split, index), settings.splits[split]
     for j in range(chosen.pictures):
         rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j])
         scene = scene_of(rng)
-        spec, box = picture(person, scene, rng)
+        spec, box = picture(person, scene, settings, rng)
         record = {
             "id": f"{split}-{index:05d}-{j:02d}",
             "identity": f"{split}-{index:05d}",
             "caption": caption(scene, rng, 0.85),
             "box": [round(v * settings.size / CANVAS, 2) for v in box],
             **scene,
+            "features": features(person, settings),
+            "eyes": [[round(v * settings.size / CANVAS, 2) for v in place_of(point, spec)] for point in EYES],
+            "unit": round(spec["scale"] * settings.size / CANVAS, 5),
         }
         yield spec | {"size": 2 * settings.size, "mask_size": settings.size}, record

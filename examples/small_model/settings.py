@@ -9,15 +9,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.config import OptimiserSettings, TrainSettings
-from trainer.config.fields import Count, NotNegative, Positive
+from trainer.config.fields import Count, NotNegative, Positive, PositiveFloat
 from trainer.config.settings import Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
-STAGES = ("autoencoder", "unet", "encoder", "masks", "recogniser")
+STAGES = ("autoencoder", "unet", "encoder", "masks", "eyes", "recogniser")
 #: A few people and steps, to see that the build works.
 QUICK = (
     "people.splits.train.identities=12",
+    "people.splits.examiner.identities=12",
     "people.splits.heldout.identities=32",
+    *(f"people.splits.{name}.identities=8" for name in ("heldout-equal", "second", "second-equal")),
     *(f"{stage}.{length}" for stage in STAGES for length in ("steps=6", "batch_size=4", "optimiser.warmup_steps=2")),
 )
 
@@ -30,6 +32,8 @@ class Split(Section):
     identities: Positive
     pictures: Positive
     """Of each person."""
+    equal_colors: tuple[str, str] | None = None
+    """Skin and hair that everybody has, as ``#rrggbb``; null leaves everybody their own."""
 
 
 class Complexion(Section):
@@ -49,6 +53,12 @@ class PeopleSettings(Section):
     skin_jitter: NotNegative
     """How far a person's skin may lie from a colour of the palette, of 255 in each channel."""
     hair_jitter: NotNegative
+    framings: dict[Literal["portrait", "close-up"], tuple[float, float]]
+    """Least and largest size of a person, in 128ths of the picture's side for each unit of the drawing."""
+    bottom: PositiveFloat
+    """Units of the drawing from the middle of the head to the lower edge of the picture."""
+    mouth_scale: PositiveFloat = 1.0
+    """How much larger mouths are than the drawing has them."""
     splits: dict[str, Split]
 
 
@@ -66,6 +76,29 @@ class Stage(TrainSettings):
     optimiser: OptimiserSettings
 
 
+class AutoencoderStage(Stage):
+    """The autoencoder."""
+
+    start: str | None = None
+    """Folder of an autoencoder whose encoder stays as it is; null trains both halves from nothing."""
+
+
+class UNetStage(Stage):
+    """The U-Net and the text encoder."""
+
+    widths: tuple[int, ...] = (128, 128)
+    """Channels of each level. All levels have transformers, but for the first of three or more."""
+    face_weight: PositiveFloat = 1.0
+    """How much more the loss counts in the latent's cells that show head or hair."""
+
+
+class EncoderStage(Stage):
+    """The face encoder."""
+
+    patch: Positive = 8
+    """Side of a patch of the crop in pixels; every patch is a face token."""
+
+
 class SmallModelSettings(Settings):
     """Everything the small model depends on but its adapter."""
 
@@ -74,13 +107,18 @@ class SmallModelSettings(Settings):
     """Side of a face crop in pixels."""
     pictures: Positive
     """How many of the training pictures the U-Net and the adapter see."""
-    autoencoder: Stage
-    unet: Stage
-    encoder: Stage
+    autoencoder: AutoencoderStage
+    unet: UNetStage
+    encoder: EncoderStage
+    adapter: list[str] = []
+    """Overrides of ``adapter.yaml``, such as ``train.steps=4000``."""
+    trainings: Positive = 1
+    """How often each variant of the adapter is trained, with other seeds."""
     masks: Stage
+    eyes: Stage
     recogniser: Stage
 
 
-def load(overrides: Sequence[str] = ()) -> SmallModelSettings:
-    """The settings of ``small.yaml``, changed by overrides such as ``unet.steps=100``. Raises ``TrainerError``."""
-    return SmallModelSettings.load(FILE, overrides)
+def load(overrides: Sequence[str] = (), file: Path = FILE) -> SmallModelSettings:
+    """The settings of a file, changed by overrides such as ``unet.steps=100``. Raises ``TrainerError``."""
+    return SmallModelSettings.load(file, overrides)

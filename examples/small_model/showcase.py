@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
+from feedface_core.guidance import Guidance
 from trainer.errors import TrainerError
 
 from . import system
 from .drawing import People
-from .evaluate import REFERENCES, Examination
+from .evaluate import REFERENCES, Examination, SmallModel, requests
 
 SHOWN = (7, 20, 31)  # held-out people of the demo: a detector finds them, and they look different from one another
+PLAIN = Guidance(-2.0, 3.0, 0.0, 0.0)  # text alone at cfg 3
 GALLERY = 100  # held-out people that the demo's score is among
 
 
@@ -36,6 +40,13 @@ def write_showcase(people: People, folder: Path) -> None:
             shutil.copyfile(people.folder / people.records[index]["path"], folder / "people" / name)
         described.append({"index": person, "references": names})
     (folder / "people" / "people.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def write_sheet(folder: Path, path: Path, count: int = 48, columns: int = 8) -> None:
+    """Writes the first pictures of the benchmark's prompts without a face, side by side; none is chosen."""
+    pictures = SmallModel(folder).draw(None, requests(count, 1), PLAIN)
+    rows = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().byte().movedim(1, -1).unflatten(0, (-1, columns))
+    Image.fromarray(rows.movedim(1, 2).flatten(2, 3).flatten(0, 1).numpy()).save(path)
 
 
 def read_people(folder: Path = system.FOLDER) -> list[Person]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from feedface_core.files.adapter_file import load_adapter
+
 from .people import ATTRIBUTES
+from .system import ADAPTER, picture_size
 from .text import vocabulary
 
 LOGS = {
@@ -15,43 +18,49 @@ LOGS = {
     "unet": "unet",
     "encoder": "encoder",
     "mask_reader": "masks",
+    "eye_reader": "eyes",
     "recogniser": "recogniser",
     "adapter": "adapters/full",
 }  # stage → folder of its log
 MEANING = {
     "unet": "text-to-image U-Net in Stable Diffusion's layout, predicts v",
-    "vae": "KL autoencoder, 64 × 64 × 3 to 8 × 8 × 16",
+    "vae": "KL autoencoder, {size} × {size} × 3 to {cells} × {cells} × 16",
     "text_encoder": "two-layer CLIP text transformer",
-    "adapter/feedface_small.safetensors": "FeedFace adapter, with its face encoder (CLIP vision, 48 × 48)",
-    "examiner/identity.safetensors": "judges who it is and reads attributes; never conditions anything",
+    "adapter/feedface_small.safetensors": "FeedFace adapter, with its face encoder (CLIP vision, {crop} × {crop})",
+    "examiner/identity.safetensors": "judges who it is, reads attributes and features; never conditions anything",
     "examiner/masks.safetensors": "finds head and hair, to measure what is around them",
+    "examiner/eyes.safetensors": "finds sound eyes",
     "examiner/gallery.safetensors": "what the examiner knows of the held-out people",
 }
 
 
 def write_readme(work: Path, output: Path) -> Path:
     """Writes ``output/README.md``."""
+    size, crop = picture_size(output), load_adapter(output / ADAPTER).config.encoder.image_size
+    sizes = {"size": size, "cells": size // 8, "crop": crop}
     attributes = [f"- {name.replace('_', ' ')}: {', '.join(values)}" for name, values in ATTRIBUTES.items()]
     template = Path(__file__).with_name("README.template.md").read_text(encoding="utf-8")
     text = template.format(
         words=", ".join(f"`{word}`" for word in vocabulary()),
         attributes="\n".join(attributes),
-        files="\n".join(_files(output)),
+        files="\n".join(_files(output, sizes)),
         stages="\n".join(_stages(work)),
+        size=size,
     )
     path = output / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def _files(output: Path) -> list[str]:
+def _files(output: Path, sizes: dict[str, int]) -> list[str]:
     lines, total = [], 0.0
     for path in sorted(output.rglob("*.safetensors")):
         name, folder = path.relative_to(output).as_posix(), path.relative_to(output).parts[0]
         if folder == "face_encoder":  # the adapter carries it
             continue
         count, size = sum(tensor.numel() for tensor in load_file(path).values()) / 1e6, path.stat().st_size / 1e6
-        lines.append(f"| `{name}` | {count:.2f} M | {size:.2f} | {MEANING.get(name) or MEANING.get(folder, '')} |")
+        meaning = (MEANING.get(name) or MEANING.get(folder, "")).format(**sizes)
+        lines.append(f"| `{name}` | {count:.2f} M | {size:.2f} | {meaning} |")
         total += size
     return [*lines, f"| all | | {total:.2f} | |"]
 

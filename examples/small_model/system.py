@@ -3,16 +3,18 @@
 ``models/feedface_small`` is an ordinary diffusers folder of a Stable Diffusion (``unet``, ``vae``, ``text_encoder``,
 ``tokenizer``, ``scheduler``) in half precision, with three more: ``adapter`` (the trained FeedFace adapter with its
 face encoder; the node FeedFace Load Adapter lists it), ``examiner`` (for judging only) and ``people`` (references of
-held-out people, for the demo).
+held-out people, for the demo, and the settings that they were drawn with).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
@@ -21,9 +23,11 @@ from feedface_core.files.atomic import write_safetensors
 from trainer.errors import TrainerError
 
 from . import denoiser, text
-from .examiner import Examiner, MaskReader
+from .examiner import Examiner, EyeReader, MaskReader
+from .settings import PeopleSettings
 
 FOLDER = Path(__file__).parents[2] / "models" / "feedface_small"
+PEOPLE = "people/settings.json"
 ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which FeedFace Load Adapter lists
 
 
@@ -35,6 +39,19 @@ def picture_size(folder: Path = FOLDER) -> int:
     return json.loads(path.read_text())["sample_size"]
 
 
+def people_settings(folder: Path = FOLDER) -> PeopleSettings:
+    """How the people are drawn that the model was trained on. Raises ``TrainerError`` where there is no model."""
+    path = folder / PEOPLE
+    if not path.is_file():
+        raise TrainerError(f"no {path}: `python -m examples.small_model.build` makes it")
+    return PeopleSettings.model_validate_json(path.read_text())
+
+
+def adapter_name(variant: str, training: int) -> str:
+    """Name of an adapter's folder and files in the build."""
+    return f"{variant}-seed{training}" if training else variant
+
+
 def half(module: nn.Module) -> nn.Module:
     """The module in half precision. Raises ``TrainerError``, which names a weight that is not finite there."""
     for name, weight in module.named_parameters():
@@ -44,9 +61,15 @@ def half(module: nn.Module) -> nn.Module:
 
 
 def save_pipeline(
-    folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+    folder: Path,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    people: PeopleSettings,
 ) -> None:
-    """Writes the frozen text-to-image model as a diffusers folder."""
+    """Writes the frozen text-to-image model as a diffusers folder, with the settings of its people."""
+    (folder / PEOPLE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / PEOPLE).write_text(people.model_dump_json(indent=1) + "\n")
     half(autoencoder).save_pretrained(folder / "vae")
     half(unet).save_pretrained(folder / "unet")
     half(text_encoder).save_pretrained(folder / "text_encoder")
@@ -73,19 +96,35 @@ def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:
     (folder / "face_encoder" / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
 
 
-def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader) -> None:
+def save_examiner(folder: Path, examiner: Examiner, masks: MaskReader, eyes: EyeReader) -> None:
     """Writes the networks that judge."""
-    for name, module in (("identity", examiner), ("masks", masks)):
-        write_safetensors(folder / "examiner" / f"{name}.safetensors", half(module).state_dict(), {})
+    for name, module in (("identity", examiner), ("masks", masks), ("eyes", eyes)):
+        metadata = {"features": json.dumps(module.values)} if isinstance(module, Examiner) else {}
+        write_safetensors(folder / "examiner" / f"{name}.safetensors", half(module).state_dict(), metadata)
 
 
-def load_examiner(folder: Path = FOLDER) -> tuple[Examiner, MaskReader]:
-    """Reads the networks that judge, in single precision. Raises ``TrainerError`` where they are missing."""
-    examiner, masks = Examiner(picture_size(folder)), MaskReader()
-    for name, module in (("identity", examiner), ("masks", masks)):
-        path = folder / "examiner" / f"{name}.safetensors"
-        if not path.is_file():
+class Judges(NamedTuple):
+    """The networks that judge, in single precision. Models published before the eye reader have none, and an examiner
+    that reads no features."""
+
+    examiner: Examiner
+    masks: MaskReader
+    eyes: EyeReader | None
+
+
+def load_examiner(folder: Path = FOLDER) -> Judges:
+    """Reads the networks that judge. Raises ``TrainerError`` where they are missing."""
+    paths = {name: folder / "examiner" / f"{name}.safetensors" for name in ("identity", "masks", "eyes")}
+    for name, path in paths.items():
+        if name != "eyes" and not path.is_file():
             raise TrainerError(f"no {path}: `python -m examples.small_model.build recogniser` trains it")
-        module.load_state_dict(load_file(path))
-        module.eval().requires_grad_(False)
-    return examiner, masks
+    size = picture_size(folder)
+    with safe_open(paths["identity"], "pt") as file:
+        values = json.loads((file.metadata() or {}).get("features", "{}"))
+    eyes = EyeReader(size) if paths["eyes"].is_file() else None
+    judges = Judges(Examiner(values, size), MaskReader(size), eyes)
+    for path, module in zip(paths.values(), judges, strict=True):
+        if module is not None:
+            module.load_state_dict(load_file(path))
+            module.eval().requires_grad_(False)
+    return judges

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.identity import all_rows, branch_gflop, tokens_at, without_face
+from benchmarks.support import identity_measures as measures
+from benchmarks.support.identity_chain import probe
+from benchmarks.support.identity_ladder import COLORS, give, rungs
+from benchmarks.support.identity_measures import branch_gflop, tokens_at
 from benchmarks.support.identity_report import MEASURES, findings, verdicts, write_report
+from benchmarks.support.identity_rows import EQUAL, LADDER, OTHERS, all_rows, without_face
+from examples.small_model import settings
 from examples.small_model.evaluate import bootstrap, requests
 from feedface_core.config import SiteConfig
 from feedface_core.guidance import Guidance, joint, text_then_face
@@ -20,7 +26,8 @@ def _row(name: str, group: str = "main", point=(), **measures) -> dict:
     for measure in MEASURES:
         row[measure] = measures.get(measure, 0.5)
         row[f"{measure}_ci"] = [row[measure] - 0.05, row[measure] + 0.05]
-    return row
+    quality = {"attributes": {"expression": 0.4, "glasses": 0.9}, "eyes": 0.7, "frechet": 5.25, "copied": 0.1}
+    return {"ceiling": 0.8, **quality, **row}
 
 
 def test_operations_of_a_branch_agree_with_pytorchs_own_count():
@@ -40,32 +47,40 @@ def test_operations_of_a_branch_agree_with_pytorchs_own_count():
         with FlopCounterMode(display=False) as counter:
             branch(torch.randn(1, 64, 128), kv)
         config = SimpleNamespace(sites=(site,), self_attention=self_attention, encoder=encoder)
-        counted = branch_gflop(SimpleNamespace(config=config), references=2)
+        counted = branch_gflop(SimpleNamespace(config=config), 2, {"sample_size": 8, "block_out_channels": (128, 128)})
         assert counted == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-6)
 
 
-def test_tokens_of_the_sites_are_those_of_the_u_net():
+@pytest.mark.parametrize("size, widths", [(64, (128, 128)), (128, (64, 128, 192))])
+def test_tokens_of_the_sites_are_those_of_the_u_net(size, widths):
     from examples.small_model.denoiser import create
     from feedface_core.hosts import sd_unet
 
-    unet = create()
+    unet = create(size, widths)
     sites = {site.path: site.name for site in sd_unet.list_sites(unet)}
     seen = {}
     for path, module in unet.named_modules():
         if path in sites:
             module.register_forward_hook(lambda m, i, o, name=sites[path]: seen.__setitem__(name, i[0].shape[1]))
     with torch.no_grad():
-        unet(torch.randn(1, 16, 8, 8), 10, torch.randn(1, 32, 128))
+        unet(torch.randn(1, 16, size // 8, size // 8), 10, torch.randn(1, 32, 128))
     assert len(seen) == 7
-    assert seen == {name: tokens_at(name) for name in seen}
+    assert seen == {name: tokens_at(name, unet.config) for name in seen}
 
 
-def test_sites_of_the_variants_exist():
-    from examples.small_model.build import SITES
+@pytest.mark.parametrize("size, widths", [(64, (128, 128)), (128, (64, 128, 192))])
+def test_variants_with_fewer_sites_cover_both_resolutions(size, widths):
+    from examples.small_model.build import VARIANTS, overrides_of
     from examples.small_model.denoiser import create
     from feedface_core.hosts import sd_unet
 
-    assert [site.name for site in sd_unet.list_sites(create())] == SITES
+    unet = create(size, widths)
+    known = [site.name for site in sd_unet.list_sites(unet)]
+    assert all(overrides_of(name, unet) for name in VARIANTS) and overrides_of("full", unet) == []
+    for name, count in (("every-second-site", 4), ("one-a-resolution", 2)):
+        chosen = json.loads(overrides_of(name, unet)[0].partition("=")[2])
+        assert len(chosen) == count and set(chosen) <= set(known)
+        assert len({tokens_at(site, unet.config) for site in chosen}) == 2
 
 
 def test_intervals_draw_people_and_not_pictures():
@@ -75,6 +90,16 @@ def test_intervals_draw_people_and_not_pictures():
     # the standard error over people is sqrt(0.4 * 0.6 / 50) = 0.069; over 200 pictures it would be 0.035
     assert low == pytest.approx(0.4 - 1.96 * 0.069, abs=0.02)
     assert high == pytest.approx(0.4 + 1.96 * 0.069, abs=0.02)
+
+
+def test_intervals_of_several_trainings_hold_what_the_trainings_differ_by():
+    persons = np.arange(200)
+    alike = np.random.default_rng(0).random((3, 200)) * 0.01 + 0.5
+    apart = alike + np.array([[-0.2], [0.0], [0.2]])
+    assert np.diff(bootstrap(alike, persons)) < 0.01
+    low, high = bootstrap(apart, persons)
+    assert low < 0.4 and high > 0.6
+    assert bootstrap(alike[:1], persons) == bootstrap(alike[0], persons)
 
 
 def test_guidance_without_a_face_computes_nothing_twice():
@@ -87,12 +112,21 @@ def test_requests_do_not_depend_on_how_many_people_take_part():
     assert len({request.seed for request in requests(100, 4)}) == 400
 
 
+def test_other_noise_keeps_the_prompts():
+    plain, other = requests(5, 2), requests(5, 2, noise=1)
+    assert [one.scene for one in plain] == [one.scene for one in other]
+    assert not {one.seed for one in plain} & {one.seed for one in other}
+
+
 def test_rows_cover_the_comparisons_and_have_one_name_each():
     rows = list(all_rows(quick=False))
     assert len({row.name for row in rows}) == len(rows)
     assert {row.group for row in rows} == {
         "main",
         "references",
+        "drawings",
+        "ladder",
+        "again",
         "crops",
         "losses",
         "retrieval",
@@ -100,7 +134,68 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
         "training",
         "scales",
     }
-    assert [row.name for row in all_rows(quick=True)] == ["no face", "1 reference", "2 references", "4 references"]
+    main = ["no face", "1 reference", "2 references", "4 references"]
+    drawn = [row.name for row in all_rows(quick=True) if row.drawing is None]
+    assert drawn == [*main, *(name + EQUAL for name in main)]
+
+
+def test_rows_of_equal_colours_are_of_people_redrawn_so_and_say_it():
+    splits = settings.load().people.splits
+    for row in all_rows(quick=False):
+        assert (EQUAL in row.name) == (splits[row.people].equal_colors is not None)
+        others = splits[OTHERS[row.people]]
+        assert others.number != splits[row.people].number and others.equal_colors == splits[row.people].equal_colors
+        assert splits[row.people].number not in (splits["train"].number, splits["examiner"].number)
+
+
+def test_frechet_distance_of_known_normal_distributions():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0, 1, (20000, 3)), rng.normal(2, 3, (20000, 3))
+    assert measures.frechet(ours, ours) == pytest.approx(0, abs=1e-6)
+    assert measures.frechet(ours, theirs) == pytest.approx(3 * (2**2 + (3 - 1) ** 2), rel=0.03)
+    with pytest.raises(ValueError, match="depends on their number"):
+        measures.frechet(ours, theirs[:100])
+
+
+def test_balanced_accuracy_does_not_reward_the_most_frequent_value():
+    wanted = np.array([0] * 90 + [1] * 10)
+    assert measures.balanced_accuracy(np.zeros(100, int), wanted) == 0.5
+    assert measures.balanced_accuracy(wanted, wanted) == 1.0
+
+
+def test_copying_counts_only_what_differs_from_the_prompt():
+    asked = {"expression": "smiling", "glasses": "none", "headwear": "cap"}
+    shown = {"expression": "angry", "glasses": "glasses", "headwear": "cap"}
+    read = {"expression": np.array([2]), "glasses": np.array([0]), "headwear": np.array([2])}
+    assert measures.copied(read, [asked], [shown]) == 0.5  # the expression is the reference's, the glasses are not
+
+
+def test_a_ladder_ends_with_every_feature_but_never_takes_the_strangers_scene():
+    stranger = {"fatness": 0.1, "mouth": {"id": "theirs"}}
+    person = {"fatness": 0.9, "mouth": {"id": "ours"}}
+    for name in ("body", "hair", "hairBg", "facialHair", "head", "eye", "eyebrow"):
+        for face, value in ((stranger, "a"), (person, "b")):
+            face[name] = {"id": value, "color": value, "flip": value, "shave": value, "angle": value}
+    steps = list(rungs().values())
+    assert steps[0] == [] and all(set(one) < set(other) for one, other in zip(steps, steps[1:], strict=False))
+    mixed = give(stranger, person, steps[-1])
+    assert (mixed["hair"]["id"], mixed["eyebrow"]["angle"], mixed["fatness"]) == ("b", "b", 0.9)
+    assert mixed["mouth"] == {"id": "theirs"}
+    assert stranger["hair"]["id"] == "a"
+    bleached = give(person, stranger, COLORS)
+    assert bleached["hair"]["color"] == "a" and bleached["hair"]["id"] == "b"
+    assert len(LADDER) == len(steps) + 1
+
+
+def test_a_probe_finds_what_is_linear_in_states_and_nothing_in_noise():
+    rng = torch.Generator().manual_seed(0)
+    states = torch.randn(600, 40, generator=rng)
+    values = np.array(["a", "b", "c"])[states[:, :3].argmax(1).numpy()]
+    told = probe(states[:500], {"first": values[:500]}, states[500:])["first"]
+    assert measures.balanced_accuracy(told, values[500:]) > 0.75
+    noise = torch.randn(600, 40, generator=rng)
+    told = probe(noise[:500], {"first": values[:500]}, noise[500:])["first"]
+    assert measures.balanced_accuracy(told, values[500:]) < 0.55
 
 
 def test_verdicts_say_what_did_not_come_out():
@@ -110,7 +205,7 @@ def test_verdicts_say_what_did_not_come_out():
         _row("4 references", top1=0.18, prompt=0.7),
     ]
     said = verdicts({"chance": 0.01, "rows": rows, "differences": []})
-    assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- yes"]
+    assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- **no**", "- yes"]
 
 
 def test_findings_name_the_cheapest_branch_that_is_as_good():
@@ -133,6 +228,9 @@ def test_findings_name_the_cheapest_branch_that_is_as_good():
 
 def test_the_report_holds_every_row_and_its_plots(tmp_path):
     rows = [_row("no face"), _row("1 reference", "references", (1,)), _row("4 references", "references", (4,))]
+    rows += [_row(f"4 references{EQUAL}", "references", (4,))]
+    nothing = {name: None for measure in ("similarity", "prompt", "background") for name in (measure, f"{measure}_ci")}
+    rows += [_row("colour alone", "drawings") | nothing | dict.fromkeys(("attributes", "eyes", "frechet", "copied"))]
     rows += [_row(f"text {t}, face {f}", "scales", (t, f)) for t in (1, 2) for f in (1, 2)]
     result = {
         "chance": 0.01,
@@ -144,10 +242,15 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
         "rows": rows,
         "differences": [_row("4 references − 1 reference")],
         "ceiling": {"drawn": 0.75, "decoded": 0.5},
+        "chain": [
+            {"feature": "brows", "encoder": 0.9, "projection": 0.8, "picture": 0.2, "ceiling": 0.7, "chance": 0.1}
+        ],
     }
     text = write_report(result, tmp_path).read_text()
     assert all(f"| {row['name']} |" in text for row in rows)
     assert "mask loss" in text and "names 0.750, and 0.500 once" in text
+    assert "| brows | 0.900 | 0.800 | 0.200 | 0.700 | 0.100 |" in text
+    assert "| colour alone | 0.500 [0.450, 0.550] | – | – | – |" in text
     assert "| 4 references − 1 reference | +0.500 [+0.450, +0.550] |" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"identity_references.png", "identity_scales.png"}
     assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))

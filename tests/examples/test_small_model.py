@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.small_model import autoencoder, drawing, identity, people, settings, text, training
+from examples.small_model import autoencoder, denoiser, drawing, examiner, identity, people, settings, text, training
 from examples.small_model.muon import orthogonalise
 from trainer.errors import TrainerError
 from trainer.training.checkpoint import load_latest
@@ -44,8 +44,9 @@ def test_people_depend_on_seed_split_and_index_alone():
     again = [record for _, record in people.specs_of(PARTS, CONFIG, "train", 1)]
     more = people_settings(train=50)
     assert again == [record for _, record in people.specs_of(PARTS, more, "train", 1)]
-    faces = [people.identity(PARTS, CONFIG, split, i) for split in CONFIG.splits for i in range(40)]
-    assert len({json.dumps(face) for face in faces}) == 80  # nobody is in both splits
+    splits = {split.number: name for name, split in CONFIG.splits.items() if split.equal_colors is None}
+    faces = [people.identity(PARTS, CONFIG, split, i) for split in splits.values() for i in range(40)]
+    assert len({json.dumps(face) for face in faces}) == 40 * len(splits) == 160  # nobody is in two of them
 
 
 def test_without_jitter_every_colour_is_one_of_the_palette():
@@ -55,6 +56,32 @@ def test_without_jitter_every_colour_is_one_of_the_palette():
     for i in range(20):
         face = people.identity(PARTS, fixed, "train", i)
         assert face["body"]["color"] in skin and face["hair"]["color"] in hair
+
+
+def test_people_of_equal_colours_are_the_same_people_in_other_colours():
+    fixed = people_settings()
+    for i in range(10):
+        own, equal = (people.identity(PARTS, fixed, split, i) for split in ("heldout", "heldout-equal"))
+        assert (equal["body"]["color"], equal["hair"]["color"]) == fixed.splits["heldout-equal"].equal_colors
+        equal["body"]["color"], equal["hair"]["color"] = own["body"]["color"], own["hair"]["color"]
+        assert own == equal
+
+
+def test_features_name_the_nearest_colour_of_the_palette():
+    face = people.identity(PARTS, CONFIG, "train", 3)
+    face["body"]["color"], face["hair"]["color"] = "#f4d8c9", "#292623"
+    named = people.features(face, CONFIG)
+    assert named["skin"] == "#f2d6cb" and named["hair color"] == "#272421"
+    assert set(named) == set(people.FEATURES) and named["nose"] == face["nose"]["id"]
+
+
+@pytest.mark.parametrize("name", ["small.yaml", "small128.yaml"])
+def test_recipes_are_complete(name):
+    recipe = settings.load([], settings.FILE.with_name(name))
+    assert {"train", "heldout", "heldout-equal", "second", "second-equal", "examiner"} <= set(recipe.people.splits)
+    assert recipe.pictures <= recipe.people.splits["train"].identities * recipe.people.splits["train"].pictures
+    assert recipe.crop % recipe.encoder.patch == 0
+    assert denoiser.create(recipe.people.size, recipe.unet.widths).config.sample_size == recipe.people.size // 8
 
 
 def test_captions_name_the_scene_and_never_the_person():
@@ -74,6 +101,9 @@ def test_box_holds_the_head_at_the_size_of_the_picture(size):
         assert y1 - y0 == pytest.approx(400 * spec["scale"] / people.CANVAS, abs=1e-3)
         assert (x0 + x1) / 2 == pytest.approx(spec["x"] / people.CANVAS, abs=1e-3)
         assert 0.6 <= y1 - y0 <= 0.9
+        (left, level), (right, other) = record["eyes"]
+        assert x0 * size < left < right < x1 * size
+        assert (right - left) ** 2 + (other - level) ** 2 == pytest.approx((120 * record["unit"]) ** 2, rel=1e-2)
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
@@ -85,6 +115,8 @@ def test_drawing_gives_pictures_masks_and_records_and_resumes(tmp_path, monkeypa
     everything = range(len(first))
     pictures, masks = first.pixels(everything), first.masks(everything)
     assert pictures.shape == (6, 3, 64, 64) and masks.shape == (6, 1, 64, 64)
+    for x0, y0 in (eye for record in first.records if record["glasses"] == "none" for eye in record["eyes"]):
+        assert masks[:, 0, int(y0), int(x0)].max() == 1  # eyes are in heads
     assert first.identities().tolist() == [0, 0, 0, 1, 1, 1]
     assert first.pictures_of(2).tolist() == [[0, 1, 2], [3, 4, 5]]
     for mask, record in zip(masks, first.records, strict=True):
@@ -176,6 +208,85 @@ def test_autoencoder_is_standardised_without_changing_what_it_does():
     # mean and spread grew by the same factor
     factor = after.std.mean() / spread.std.mean()
     assert factor.item() == pytest.approx((after.mean.std() / spread.mean.std()).item(), rel=0.3)
+
+
+@torch.no_grad()
+def test_an_autoencoder_that_starts_from_another_keeps_its_latents(tmp_path, alone, monkeypatch):
+    people_ = _painted(monkeypatch, 24)
+    autoencoder.create().save_pretrained(tmp_path / "vae")
+    optimiser = {"lr": 1e-3, "warmup_steps": 0}
+    stage = settings.AutoencoderStage(steps=2, batch_size=2, optimiser=optimiser)
+    start, other = (autoencoder.start_from(tmp_path / "vae", people_) for _ in range(2))
+    with torch.enable_grad():
+        trained = autoencoder.train_autoencoder(people_, tmp_path / "run", stage, other)
+    x = people_.pixels(range(2))
+    assert torch.equal(start.encode(x).latent_dist.mean, trained.encode(x).latent_dist.mean)
+    assert not torch.equal(start.decoder.conv_out.weight, trained.decoder.conv_out.weight)
+    encoded = autoencoder.encode_all(lambda: start, people_, tmp_path / "latents")
+    assert encoded["latents"].shape == (24, 32, 8, 8) and encoded["faces"].shape == (24, 1, 8, 8)
+    kept = autoencoder.encode_all(None, people_, tmp_path / "latents")  # nothing to encode
+    assert torch.equal(kept["latents"], encoded["latents"])
+
+
+def _painted(monkeypatch, count: int) -> drawing.People:
+    """People whose pictures are noise, for what only needs their shapes."""
+    rng = np.random.default_rng(0)
+    pictures = drawing.to_pixels(rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8))
+    masks = torch.from_numpy(rng.random((count, 1, 64, 64))).float()
+    monkeypatch.setattr(drawing.People, "pixels", lambda self, index: pictures[list(index)])
+    monkeypatch.setattr(drawing.People, "masks", lambda self, index: masks[list(index)])
+    scenes = [people.scene_of(np.random.default_rng(i)) for i in range(count)]
+    return drawing.People(Path(), [{"width": 64, **scene} for scene in scenes])
+
+
+def test_a_wrong_word_costs_nothing_where_captions_change_nothing(tmp_path, monkeypatch):
+    people_ = _painted(monkeypatch, 16)
+    model = denoiser.TextToImage(text.write_tokenizer(tmp_path)).eval()
+    encoded = {"latents": torch.randn(16, 32, 8, 8), "faces": torch.rand(16, 1, 8, 8)}
+    costs = denoiser.cost_of_wrong_words(model, people_, encoded)
+    assert set(costs) == set(people.ATTRIBUTES) and any(rise != 0 for _, rise, _ in costs.values())
+    for name, module in model.unet.named_modules():
+        if name.endswith("attn2"):
+            nn.init.zeros_(module.to_v.weight)  # the text cannot come through
+    assert all(rise == 0 for _, rise, _ in denoiser.cost_of_wrong_words(model, people_, encoded).values())
+
+
+def test_recolouring_stays_within_the_mask():
+    rng = np.random.default_rng(0)
+    x, mask = torch.rand(2, 3, 64, 64) * 2 - 1, torch.zeros(2, 1, 64, 64)
+    mask[1, :, 20:40, 20:40] = 1
+    other = examiner.recolor(x, mask, rng)
+    assert torch.equal(other[0], x[0]) and torch.equal(other[1, :, :20], x[1, :, :20])
+    assert (other[1, :, 20:40, 20:40] - x[1, :, 20:40, 20:40]).abs().mean() > 0.02
+
+
+def test_eyes_are_two_similar_ones_on_a_level():
+    def picture(*spots: tuple[int, int, int]) -> np.ndarray:
+        logits = np.full((32, 32), -5.0)
+        for y, x, side in spots:
+            logits[y : y + side, x : x + side] = 5
+        return logits
+
+    cases = {
+        "two": (picture((10, 8, 3), (11, 18, 3)), True),
+        "one": (picture((10, 8, 3)), False),
+        "three": (picture((10, 8, 3), (10, 18, 3), (20, 8, 3)), False),
+        "unlike": (picture((10, 8, 4), (10, 18, 2)), False),
+        "aslant": (picture((10, 8, 3), (15, 18, 3)), False),
+        "none": (picture(), False),
+    }
+    found = examiner.two_eyes(np.stack([logits for logits, _ in cases.values()]))
+    assert dict(zip(cases, found, strict=True)) == {name: wanted for name, (_, wanted) in cases.items()}
+
+
+def test_a_spoilt_eye_changes_and_its_surroundings_stay():
+    for seed in range(12):
+        x = torch.rand(3, 64, 64)
+        before = x.clone()
+        examiner.spoil(x, (30.0, 20.0), 5.0, np.random.default_rng(seed))
+        changed = (x != before).any(0)
+        assert changed[18:22, 28:32].any()
+        assert not changed[:12].any() and not changed[28:].any() and not changed[:, :22].any()
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")

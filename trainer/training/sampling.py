@@ -29,10 +29,11 @@ def sample(
 
     Args:
         model: with the adapter attached.
-        noise: ``(1, *latent_shape)`` standard normal.
-        text: text states of the prompt, each ``(1, …)``.
+        noise: ``(B, *latent_shape)`` standard normal.
+        text: text states of the prompts, each ``(B, …)``.
         guidance: which predictions are combined and how.
-        face: the face, or None for the picture without it: the same guidance with the face dropped everywhere.
+        face: one face for all, or one for each, or None for the pictures without it: the same guidance with the face
+            dropped everywhere.
         dropped: what a dropped face is to the adapter; None adds nothing.
         steps: denoising steps.
         before_step: called before each of them; an exception from it breaks the sampling off.
@@ -44,16 +45,19 @@ def sample(
         model.scheduler.config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing"
     )
     scheduler.set_timesteps(steps)
-    names, null = guidance.needed, model.null_text()
+    names, count = guidance.needed, len(noise)
+    null = {key: value.expand(count, *value.shape[1:]) for key, value in model.null_text().items()}
     states = {key: torch.cat([(text if name in ("text", "both") else null)[key] for name in names]) for key in text}
-    rows = [(1, face if name in ("face", "both") and face is not None else dropped) for name in names]
+    rows = [(count, face if name in ("face", "both") and face is not None else dropped) for name in names]
+    if all(face is None for _, face in rows):  # no adapter is needed
+        rows = None
     latents = noise.to(model.device, torch.float32)
     for timestep in scheduler.timesteps.tolist():
         before_step()
-        batch = latents.expand(len(names), *latents.shape[1:])  # (predictions, …)
-        times = torch.full((len(names),), timestep, device=model.device)
+        batch = torch.cat([latents] * len(names))  # (predictions · B, …)
+        times = torch.full((len(batch),), timestep, device=model.device)
         with model.sampling():
             predictions = model.predict(batch, times, states, rows)
-        guided = guidance.combine({name: predictions[i : i + 1] for i, name in enumerate(names)})
+        guided = guidance.combine(dict(zip(names, predictions.chunk(len(names)), strict=True)))
         latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents

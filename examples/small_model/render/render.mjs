@@ -3,7 +3,8 @@
 //   node render.mjs --parts             the drawable parts and the genders they suit, as JSON
 //   node render.mjs < scenes.jsonl      for each scene, to stdout: picture (S*S*3 bytes, RGB), then mask (M*M bytes)
 //
-// A scene: {canvas, size, mask_size, background (SVG), face (facesjs config), accessory_colors, x, y, scale, angle}
+// A scene: {canvas, size, mask_size, background (SVG), face (facesjs config), accessory_colors, mouth_scale, x, y, scale,
+// angle}
 import { createInterface } from "node:readline";
 import { writeSync } from "node:fs";
 import { Resvg } from "@resvg/resvg-js";
@@ -41,6 +42,18 @@ function withoutAccessory(config, hat) {
   return inner.trimEnd().slice(0, inner.trimEnd().length - worn.trim().length);
 }
 
+/** The head, with the mouth enlarged about its middle, which facesjs puts at (200, 440). */
+function drawHead(face, scale) {
+  const head = draw(face, HEAD);
+  if (scale === 1) return head;
+  const bare = structuredClone(face);
+  bare.accessories.id = "none";
+  const mouth = draw(bare, ["mouth"]).trim();
+  if (!head.includes(mouth)) throw new Error(`facesjs draws the mouth ${face.mouth.id} otherwise in a face than alone`);
+  const larger = `<g transform="translate(200 440) scale(${scale}) translate(-200 -440)">${mouth}</g>`;
+  return head.replace(mouth, () => larger);
+}
+
 function pixels(svg, size) {
   return new Resvg(svg, { font: { loadSystemFonts: false }, fitTo: { mode: "width", value: size } }).render().pixels;
 }
@@ -49,10 +62,10 @@ const FLAT = (name, value) =>
   `<filter id="${name}" color-interpolation-filters="sRGB"><feColorMatrix values="0 0 0 0 ${value} 0 0 0 0 ${value} 0 0 0 0 ${value} 0 0 0 1 0"/></filter>`;
 
 function render(scene) {
-  const { canvas, size, mask_size, background, face, accessory_colors, x, y, scale, angle } = scene;
+  const { canvas, size, mask_size, background, face, accessory_colors, mouth_scale, x, y, scale, angle } = scene;
   const behind = draw(face, BEHIND);
   const body = draw(face, BODY);
-  const head = draw(face, HEAD);
+  const head = drawHead(face, mouth_scale);
   const worn = draw(face, WORN, accessory_colors);
   const open = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${canvas} ${canvas}" width="${canvas}" height="${canvas}">`;
   // (x, y) is where the middle of the head goes; (200, 300) is the middle of the head in the drawing

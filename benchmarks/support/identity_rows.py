@@ -1,0 +1,111 @@
+"""The rows of the identity benchmark: what is compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.support.identity_ladder import WITHOUT_COLORS, rungs
+from feedface_core.guidance import Guidance, joint, text_then_face
+
+SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
+TRAININGS = 3
+GRID = (1.0, 2.0, 3.0, 5.0)
+EQUAL = ", equal colours"
+LADDER = (*rungs(), WITHOUT_COLORS)
+OTHERS = {"heldout": "second", "second": "heldout", "heldout-equal": "second-equal", "second-equal": "heldout-equal"}
+"""For each split of test people the one whose drawings its Fréchet distances are from."""
+PAIRS = (
+    ("4 references", "1 reference"),
+    (f"4 references{EQUAL}", f"1 reference{EQUAL}"),
+    ("4 references, averaged", "4 references"),
+    ("4 references, a detector's box", "4 references, the whole head"),
+    ("regularised loss", "standard loss"),
+    ("regularised loss", "mask loss"),
+    ("retrieval", "no retrieval"),
+    ("no self-attention", "full branches"),
+    ("every second site", "full branches"),
+    ("one a resolution", "full branches"),
+)
+
+
+def without_face(guidance: Guidance) -> Guidance:
+    """The same guidance where the face changes nothing, with no prediction computed twice."""
+    return Guidance(guidance.dropped + guidance.face, guidance.text + guidance.both, 0.0, 0.0)
+
+
+PLAIN = without_face(joint(SCALE))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        name: shown.
+        group: rows of one comparison.
+        adapter: its variant, or None for the frozen model alone.
+        references, combination, crop: how the face is given.
+        guidance: how the predictions are combined.
+        point: where the row lies in a plot of its group.
+        people: split of the test people.
+        noise: seeds the noise.
+        percent: of the adapter's training.
+        trainings: most trainings of the adapter, with other seeds, that the row is the mean of.
+        drawing: what is judged instead of the model's pictures: ``drawn`` or ``decoded`` references, ``color``, or the
+            name of a rung of the ladder.
+    """
+
+    name: str
+    group: str
+    adapter: str | None = "full"
+    references: int = 4
+    combination: str = "concat"
+    crop: str = "head"
+    guidance: Guidance = joint(SCALE)
+    point: tuple[float, ...] = ()
+    people: str = "heldout"
+    noise: int = 0
+    percent: int = 100
+    trainings: int = 1
+    drawing: str | None = None
+
+
+def all_rows(quick: bool) -> Iterator[Row]:
+    """The rows in the order of the table."""
+    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
+        yield Row(f"no face{equal}", "main", None, 0, guidance=PLAIN, people=split)
+        for count in (1, 2, 4):
+            name = f"{count} reference{'s' if count > 1 else ''}{equal}"
+            yield Row(name, "references", references=count, point=(count,), people=split)
+    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
+        for name, drawing in (("drawings", "drawn"), ("drawings through the autoencoder", "decoded")):
+            yield Row(f"{name}{equal}", "drawings", None, 0, people=split, drawing=drawing)
+        yield Row(f"the face's colour alone{equal}", "drawings", None, 0, people=split, drawing="color")
+    if quick:
+        return
+    for rung in LADDER:
+        yield Row(f"ladder: {rung}", "ladder", None, 0, drawing=rung)
+    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
+        other = split.replace("heldout", "second")
+        for label, what in (("other noise", {"people": split, "noise": 1}), ("other people", {"people": other})):
+            yield Row(f"no face{equal}, {label}", "again", None, 0, guidance=PLAIN, **what)
+            yield Row(f"4 references{equal}, {label}", "again", **what)
+    for count in (2, 4):
+        name = f"{count} references, averaged"
+        yield Row(name, "references", references=count, combination="average", point=(count,))
+    yield Row("4 references, the whole head", "crops")
+    yield Row("4 references, a detector's box", "crops", crop="detector")
+    for name, adapter in (("regularised", "full"), ("standard", "standard-loss"), ("mask", "mask-loss")):
+        yield Row(f"{name} loss", "losses", adapter, trainings=TRAININGS)
+    yield Row("retrieval", "retrieval", trainings=TRAININGS)
+    yield Row("no retrieval", "retrieval", "no-retrieval", trainings=TRAININGS)
+    yield Row("full branches", "branches", trainings=TRAININGS)
+    for name in ("no self-attention", "every second site", "one a resolution"):
+        yield Row(name, "branches", name.replace(" ", "-"), trainings=TRAININGS)
+    for percent in (25, 50, 100):
+        yield Row(f"{percent} % of the training", "training", percent=percent, point=(percent,))
+    for text in GRID:
+        for face in GRID:
+            guidance = text_then_face(text, face)
+            yield Row(f"text {text:g}, face {face:g}", "scales", guidance=guidance, point=(text, face))
