@@ -14,6 +14,7 @@ from trainer.config.settings import Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
 STAGES = ("autoencoder", "unet", "encoder", "masks", "eyes", "recogniser")
+_LIST = Field(strict=False)  # YAML has lists
 #: A few people and steps, to see that the build works.
 QUICK = (
     "people.splits.train.identities=12",
@@ -32,7 +33,7 @@ class Split(Section):
     identities: Positive
     pictures: Positive
     """Of each person."""
-    equal_colors: tuple[str, str] | None = None
+    equal_colors: Annotated[tuple[str, str], _LIST] | None = None
     """Skin and hair that everybody has, as ``#rrggbb``; null leaves everybody their own."""
 
 
@@ -53,7 +54,7 @@ class PeopleSettings(Section):
     skin_jitter: NotNegative
     """How far a person's skin may lie from a colour of the palette, of 255 in each channel."""
     hair_jitter: NotNegative
-    framings: dict[Literal["portrait", "close-up"], tuple[float, float]]
+    framings: dict[Literal["portrait", "close-up"], Annotated[tuple[float, float], _LIST]]
     """Least and largest size of a person, in 128ths of the picture's side for each unit of the drawing."""
     bottom: PositiveFloat
     """Units of the drawing from the middle of the head to the lower edge of the picture."""
@@ -86,7 +87,7 @@ class AutoencoderStage(Stage):
 class UNetStage(Stage):
     """The U-Net and the text encoder."""
 
-    widths: tuple[int, ...] = (128, 128)
+    widths: Annotated[tuple[int, ...], _LIST] = (128, 128)
     """Channels of each level. All levels have transformers, but for the first of three or more."""
     face_weight: PositiveFloat = 1.0
     """How much more the loss counts in the latent's cells that show head or hair."""

@@ -8,18 +8,20 @@ import torch
 CAPTION = "a close-up of an angry person wearing glasses and a red shirt, plain blue background"
 
 
-@pytest.fixture(scope="module")
-def parts(comfy, tmp_path_factory):
+@pytest.fixture(scope="module", params=[(64, (128, 128))], ids=["64"])
+def parts(comfy, tmp_path_factory, request):
     """A folder with an untrained small system, its parts, and the node's module."""
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    from examples.small_model import autoencoder, denoiser, system, text
+    from examples.small_model import autoencoder, denoiser, settings, system, text
 
+    size, widths = request.param
     folder = tmp_path_factory.mktemp("small")
     tokenizer = text.write_tokenizer(folder / "words")
-    model = denoiser.TextToImage(tokenizer)
-    system.save_pipeline(folder, autoencoder.create(), model.unet, model.text_encoder)
+    model, people = denoiser.TextToImage(tokenizer, size, widths), settings.load().people
+    system.save_pipeline(folder, autoencoder.create(size), model.unet, model.text_encoder, people)
     return {
+        "size": size,
         "folder": folder,
         "node": comfy.module("nodes.small_model"),
         "unet": diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").float(),
@@ -57,7 +59,7 @@ def test_nothing_is_left_uninitialised(parts):
 def test_prediction_agrees_with_diffusers(parts):
     model = parts["node"].load_model(parts["folder"])
     unet = model.model.diffusion_model.float()
-    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 16, parts["size"] // 8, parts["size"] // 8, generator=torch.Generator().manual_seed(0))
     states = torch.randn(2, 32, 128, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([900, 20])
     expected = parts["unet"](x, times, states).sample
