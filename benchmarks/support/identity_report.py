@@ -185,7 +185,11 @@ def verdicts(result: dict) -> list[str]:
     if best and one:
         near = f"similarity {best['similarity']:.3f} against {one['similarity']:.3f}"
         text = f"4 references better than 1: {best['top1']:.3f} against {one['top1']:.3f}, {near}"
-        said.append((best["top1"] > one["top1"], text))
+        better = best["top1"] > one["top1"]
+        apart = {row["name"]: row for row in result["differences"]}.get("4 references − 1 reference")
+        if apart:  # picture by picture
+            better, text = apart["top1_ci"][0] > 0, f"{text}; top-1 {interval(apart, 'top1', '{:+.3f}')}"
+        said.append((better, text))
     losses = {name: rows[f"{name} loss"] for name in ("regularised", "standard", "mask") if f"{name} loss" in rows}
     if len(losses) == 3:
         least = min(losses, key=lambda name: losses[name]["background"])

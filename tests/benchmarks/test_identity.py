@@ -208,6 +208,14 @@ def test_verdicts_say_what_did_not_come_out():
     assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- **no**", "- yes"]
 
 
+@pytest.mark.parametrize("low, verdict", [(-0.01, "- **no**"), (0.01, "- yes")])
+def test_more_references_are_better_only_where_the_pairs_say_so(low, verdict):
+    rows = [_row("1 reference", top1=0.5), _row("4 references", top1=0.6)]
+    apart = _row("4 references − 1 reference", top1=0.1) | {"top1_ci": [low, 0.2]}
+    said = verdicts({"chance": 0.01, "rows": rows, "differences": [apart]})
+    assert said[-1].startswith(f"{verdict}: 4 references better than 1")
+
+
 def test_findings_name_the_cheapest_branch_that_is_as_good():
     rows = [
         _row("full branches", "branches", top1=0.70),
