@@ -66,7 +66,6 @@ def small(files: Path, output: Path, *more: str) -> Config:
             f"adapter.encoder.path={files / 'face_encoder'}",
             "adapter.encoder.image_size=64",
             f"data.manifest={files / 'photos' / 'manifest.jsonl'}",
-            "data.cache=null",
             "data.resolution=64",
             "data.workers=0",
             f"train.output={output}",
@@ -76,6 +75,7 @@ def small(files: Path, output: Path, *more: str) -> Config:
             "train.tracker=none",
             "optimiser.lr=1e-3",
             "optimiser.warmup_steps=1",
+            *([] if any(one.startswith("data.cache=") for one in more) else ["data.cache=null"]),
             *more,
         ],
     )
