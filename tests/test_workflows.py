@@ -64,7 +64,11 @@ def test_server_lists_the_graphs_as_templates_and_nothing_else(server: ComfyServ
 
 @every_graph
 def test_api_file_is_what_the_frontend_makes_of_the_graph(object_info: dict[str, Any], path: Path) -> None:
-    assert to_api(read(path), object_info) == read(api_path(path))
+    made, written = to_api(read(path), object_info), read(api_path(path))
+    for node in (*made.values(), *written.values()):
+        if not node["class_type"].startswith("FeedFace"):
+            node.pop("_meta")  # versions of ComfyUI call their own nodes differently
+    assert made == written
 
 
 @every_graph
@@ -267,14 +271,14 @@ def test_workflow_makes_a_picture_with_the_face(server: ComfyServer, photos: lis
 
 def test_saved_face_makes_the_same_picture(server: ComfyServer, photos: list[str]) -> None:
     prompt = scaled_down(FOLDER / "feedface_references.json", photos)
-    face = [node_of(prompt, "FeedFaceEncodeFaces"), 0]
-    save = {"face": face, "name": "people/someone", "overwrite": False}
+    face, name = [node_of(prompt, "FeedFaceEncodeFaces"), 0], f"someone{server.address.rpartition(':')[2]}"
+    save = {"face": face, "name": f"people/{name}", "overwrite": False}
     prompt["save"] = {"class_type": "FeedFaceSaveFace", "inputs": save}
     encoded, run = picture_of(server, prompt)
-    assert run.outputs[node_of(prompt, "FeedFaceSaveFace")]["text"] == ["3 references saved as someone.safetensors"]
+    assert run.outputs[node_of(prompt, "FeedFaceSaveFace")]["text"] == [f"3 references saved as {name}.safetensors"]
     known = server.object_info()["FeedFaceLoadFace"]["input"]["required"]["face_name"]
     files = known[0] if isinstance(known[0], list) else known[1]["options"]
-    (file,) = (name for name in files if "someone" in name)
+    (file,) = (one for one in files if name in one)
     prompt["face"] = {"class_type": "FeedFaceLoadFace", "inputs": {"face_name": file}}
     prompt = changed(prompt, "FeedFaceApply", face=["face", 0])
     prompt.pop(node_of(prompt, "FeedFaceSaveFace"))

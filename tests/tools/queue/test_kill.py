@@ -101,7 +101,7 @@ def test_two_queues_in_one_folder(desk: Any, refused: Callable[..., str]) -> Non
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_hand(desk: Any, number: int) -> None:
-    with FakeComfyUI(seconds=0.3) as server:
+    with FakeComfyUI(seconds=1.0) as server:
         with Command(desk, desk.tasks(4), server) as queue:
             queue.until(lambda: desk.pictures)
             queue.process.send_signal(number)

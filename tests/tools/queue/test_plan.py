@@ -116,10 +116,18 @@ def shipped() -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize(("name", "workflow"), shipped())
 def test_shipped_workflows_show_where_things_go(name: str, workflow: dict[str, Any]) -> None:
     targets = find_targets(workflow)
-    kinds = {node["class_type"] for node in workflow.values()}
+    links = [
+        link
+        for node in workflow.values()
+        if node["class_type"].startswith("FeedFace")
+        for link in node["inputs"].values()
+    ]
+    direct = {
+        workflow[link[0]]["class_type"] for link in links if isinstance(link, list)
+    }  # others are named by the user
     assert targets.seed, name
     assert all(workflow[node]["class_type"] == "LoadImage" for node, _ in targets.photos)
-    if "LoadImage" in kinds:
+    if "LoadImage" in direct:
         assert targets.photos, name
     for node, input_name in targets.prompt:
         assert workflow[node]["class_type"] == "CLIPTextEncode" and "egative" not in workflow[node]["_meta"]["title"]
