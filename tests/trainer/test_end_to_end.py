@@ -22,6 +22,8 @@ from tools.tiny_diffusers import make_base, make_encoder
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
 
+pytestmark = pytest.mark.slow  # two minutes
+
 
 def command(module: str, *arguments: object) -> str:
     result = run([sys.executable, "-m", module, *map(str, arguments)])

@@ -175,6 +175,7 @@ def restartable(
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_real_server_and_the_queue_killed_midway(desk: Any, restartable: Callable[[], ComfyServer]) -> None:
     desk.workflow.write_text(json.dumps(portrait()))
     people = [{"id": "anna", "photos": ["anna_1.png", "anna_2.png"]}, {"id": "ben", "photos": ["ben.png"]}]
