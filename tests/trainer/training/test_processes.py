@@ -53,7 +53,6 @@ def test_two_processes(files, tmp_path):
             assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
-@pytest.mark.slow
 def test_stopped_by_a_signal_and_resumed_is_bit_identical(files, tmp_path):
     """Two processes that make pictures, stopped somewhere and started again, against a run of one go."""
     changes = {"train__steps": 12, "train__checkpoint_every": 100, **PICTURES}
