@@ -63,10 +63,10 @@ def interpolate(face_a: Face, face_b: Face, share: float, spherical: bool = Fals
     a, b = mean_tokens(face_a), mean_tokens(face_b)
     mixed = torch.lerp(a, b, share)
     if spherical:
-        (length_a, length_b) = (t.norm(dim=-1, keepdim=True) for t in (a, b))  # (1, T, 1)
-        cosine = (functional.normalize(a, dim=-1) * functional.normalize(b, dim=-1)).sum(-1, keepdim=True)
-        angle = cosine.clamp(-1, 1).acos()
-        arc = (((1 - share) * angle).sin() * a / length_a + (share * angle).sin() * b / length_b) / angle.sin()
+        length_a, length_b = (tokens.norm(dim=-1, keepdim=True) for tokens in (a, b))  # (1, T, 1)
+        unit_a, unit_b = (functional.normalize(tokens, dim=-1) for tokens in (a, b))
+        angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
+        arc = (((1 - share) * angle).sin() * unit_a + (share * angle).sin() * unit_b) / angle.sin()
         # Between parallel or opposite tokens no arc is told from another.
         mixed = torch.where(angle.sin() > 1e-4, arc * torch.lerp(length_a, length_b, share), mixed)
     return Face(mixed, encoder=face_a.encoder)

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..feedface_core.conditioning import Face, People
-from ..feedface_core.errors import FeedFaceError
+from ..feedface_core.errors import FeedFaceError, shorten
 from .adapter import LoadedAdapter
 
 #: What the sockets carry that hold one object.
@@ -75,8 +75,7 @@ def check_input(one: Any, value: Any) -> Any:
 
 
 def _unexpected(one: Any, value: Any, expected: str) -> FeedFaceError:
-    found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
-    return FeedFaceError(f"{one.id} is {found}, expected {expected}")
+    return FeedFaceError(f"{one.id} is {shorten(value)}, expected {expected}")
 
 
 def _check_image(one: Any, value: Any) -> None:

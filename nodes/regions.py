@@ -67,7 +67,7 @@ class Regions(io.ComfyNode):
             raise FeedFaceError(f"{len(areas)} regions for {len(faces)} faces; give one for each")
         order, lines = list(range(len(faces))), []
         if found is not None:
-            order, likeness = match_faces([face.hidden for face in faces], found.hidden)
+            order, likeness = match_faces(faces, found)
             lines = [f"region {n + 1}: face {i + 1}, likeness {likeness[n]:.3f}" for n, i in enumerate(order)]
         people = People(tuple(faces[index] for index in order), areas)
         preview = draw_regions(areas, [f"face {index + 1}" for index in order]).unsqueeze(0)

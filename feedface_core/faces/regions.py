@@ -10,18 +10,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..arithmetic import check_same_encoder
+from ..conditioning import Face
 from ..errors import FeedFaceError
 from .box import faces_from_json
 
+_LONGEST_SIDE = 2048  # of a mask, which serves in any resolution of the picture's shape
+
+
+def mask_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the masks of a picture: its own, or its shape with sides of at most 2048."""
+    shrink = max(height, width, _LONGEST_SIDE) / _LONGEST_SIDE
+    return max(1, round(height / shrink)), max(1, round(width / shrink))
+
 
 def column_masks(count: int, height: int, width: int) -> Tensor:
-    """``(count, height, width)``: columns of equal width, from left to right."""
+    """``(count, h, w)`` of :func:`mask_size`: columns of equal width, from left to right."""
+    height, width = mask_size(height, width)
     owner = torch.arange(width) * count // width  # (width,)
     return functional.one_hot(owner, count).T.float()[:, None, :].expand(-1, height, -1).contiguous()
 
 
 def box_masks(boxes: str, scale: float, height: int, width: int) -> Tensor:
-    """Boxes as text → ``(R, height, width)``; where boxes overlap, a pixel belongs to the one whose centre is nearest.
+    """Boxes as text → ``(R, h, w)`` of :func:`mask_size`; where boxes overlap, a pixel belongs to the one whose centre
+    is nearest.
 
     Args:
         boxes: as :func:`faces_from_json` reads them, in pixels of the picture.
@@ -29,11 +41,16 @@ def box_masks(boxes: str, scale: float, height: int, width: int) -> Tensor:
         height, width: of the picture.
 
     Raises:
-        FeedFaceError: not boxes, or a box outside the picture.
+        FeedFaceError: not boxes, none at all, or a box outside the picture.
     """
+    faces = faces_from_json(boxes, 1)[0]
+    if not faces:
+        raise FeedFaceError("boxes: none are given; expected one for each face, for example [[40, 30, 120, 130]]")
     regions, distances = [], []
-    rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width)[None, :] + 0.5
-    for number, face in enumerate(faces_from_json(boxes, 1)[0], 1):
+    down_to, across_to = mask_size(height, width)
+    rows = (torch.arange(down_to)[:, None] + 0.5) * (height / down_to)  # centres, in pixels of the picture
+    columns = (torch.arange(across_to)[None, :] + 0.5) * (width / across_to)
+    for number, face in enumerate(faces, 1):
         x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
         across, down = (columns - x).abs() / (face.width * scale / 2), (rows - y).abs() / (face.height * scale / 2)
         if not 0 <= x <= width or not 0 <= y <= height:
@@ -45,25 +62,28 @@ def box_masks(boxes: str, scale: float, height: int, width: int) -> Tensor:
     return torch.stack([region & (nearest == index) for index, region in enumerate(regions)]).float()
 
 
-def match_faces(faces: Sequence[Tensor], found: Tensor) -> tuple[list[int], list[float]]:
+def match_faces(faces: Sequence[Face], found: Face) -> tuple[list[int], list[float]]:
     """Which face belongs to which of the faces found in a first pass: the assignment of greatest likeness (Hungarian).
 
     Args:
-        faces: hidden states ``(N, T, E)`` of the references of each of R people.
-        found: hidden states ``(R, T, E)`` of the faces found, one for each region.
+        faces: of R people.
+        found: the faces found as its R references, one for each region.
 
     Returns:
         For each region the index of its face, and their likeness −1…1: the cosine of the class tokens, from whose mean
         over all the faces they are measured.
 
     Raises:
-        FeedFaceError: another number of faces found.
+        FeedFaceError: another number of faces found, or faces of different encoders.
     """
     from scipy.optimize import linear_sum_assignment
 
-    if len(faces) != len(found):
-        raise FeedFaceError(f"{len(found)} faces were found for {len(faces)} people; encode one crop for each region")
-    own, theirs = torch.stack([face[:, 0].float().mean(0) for face in faces]), found[:, 0].float()
+    count = len(found.hidden)
+    if len(faces) != count:
+        raise FeedFaceError(f"{count} faces were found for {len(faces)} people; encode one crop for each region")
+    check_same_encoder(**{f"face_{number}": face for number, face in enumerate(faces, 1)}, found=found)
+    own = torch.stack([face.hidden[:, 0].float().mean(0) for face in faces])  # (R, E)
+    theirs = found.hidden[:, 0].float()  # (R, E)
     centre = torch.cat([own, theirs]).mean(0)
     likeness = functional.normalize(theirs - centre, dim=-1) @ functional.normalize(own - centre, dim=-1).T  # (R, R)
     regions, chosen = linear_sum_assignment(likeness.cpu().numpy(), maximize=True)

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -27,6 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Writes with the usual permissions and the metadata in order. By itself safetensors writes for the owner alone,
     and the metadata in another order each time, so that equal contents would not give equal files."""
+    from safetensors.torch import save_file  # not above: the queue writes whole files without torch
+
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(temporary), dict(metadata))
         _sort_metadata(temporary)

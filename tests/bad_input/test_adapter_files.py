@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.refused import refused
+from support.refused import BROKEN_WEIGHTS, refused
 
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
 from feedface_core.files.adapter_file import load_adapter, save_adapter
@@ -169,24 +169,10 @@ def test_metadata_that_is_missing(file: File, key: str) -> None:
 ADAPTER, ENCODER = "projection.weight", "encoder.vision_model.embeddings.class_embedding"
 DEEP = "branches.0.zero_linear.weight"
 DEEP_ENCODER = "encoder.vision_model.encoder.layers.1.mlp.fc2.bias"
-BROKEN: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
-    "missing": lambda _: None,
-    "NaN": lambda weight: torch.full_like(weight, NAN),
-    "one NaN": lambda weight: weight.index_fill(0, torch.tensor([0]), NAN),
-    "infinite": lambda weight: torch.full_like(weight, INF),
-    "int64": lambda weight: weight.to(torch.int64),
-    "bool": lambda weight: weight > 0,
-    "complex": lambda weight: weight.to(torch.complex64),
-    "more": lambda weight: torch.cat([weight, weight]),
-    "no dimension": lambda weight: weight.sum(),
-    "empty": lambda weight: weight[:0],
-    "flat": lambda weight: weight.flatten()[:-1].clone(),
-    "one dimension more": lambda weight: weight[None],
-}
 
 
 @pytest.mark.parametrize("name", [ADAPTER, DEEP, ENCODER, DEEP_ENCODER])
-@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("change", BROKEN_WEIGHTS.values(), ids=BROKEN_WEIGHTS)
 def test_weights(file: File, name: str, change: Callable) -> None:
     weight = change(file.tensors.pop(name))
     if weight is not None:

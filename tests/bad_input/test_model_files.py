@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.refused import refused
+from support.refused import BROKEN_WEIGHTS, refused
 from torch import Tensor
 
 from feedface_core.files.adapter_file import load_adapter
@@ -22,18 +22,7 @@ SMALL = Path(__file__).resolve().parents[2] / "models" / "feedface_small"
 NAN, INF = float("nan"), float("inf")
 
 BROKEN: dict[str, Callable[[Tensor], Tensor | None]] = {
-    "missing": lambda _: None,
-    "NaN": lambda weight: torch.full_like(weight, NAN),
-    "one NaN": lambda weight: weight.index_fill(0, torch.tensor([0]), NAN),
-    "infinite": lambda weight: torch.full_like(weight, INF),
-    "int64": lambda weight: weight.to(torch.int64),
-    "bool": lambda weight: weight > 0,
-    "complex": lambda weight: weight.to(torch.complex64),
-    "more": lambda weight: torch.cat([weight, weight]),
-    "no dimension": lambda weight: weight.sum(),
-    "empty": lambda weight: weight[:0],
-    "flat": lambda weight: weight.flatten()[:-1].clone(),
-    "one dimension more": lambda weight: weight[None].contiguous(),
+    **BROKEN_WEIGHTS,
     "fp8 NaN": lambda weight: torch.full_like(weight, NAN).to(torch.float8_e4m3fn),
 }
 READERS = {"uvit": read_uvit, "caption_decoder": read_prefix, "feed": load_adapter}

@@ -37,7 +37,8 @@ def test_an_arc_keeps_the_length_and_halves_the_angle(share: float) -> None:
 
 def test_opposite_and_equal_tokens_are_finite() -> None:
     opposite = Face(-A.hidden, A.weights, encoder="e")
-    for other in (A, opposite):
+    empty = Face(A.hidden * torch.tensor([0.0, 1, 1, 1, 1])[:, None], A.weights, encoder="e")  # a token of zeros
+    for other in (A, opposite, empty):
         assert interpolate(A, other, 0.5, True).hidden.isfinite().all()
 
 

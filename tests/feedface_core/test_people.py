@@ -136,14 +136,38 @@ def test_boxes_do_not_overlap_and_grow() -> None:
         box_masks("[[10, 10, 30, 30], [300, 0, 340, 40]]", 1.0, 40, 64)
 
 
+@pytest.mark.parametrize("boxes", ["[]", "[[]]"])
+def test_no_boxes_are_no_regions(boxes: str) -> None:
+    with pytest.raises(FeedFaceError, match="^boxes: "):
+        box_masks(boxes, 1.5, 40, 64)
+
+
+@pytest.mark.parametrize("size", [(16384, 16384), (16384, 16), (3000, 2000)])
+def test_regions_of_a_large_picture_stay_small(size: tuple[int, int]) -> None:
+    """A mask serves in any resolution of the picture's shape: 6 of 16384 × 16384 would take 6 GB."""
+    height, width = size
+    noise = torch.zeros(1, 4, height // 8, width // 8)
+    for masks in (column_masks(6, height, width), box_masks(f"[[0, 0, {width}, {height}]]", 1.0, height, width)):
+        assert masks.numel() <= 6 * 2048 * 2048 and masks.sum(0).min() == masks.sum(0).max() == 1
+        ready = FaceControl(People(tuple(faces(1) * len(masks)), masks)).at_latents(noise)["regions"]
+        assert ready.shape == (len(masks), height // 8, width // 8)
+
+
 def test_best_assignment() -> None:
-    people = [face.hidden for face in faces(4)]
+    people = faces(4)
     order = [2, 0, 3, 1]
-    found = torch.stack([people[index].mean(0) for index in order]) + 0.01 * torch.randn(4, ENCODER.tokens, 12)
+    found = torch.stack([people[index].hidden.mean(0) for index in order])
+    found = Face(found + 0.01 * torch.randn(4, ENCODER.tokens, 12))
     chosen, likeness = match_faces(people, found)
     assert chosen == order and min(likeness) > 0.9
     with pytest.raises(FeedFaceError, match="3 faces were found for 4 people"):
-        match_faces(people, found[:3])
+        match_faces(people, Face(found.hidden[:3]))
+
+
+@pytest.mark.parametrize("found", [Face(torch.ones(2, 5, 16)), Face(torch.ones(2, 5, 12), encoder="other")])
+def test_faces_of_another_encoder_are_not_matched(found: Face) -> None:
+    with pytest.raises(FeedFaceError, match="face_1 comes from encoder unknown .*, found from"):
+        match_faces(faces(2), found)
 
 
 def test_drawing_has_a_colour_for_each() -> None:

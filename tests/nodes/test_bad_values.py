@@ -12,6 +12,8 @@ from support.small_model import prompt
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBER = [NAN, INF, -INF, "text", "", None, [1.0], {}, True, 10**30, -(10**30), 1e308]
+#: Python refuses to write them out, so a message that tries to is an error of its own.
+LONG = {"5000 digits": 10**5000, "list of 5000 digits": [10**5000]}
 NO_CHOICE = ["other", "", None, 3, ["size"]]
 NO_TEXT = [None, 3, ["0"]]
 NO_PICTURE = {
@@ -41,10 +43,10 @@ NO_MASK = {
 }
 #: Which values an input of each type must refuse.
 BAD = {
-    "FLOAT": dict(zip(map(repr, NO_NUMBER), NO_NUMBER, strict=True)),
-    "INT": dict(zip(map(repr, [*NO_NUMBER, 2.5]), [*NO_NUMBER, 2.5], strict=True)),
-    "COMBO": dict(zip(map(repr, NO_CHOICE), NO_CHOICE, strict=True)),
-    "STRING": dict(zip(map(repr, NO_TEXT), NO_TEXT, strict=True)),
+    "FLOAT": {**dict(zip(map(repr, NO_NUMBER), NO_NUMBER, strict=True)), **LONG},
+    "INT": {**dict(zip(map(repr, [*NO_NUMBER, 2.5]), [*NO_NUMBER, 2.5], strict=True)), **LONG},
+    "COMBO": {**dict(zip(map(repr, NO_CHOICE), NO_CHOICE, strict=True)), **LONG},
+    "STRING": {**dict(zip(map(repr, NO_TEXT), NO_TEXT, strict=True)), **LONG},
     "IMAGE": NO_PICTURE,
     "MASK": NO_MASK,
 }

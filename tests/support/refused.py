@@ -6,10 +6,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from feedface_core.errors import FeedFaceError
 
 #: Seconds a refusal may take on a slow machine: nothing of the size asked for is built first.
 PATIENCE = 20.0
+
+NAN, INF = float("nan"), float("inf")
+#: What is done to a weight of a file, by what it is then; None takes it out.
+BROKEN_WEIGHTS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "missing": lambda _: None,
+    "NaN": lambda weight: torch.full_like(weight, NAN),
+    "one NaN": lambda weight: weight.index_fill(0, torch.tensor([0]), NAN),
+    "infinite": lambda weight: torch.full_like(weight, INF),
+    "int64": lambda weight: weight.to(torch.int64),
+    "bool": lambda weight: weight > 0,
+    "complex": lambda weight: weight.to(torch.complex64),
+    "more": lambda weight: torch.cat([weight, weight]),
+    "no dimension": lambda weight: weight.sum(),
+    "empty": lambda weight: weight[:0],
+    "flat": lambda weight: weight.flatten()[:-1].clone(),
+    "one dimension more": lambda weight: weight[None].contiguous(),
+}
 
 
 def refused(call: Callable[[], Any], *named: object, error: type[Exception] = FeedFaceError) -> str:

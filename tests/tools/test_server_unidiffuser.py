@@ -9,32 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.unidiffuser import released_folders
 
 from tools.server import ComfyServer, ServerError
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests/data/golden"
 WORKFLOW = ROOT / "workflows/api/feedface_unidiffuser.json"
 
 
 @pytest.fixture(scope="module")
 def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model folders as the notes in the workflow describe them. Small sizes need their heads told by a JSON file."""
-    folder = tmp_path_factory.mktemp("unidiffuser")
-    places = {
-        "uvit.pth": "diffusion_models/uvit_v1.pth",
-        "caption_decoder.pth": "text_encoders/caption_decoder.pth",
-        "feed.pt": "feedface/feed-4800000.pt",
-    }
-    for name, place in places.items():
-        (folder / place).parent.mkdir()
-        shutil.copy(GOLDEN / name, folder / place)
-        shutil.copy(GOLDEN / "config.json", (folder / place).with_suffix(".json"))
-    (folder / "checkpoints").mkdir()
-    shutil.copy(
-        tiny_models / "checkpoints/tiny_sd1.safetensors", folder / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors"
-    )
-    return folder
+    return released_folders(tmp_path_factory.mktemp("unidiffuser"), tiny_models)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from support.unidiffuser import released_folders
 
 from tools.server import ComfyServer
 from tools.templates import API, GRAPHS, LIST, TEMPLATES, Template
@@ -19,7 +19,6 @@ from tools.templates.blueprints import FOLDER
 from tools.workflow_format import NOTES
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests/data/golden"
 SMALL = [one for one in LIST if one.base.name == "small"]
 RELEASED = [one for one in LIST if one.base.name == "released"]
 WIDTH, APART = 1700, 60  # units
@@ -116,19 +115,7 @@ def test_small_template_runs_as_it_is(server: ComfyServer, template: Template) -
 @pytest.fixture(scope="module")
 def released(newest_comfyui, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server whose model folders are as the notes describe them, with small files of the released layout."""
-    folder = tmp_path_factory.mktemp("released")
-    places = {
-        "uvit.pth": "diffusion_models/uvit_v1.pth",
-        "caption_decoder.pth": "text_encoders/caption_decoder.pth",
-        "feed.pt": "feedface/feed-4800000.pt",
-    }
-    for name, place in places.items():
-        (folder / place).parent.mkdir()
-        shutil.copy(GOLDEN / name, folder / place)
-        shutil.copy(GOLDEN / "config.json", (folder / place).with_suffix(".json"))
-    (folder / "checkpoints").mkdir()
-    checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
-    shutil.copy(tiny_models / "checkpoints/tiny_sd1.safetensors", folder / "checkpoints" / checkpoint)
+    folder = released_folders(tmp_path_factory.mktemp("released"), tiny_models)
     with ComfyServer(newest_comfyui.path, newest_comfyui.python, model_folders=folder) as running:
         yield running
 

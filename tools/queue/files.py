@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feedface_core.files.atomic import replacing
 from tools.queue.errors import QueueError
 
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
@@ -145,12 +146,7 @@ def shown(cells: list[str]) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """A file that is whole and on the disk, or not there at all."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
