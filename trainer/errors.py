@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from feedface_core.errors import FeedFaceError
+from feedface_core.errors import FeedFaceError, shorten
 
 
 class TrainerError(FeedFaceError):
@@ -34,15 +34,6 @@ def exit_code(command: Callable[[], object]) -> int:
     return 0
 
 
-def shown(value: Any, most: int = 80) -> str:
-    """What was found, as an error shows it: its ``repr``, cut off."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # of thousands of digits or levels
-        text = f"a {type(value).__name__} of endless length"
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
 def first_of(problems: Iterable[str], count: int | None = None) -> str:
     """The first five problems, each on a line of its own, and how many more there are.
 
@@ -57,6 +48,6 @@ def first_of(problems: Iterable[str], count: int | None = None) -> str:
 
 def explain(problem: Mapping[str, Any]) -> str:
     """One of pydantic's ``ValidationError.errors()``: the name, what is wrong, and what was found."""
-    name = shown(".".join(map(str, problem["loc"])))[1:].removesuffix("'")
-    found = "" if problem["type"] in ("missing", "value_error") else f", found {shown(problem['input'])}"
+    name = shorten(".".join(map(str, problem["loc"])))[1:].removesuffix("'")
+    found = "" if problem["type"] in ("missing", "value_error") else f", found {shorten(problem['input'])}"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}".removeprefix(": ")

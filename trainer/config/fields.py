@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..errors import TrainerError, shown
+from feedface_core.errors import shorten
+
+from ..errors import TrainerError
 
 MOST_TEXT = 10_000
 MOST_PATH = 2000
@@ -30,7 +32,7 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 def writable(text: str) -> str:
     """The text. Raises ``ValueError`` if no file in UTF-8 can hold it."""
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"a text cannot hold NUL or lone surrogates, found {shown(text)}")
+        raise ValueError(f"a text cannot hold NUL or lone surrogates, found {shorten(text)}")
     return text
 
 
@@ -39,9 +41,9 @@ def _path(text: str) -> str:
         raise ValueError(f"expected a path, found {text!r}")
     path = os.path.expanduser(text)
     if path.startswith("~"):
-        raise ValueError(f"there is no such user's home folder: {shown(text)}")
+        raise ValueError(f"there is no such user's home folder: {shorten(text)}")
     if len(path.encode()) > MOST_PATH or any(len(part.encode()) > 255 for part in Path(path).parts):
-        raise ValueError(f"longer than a path can be: {shown(text)}")
+        raise ValueError(f"longer than a path can be: {shorten(text)}")
     return text
 
 
@@ -51,7 +53,7 @@ def _device(name: str) -> str:
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"torch has no device {shown(name)} here ({shown(str(error))})") from error
+        raise ValueError(f"torch has no device {shorten(name)} here ({shorten(str(error))})") from error
     return name
 
 

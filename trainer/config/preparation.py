@@ -8,7 +8,8 @@ import regex
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
-from ..errors import shown
+from feedface_core.errors import shorten
+
 from .fields import Device, NotNegative, PathText, Positive, Probability, Text
 from .settings import Section, Settings
 
@@ -17,9 +18,9 @@ def _pattern(text: str) -> str:
     try:
         groups = regex.compile(text).groups
     except (regex.error, RecursionError) as error:
-        raise ValueError(f"{shown(text)}: not a regular expression ({error})") from error
+        raise ValueError(f"{shorten(text)}: not a regular expression ({error})") from error
     if groups < 1:
-        raise ValueError(f"{shown(text)}: needs a group that is the person, such as '(.+)_\\d+'")
+        raise ValueError(f"{shorten(text)}: needs a group that is the person, such as '(.+)_\\d+'")
     return text
 
 

@@ -18,7 +18,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from typing_extensions import Self
 
-from ..errors import TrainerError, explain, first_of, shown
+from feedface_core.errors import shorten
+
+from ..errors import TrainerError, explain, first_of
 from .fields import as_path
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class Settings(BaseSettings):
         for override in overrides:
             _assign(assigned, override)
         for name in assigned.keys() & values.keys():
-            raise TrainerError(f"{name} is given twice, as {shown(values[name])} and {shown(assigned[name])}")
+            raise TrainerError(f"{name} is given twice, as {shorten(values[name])} and {shorten(assigned[name])}")
         return cls._make(path or "settings", assigned | values, file)
 
     @classmethod
@@ -93,9 +95,9 @@ class Settings(BaseSettings):
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise TrainerError(f"the configuration is not JSON: {error}; found {shown(text)}") from error
+            raise TrainerError(f"the configuration is not JSON: {error}; found {shorten(text)}") from error
         if not isinstance(values, dict):
-            raise TrainerError(f"the configuration: expected sections with settings, found {shown(values)}")
+            raise TrainerError(f"the configuration: expected sections with settings, found {shorten(values)}")
         former = []
         if values.keys() <= cls.model_fields.keys():  # else it is no configuration of ours, as _make says
             try:
@@ -123,7 +125,7 @@ class Settings(BaseSettings):
         near = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
         near = near or difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(cls.model_fields)
-        return f"there is no setting {shown(name)[1:-1]}; {hint}"
+        return f"there is no setting {shorten(name)[1:-1]}; {hint}"
 
 
 def list_settings(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -139,14 +141,14 @@ def _assign(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     names = name.split(".")
     if not equals or not all(names) or len(names) > 8:
-        raise TrainerError(f"{shown(override)}: expected name=value, such as train.steps=100")
+        raise TrainerError(f"{shorten(override)}: expected name=value, such as train.steps=100")
     for section in names[:-1]:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise TrainerError(f"{shown(override)}: {section} is given already, as {shown(values)}")
+            raise TrainerError(f"{shorten(override)}: {section} is given already, as {shorten(values)}")
     if names[-1] in values:
-        raise TrainerError(f"{shown(override)}: {name} is given twice; before it was {shown(values[names[-1]])}")
-    values[names[-1]] = _read_yaml(text, shown(override))
+        raise TrainerError(f"{shorten(override)}: {name} is given twice; before it was {shorten(values[names[-1]])}")
+    values[names[-1]] = _read_yaml(text, shorten(override))
 
 
 def _read_file(path: Path) -> dict[Any, Any]:
@@ -158,7 +160,9 @@ def _read_file(path: Path) -> dict[Any, Any]:
         raise TrainerError(f"{path}: cannot read the configuration: {error.strerror}") from error
     values = _read_yaml(content, path) or {}
     if not isinstance(values, dict):
-        raise TrainerError(f"{path}: expected sections with settings, found a {type(values).__name__}, {shown(values)}")
+        raise TrainerError(
+            f"{path}: expected sections with settings, found a {type(values).__name__}, {shorten(values)}"
+        )
     # A section whose settings are all commented out is None: it means the defaults.
     return {name: value for name, value in values.items() if value is not None}
 
@@ -176,7 +180,7 @@ class _Loader(yaml.SafeLoader):
         names = set()
         for key, _ in node.value:
             if str(key.value) in names:
-                text = f"{shown(key.value)[1:-1]} is there twice"
+                text = f"{shorten(key.value)[1:-1]} is there twice"
                 raise yaml.MarkedYAMLError(problem=text, problem_mark=key.start_mark)
             names.add(str(key.value))
         return super().construct_mapping(node, deep)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from ..errors import shown
+from feedface_core.errors import shorten
+
 from .fields import Count, Name, NotNegative, PathText, Positive, PositiveFloat, Probability, Seed, Text
 from .settings import Section, Settings
 
@@ -16,7 +17,7 @@ from .settings import Section, Settings
 def _different(values: list[str]) -> list[str]:
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"{shown(value)} is there twice")
+            raise ValueError(f"{shorten(value)} is there twice")
     return values
 
 

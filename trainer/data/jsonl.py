@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from feedface_core.errors import shorten
 from feedface_core.files.atomic import replacing
-
-from ..errors import shown
 
 
 def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
@@ -29,7 +28,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice")
+        raise ValueError(f"{shorten(next(name for name in names if names.count(name) > 1))} is there twice")
     return values
 
 
@@ -43,7 +42,7 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError) as error:  # a key twice; endless digits or levels
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(value, dict):
-            raise ValueError(f"line {number}: expected an object, found {shown(line)}")
+            raise ValueError(f"line {number}: expected an object, found {shorten(line)}")
         yield value
 
 

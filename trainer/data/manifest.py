@@ -19,11 +19,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 
+from feedface_core.errors import shorten
 from feedface_core.faces import CROP_SCALE, FILL, check_box, square_box
 from feedface_core.files.atomic import replacing
 
 from ..config.fields import Name, PathText, Positive, Probability, Text, as_path
-from ..errors import TrainerError, explain, first_of, shown
+from ..errors import TrainerError, explain, first_of
 from . import pictures
 from .jsonl import read_objects
 
@@ -51,16 +52,16 @@ def _file(value: Any, info: ValidationInfo) -> Any:
         return value
     path = Path(_PATH.validate_python(value))
     if info.context is not None and not os.path.isfile(path := info.context / path.expanduser()):
-        raise ValueError(f"{shown(str(path))[1:-1]}: no such file")
+        raise ValueError(f"{shorten(str(path))[1:-1]}: no such file")
     return path
 
 
 def _four(value: Any) -> list[float]:
     numbers = list(value) if isinstance(value, (list, tuple)) else []
     if len(numbers) != 4 or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in numbers):
-        raise ValueError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {shown(str(value))}")
+        raise ValueError(f"a box is four numbers x0, y0, x1, y1 in pixels, found {shorten(str(value))}")
     if any(abs(one) > LARGEST_COORDINATE and one not in (math.inf, -math.inf) for one in numbers):
-        raise ValueError(f"a box must lie in a photo, found {shown(str(value))}")
+        raise ValueError(f"a box must lie in a photo, found {shorten(str(value))}")
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"a box must hold finite numbers, found {', '.join(str(float(one)) for one in numbers)}")
     return [float(one) for one in numbers]
@@ -209,8 +210,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a manifest in one piece: a reader sees the old file or the new one, never a part.
 
     Raises:
-        TrainerError: for a name that ends neither in .jsonl nor in .parquet, values that such a file cannot hold, or
-            a folder that cannot be written to. What was there before stays.
+        TrainerError: for another suffix, values that such a file cannot hold, or a folder that cannot be written to.
     """
     path, rows = Path(path), [dict(row) for row in rows]
     is_parquet = _is_parquet(path)
@@ -256,7 +256,7 @@ def read_manifest(
             try:
                 record = parse_row(row, folder)
             except TrainerError as error:
-                problems.append(f"{manifest}, row {number}, {shown(row.get('path'))}: {error}")
+                problems.append(f"{manifest}, row {number}, {shorten(row.get('path'))}: {error}")
                 continue
             name = record.id
             while name in ids:  # the same photo may come twice, with two captions

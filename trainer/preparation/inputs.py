@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
+from feedface_core.errors import shorten
+
 from ..config.fields import MOST_TEXT, Name, PathText, Text, as_path, writable
 from ..data.manifest import Coordinates, read_rows
-from ..errors import TrainerError, explain, shown
+from ..errors import TrainerError, explain
 from .photo import Photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".gif")
@@ -129,6 +131,6 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             row["bbox"] = [float(value) for value in box.strip("[] ").replace(",", " ").split()] or None
         except ValueError as error:
             raise TrainerError(
-                f"{path}, row {number}: bbox is {shown(box)}, expected x0, y0, x1, y1 in pixels"
+                f"{path}, row {number}: bbox is {shorten(box)}, expected x0, y0, x1, y1 in pixels"
             ) from error
     return rows
