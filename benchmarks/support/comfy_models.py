@@ -22,7 +22,13 @@ ENCODER: dict[str, int] = {}  # of CLIPVisionConfig, whose defaults are ViT-B/32
 
 
 def pack(name: str) -> Any:
-    """A module of the pack, such as ``nodes.apply``, loaded in this process as ComfyUI does.
+    """A module of the pack, such as ``nodes.apply``, loaded in this process as ComfyUI does."""
+    load_comfyui()
+    return importlib.import_module(f"{PACK}.{name}")
+
+
+def load_comfyui() -> None:
+    """Puts ComfyUI and the pack into this process, once; before that nothing of ``comfy`` can be imported.
 
     Raises:
         SystemExit: ``COMFYUI_PATH`` names no ComfyUI.
@@ -40,11 +46,11 @@ def pack(name: str) -> Any:
         )
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACK])
-    return importlib.import_module(f"{PACK}.{name}")
 
 
 def stable_diffusion(size: Any = SD15):
     """Stable Diffusion 1.5's U-Net as a ``ModelPatcher``, by ComfyUI's own detection."""
+    load_comfyui()
     import comfy.model_detection
 
     weights = unet_weights(size, dtype=DTYPE)

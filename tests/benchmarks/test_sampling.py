@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -74,3 +79,22 @@ def test_plain_way_is_the_same_step(comfy, models, tmp_path):
     plain = models.patch_plainly(model, models.branches_of(adapter), face.hidden, 0.8)
     off, ours, plain = (Steps(8).sample(variant, 1) for variant in (model, ours, plain))
     assert (ours - plain).norm() < 0.05 * (ours - off).norm()  # bfloat16
+
+
+@pytest.mark.parametrize("host", ["sd", "uvit"])
+def test_runs_in_a_process_of_its_own(newest_comfyui, host: str) -> None:
+    """As ``run.py bench sampling`` starts it: nobody has imported ComfyUI before."""
+    small = "TINY" if host == "sd" else "UViTConfig(width=96, heads=2, depth=6, hidden=384, grid=(4, 4))"
+    program = f"""
+from benchmarks.sampling import run
+from benchmarks.support import comfy_models
+from feedface_core.modules.uvit_config import UViTConfig
+from tools.tiny_checkpoint import TINY
+comfy_models.ENCODER = {{"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}}
+print(sorted(run({host!r}, 8, 1, str, site_count=1, size={small})))
+"""
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "COMFYUI_PATH": str(newest_comfyui.path), "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "face_s" in done.stdout
