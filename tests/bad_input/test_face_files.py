@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from support.refused import refused
 
 from feedface_core.conditioning import Face
-from feedface_core.files import atomic
 from feedface_core.files.face_file import load_face, save_face
 
 NAN, INF = float("nan"), float("inf")
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
     def full(*_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     path = tmp_path / "face.safetensors"
     refused(lambda: save_face(path, Face(torch.ones(2, 5, 8))), path, "No space left")
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from support.launching import SLOWLY, Run, command, write_run
 from support.small_training import largest_difference, make_config, make_models, make_photos, weights
@@ -106,6 +107,11 @@ def test_a_shell_is_no_launcher():
     }
     started = {name: subprocess.Popen(line, start_new_session=True) for name, line in lines.items()}
     try:
+        # Linux shows an empty command line for a moment after a program was started.
+        until = time.monotonic() + 10
+        while not all(psutil.Process(process.pid).cmdline() for process in started.values()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
         found = {name: find_launcher(process.pid) for name, process in started.items()}
     finally:
         for process in started.values():
