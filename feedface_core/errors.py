@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 
 class FeedFaceError(ValueError):
@@ -25,7 +25,8 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 70
 
 def shorten(found: Any) -> str:
     """A found value as it reads in a message: at most 80 characters (160 of an error), however large the value."""
-    if isinstance(found, Tensor):
+    torch = sys.modules.get("torch")  # not imported: the queue runs without it
+    if torch is not None and isinstance(found, torch.Tensor):
         return f"{found.dtype} of shape {str(tuple(found.shape))[:60]}"
     if isinstance(found, Exception):
         return f"{type(found).__name__}: {found}".split("\n")[0][:160]
@@ -39,6 +40,13 @@ def listing(names: Iterable[Any], most: int = 3) -> str:
     """The first few of several names, each cut to 120 characters."""
     names = list(names)
     return ", ".join(str(name)[:120] for name in names[:most]) + (" …" if len(names) > most else "")
+
+
+def refuse(problems: Sequence[str], shown: int = 10) -> None:
+    """Raise ``FeedFaceError`` with the first of the problems, a line each; nothing happens where there are none."""
+    if problems:
+        more = [f"… and {len(problems) - shown} more"] if len(problems) > shown else []
+        raise FeedFaceError("\n".join([*problems[:shown], *more]))
 
 
 @contextmanager

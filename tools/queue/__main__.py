@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.tasks import LARGEST_SEED
 from tools.comfy_client import ServerError
-from tools.queue.errors import QueueError
-from tools.queue.records import LARGEST_SEED
 from tools.queue.run import Order, run_queue
 from tools.queue.worker import Limits
 
@@ -74,7 +74,7 @@ def order_of(options: argparse.Namespace) -> Order:
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
-            raise QueueError(f"--set {text}: expected TITLE.INPUT=VALUE, such as KSampler.steps=20")
+            raise FeedFaceError(f"--set {text}: expected TITLE.INPUT=VALUE, such as KSampler.steps=20")
         settings[name.strip()] = value
     names: dict[str, Any] = {"text": options.prompt_node, "photos": options.photo_node, "seed": options.seed_node}
     return Order(
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every picture is there, 1 if some failed or something was refused, 130 after Ctrl-C."""
     try:
         return run_queue(order_of(parse(arguments)))
-    except (QueueError, ServerError) as problem:
+    except (FeedFaceError, ServerError) as problem:
         print(f"FeedFace: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.queue.errors import QueueError, refuse
+from feedface_core.errors import FeedFaceError, refuse
 from tools.queue.plan import Job
 
 TABLE = """CREATE TABLE IF NOT EXISTS job (
@@ -42,7 +42,7 @@ class Journal:
     """The jobs of an output folder. One process at a time: the lock goes with the process, however it ends.
 
     Raises:
-        QueueError: another queue works in the folder, or the file cannot be used.
+        FeedFaceError: another queue works in the folder, or the file cannot be used.
     """
 
     NAME = "journal.sqlite"
@@ -61,14 +61,14 @@ class Journal:
             self.entries()
         except sqlite3.OperationalError as problem:
             if "locked" in str(problem):
-                raise QueueError(
+                raise FeedFaceError(
                     f"{folder}: another queue works in this folder: wait for it, or choose another --output"
                 ) from None
-            raise QueueError(
+            raise FeedFaceError(
                 f"{self.path}: cannot be written: {problem}: free space, or choose another --output"
             ) from None
         except sqlite3.DatabaseError as problem:
-            raise QueueError(
+            raise FeedFaceError(
                 f"{self.path}: not a journal of this queue ({problem}): choose another --output, or delete the file "
                 "to make every picture again"
             ) from None
@@ -98,7 +98,7 @@ class Journal:
             with self._lock:
                 self._database.execute(statement, values)
         except sqlite3.Error as problem:
-            raise QueueError(
+            raise FeedFaceError(
                 f"{self.path}: cannot be written: {problem}. Free space there, then run the same command again: "
                 "it goes on where it stopped"
             ) from problem
@@ -130,7 +130,7 @@ def what_is_left(jobs: Sequence[Job], journal: Journal, pictures: Path, remake: 
         remake: a job that has changed since its pictures were made is made again.
 
     Raises:
-        QueueError: jobs have changed, and are not to be made again.
+        FeedFaceError: jobs have changed, and are not to be made again.
     """
     rest, changed, entries = Rest(), [], journal.entries()
     for job in jobs:

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tools.queue.errors import QueueError, refuse
-from tools.queue.records import Task, photos_of
+from feedface_core.errors import FeedFaceError, refuse
+from feedface_core.files.tasks import Task, photos_of
 from tools.queue.references import fit_photos
 from tools.queue.workflow import Target, Targets, declared, find_target, takes_picture, title_of, typed
 from tools.workflow_format import Prompt
@@ -106,7 +106,7 @@ def make_plan(
         photo_digest: tells the content of a photo, ``ValueError`` if it is none; by default it is read.
 
     Raises:
-        QueueError: the first ten problems, each with file and row.
+        FeedFaceError: the first ten problems, each with file and row.
     """
     problems: list[str] = []
     jobs: dict[str, Job] = {}
@@ -124,7 +124,7 @@ def make_plan(
         try:
             check_name(name, task)
             job = make_job(name, task, *fitted_for(task, fitted), object_info, photo_digest)
-        except QueueError as problem:
+        except FeedFaceError as problem:
             problems += str(problem).split("\n")
             continue
         # Some file systems take Anna and anna, or two ways to write é, for the same file.
@@ -138,8 +138,8 @@ def make_plan(
 def fitted_for(task: Task, fitted: Callable[[int], tuple[Prompt, Targets]]) -> tuple[Prompt, Targets]:
     try:
         return fitted(len(task.photos))
-    except QueueError as problem:
-        raise QueueError(f"{task.where}: {problem}") from None
+    except FeedFaceError as problem:
+        raise FeedFaceError(f"{task.where}: {problem}") from None
 
 
 def named(tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[str, Task]]:
@@ -166,12 +166,12 @@ def named(tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[str, Task]]
 
 
 def check_name(name: str, task: Task) -> None:
-    """Raise ``QueueError`` for a name that not every file system takes."""
+    """Raise ``FeedFaceError`` for a name that not every file system takes."""
     bad = FORBIDDEN.search(name)
     if bad:
-        raise QueueError(f"{task.where}: id {name!r} holds {bad[0]!r}: a file cannot be called so; rename it")
+        raise FeedFaceError(f"{task.where}: id {name!r} holds {bad[0]!r}: a file cannot be called so; rename it")
     if name[0] == "." or name[-1] in ". " or name.split(".")[0].lower() in RESERVED or len(name) > LONGEST_NAME:
-        raise QueueError(
+        raise FeedFaceError(
             f"{task.where}: id {name[:60]!r} cannot name a file: no dot in front, no dot or space at the end, "
             f"at most {LONGEST_NAME} characters, and not a device of Windows such as con"
         )
@@ -185,7 +185,7 @@ def make_job(
     object_info: dict[str, Any],
     photo_digest: Callable[[Path], str],
 ) -> Job:
-    """One job. Raises ``QueueError``, a line for each problem."""
+    """One job. Raises ``FeedFaceError``, a line for each problem."""
     problems: list[str] = []
     values: dict[Target, Any] = {}
     photos = dict(zip(targets.photos, task.photos, strict=False))
@@ -203,12 +203,12 @@ def make_job(
         try:
             place = find_target(workflow, setting)
             if place in values or place in photos:
-                raise QueueError(f"{setting!r} is filled by another column already: keep one of the two")
+                raise FeedFaceError(f"{setting!r} is filled by another column already: keep one of the two")
             if takes_picture(declared(object_info, workflow[place.node]["class_type"], place.input)):
                 photos[place] = setting_photo(value, task)
             else:
                 values[place], named[setting] = value, place
-        except QueueError as problem:
+        except FeedFaceError as problem:
             problems.append(str(problem))
     for place, value in values.items():
         try:
@@ -232,5 +232,5 @@ def setting_photo(value: Any, task: Task) -> Path:
     """A photo named by a column of its own lies where the others of the task do."""
     (path, *more) = photos_of("", [str(value)], task.folder)
     if more:
-        raise QueueError(f"{value!r} holds {len(more) + 1} photos, and this input takes one")
+        raise FeedFaceError(f"{value!r} holds {len(more) + 1} photos, and this input takes one")
     return path

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from feedface_core.errors import FeedFaceError
 from tools.comfy_client import ComfyClient
-from tools.queue.errors import QueueError
 from tools.queue.journal import Entry, Journal, Rest
 from tools.queue.plan import Job
 from tools.queue.worker import Limits, Worker
@@ -58,7 +58,7 @@ class Pool:
         """Until every job has ended.
 
         Raises:
-            QueueError: it cannot go on: no server is left, or nothing can be written.
+            FeedFaceError: it cannot go on: no server is left, or nothing can be written.
         """
         self._alive = len(self.workers)
         for worker in self.workers:
@@ -72,7 +72,7 @@ class Pool:
             raise self._problem
         if self._waiting:
             left = "\n".join(self._gone)
-            raise QueueError(
+            raise FeedFaceError(
                 f"{left}\nNo server is left for {len(self._waiting)} jobs. Start one, then run the same command again: "
                 "it goes on where it stopped"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from tools.queue.errors import QueueError
+from feedface_core.errors import FeedFaceError
 from tools.queue.workflow import Target, is_link, numbered, title_of
 from tools.workflow_format import Prompt, inputs_of
 
@@ -21,7 +21,7 @@ def fit_photos(
     ones are copies of the last. Photos beyond what the encoder takes are left out, as the published method does.
 
     Raises:
-        QueueError: the number does not fit and the graph has no such branches.
+        FeedFaceError: the number does not fit and the graph has no such branches.
     """
     if count == len(loaders):
         return workflow, loaders
@@ -30,7 +30,7 @@ def fit_photos(
     if len(encoders) != 1 or None in branches:
         if count > len(loaders):
             return workflow, loaders
-        raise QueueError(
+        raise FeedFaceError(
             f"{count} photos, and the workflow takes {len(loaders)}: add photos, or use a workflow that loads fewer"
         )
     encoder = encoders.pop()
@@ -39,7 +39,7 @@ def fit_photos(
     )
     count = min(count, len(inputs))
     if str(workflow[encoder]["inputs"].get("weights", "")).strip() and count != len(loaders):
-        raise QueueError(
+        raise FeedFaceError(
             f"{count} photos, and {title_of(workflow, encoder)!r} has weights for {len(loaders)}: empty its weights, "
             "or give as many photos"
         )
@@ -92,7 +92,7 @@ def remove_branch(prompt: Prompt, branch: Branch) -> None:
     for node, one in list(prompt.items()):
         if any(is_link(value) and value[0] in gone for value in one["inputs"].values()):
             if node in fed:
-                raise QueueError(
+                raise FeedFaceError(
                     f"the node {title_of(prompt, node)!r} needs the photo that is left out: add photos, "
                     "or use a workflow that loads fewer"
                 )

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from feedface_core.errors import FeedFaceError
 from tools.comfy_client import ComfyClient
-from tools.queue.errors import QueueError
 from tools.queue.files import write_whole
 from tools.queue.journal import DONE, FAILED, Entry
 from tools.queue.plan import Job
@@ -79,7 +79,7 @@ def unused(name: str, suffix: str, names: Sequence[str]) -> str:
 
 
 def write_summary(folder: Path, jobs: Sequence[Job], entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """``summary.json`` and ``summary.md``; what the first holds. Raises ``QueueError`` if they cannot be written."""
+    """``summary.json`` and ``summary.md``; what the first holds. Raises ``FeedFaceError`` if they cannot be written."""
     made = [summary_of(job, entries.get(job.name)) for job in jobs]
     counts = {state: sum(one["state"] == state for one in made) for state in (DONE, FAILED, "left")}
     summary = {**counts, "jobs": made}
@@ -91,9 +91,9 @@ def write_summary(folder: Path, jobs: Sequence[Job], entries: Mapping[str, Entry
     return summary
 
 
-def unwritable(problem: OSError, folder: Path) -> QueueError:
+def unwritable(problem: OSError, folder: Path) -> FeedFaceError:
     """A disk that is full, most often."""
-    return QueueError(
+    return FeedFaceError(
         f"{folder}: cannot be written: {problem.strerror or problem}. Free space there, then run the same command "
         "again: it goes on where it stopped"
     )

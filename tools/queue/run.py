@@ -15,13 +15,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.tasks import Task, read_tasks
 from tools.comfy_client import ComfyClient, ServerError
-from tools.queue.errors import QueueError
 from tools.queue.files import write_whole
 from tools.queue.journal import DONE, FAILED, Journal, Rest, what_is_left
 from tools.queue.plan import Job, Photos, make_plan
 from tools.queue.pool import Pool
-from tools.queue.records import Task, read_tasks
 from tools.queue.results import write_summary
 from tools.queue.worker import Limits
 from tools.queue.workflow import find_targets, missing_nodes, read_workflow, saves
@@ -52,7 +52,7 @@ def run_queue(order: Order) -> int:
     """Carry out an order: 0 if every picture is there at the end, 1 if some failed.
 
     Raises:
-        QueueError: something given cannot be used, before anything is queued; or it cannot go on.
+        FeedFaceError: something given cannot be used, before anything is queued; or it cannot go on.
         ServerError: a server does not answer, before anything is queued.
     """
     workflow = read_workflow(order.workflow)
@@ -84,36 +84,36 @@ def run_queue(order: Order) -> int:
 
 
 def checked_server(client: ComfyClient, workflow: Prompt) -> dict[str, Any]:
-    """What the nodes of a server are. Raises ``ServerError``, ``QueueError``."""
+    """What the nodes of a server are. Raises ``ServerError``, ``FeedFaceError``."""
     if not client.address.startswith(("http://", "https://")):
-        raise QueueError(f"--server {client.address}: expected an address such as http://127.0.0.1:8188")
+        raise FeedFaceError(f"--server {client.address}: expected an address such as http://127.0.0.1:8188")
     try:
         object_info = client.object_info()
     except ServerError as problem:
-        raise QueueError(
+        raise FeedFaceError(
             f"{str(problem).strip()}\nIs ComfyUI running there? Start it, or give its address with --server."
         ) from problem
     missing = missing_nodes(workflow, object_info)
     if missing:
-        raise QueueError(
+        raise FeedFaceError(
             f"{client.address} has no node {', '.join(missing)}: install the pack that brings it, then restart it"
         )
     if not saves(workflow, object_info):
-        raise QueueError("the workflow saves nothing: add a Save Image node")
+        raise FeedFaceError("the workflow saves nothing: add a Save Image node")
     return object_info
 
 
 def check_output(pictures: Path) -> None:
-    """Raises ``QueueError`` if pictures cannot be written there."""
+    """Raises ``FeedFaceError`` if pictures cannot be written there."""
     try:
         pictures.mkdir(parents=True, exist_ok=True)
         write_whole(pictures / ".try", b"try")
         (pictures / ".try").unlink()
         free = shutil.disk_usage(pictures).free
     except OSError as problem:
-        raise QueueError(f"{pictures}: cannot be written: {problem.strerror}: choose another --output") from problem
+        raise FeedFaceError(f"{pictures}: cannot be written: {problem.strerror}: choose another --output") from problem
     if free < LEAST_SPACE:
-        raise QueueError(
+        raise FeedFaceError(
             f"{pictures}: {free / 2**20:.0f} MB free, expected at least {LEAST_SPACE / 2**20:.0f}: free space, or "
             "choose another --output"
         )
@@ -175,7 +175,7 @@ def carry_out(
     try:
         Pool(rest, clients, journal, pictures, order.limits, say, report, step).run()
     except BaseException:
-        with suppress(QueueError):  # the first problem is the one to tell
+        with suppress(FeedFaceError):  # the first problem is the one to tell
             tell_summary(order.output, jobs, journal)
         raise
     finally:

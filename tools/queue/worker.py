@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedface_core.errors import FeedFaceError
 from tools.comfy_client import ComfyClient, Refused, ServerError, Unreachable, messages
-from tools.queue.errors import QueueError
 from tools.queue.journal import DONE, FAILED, Entry, Journal
 from tools.queue.plan import Job
 from tools.queue.results import save_pictures, unwritable
@@ -76,7 +76,7 @@ class Worker:
         """Until the pool has no more jobs, or the server is gone.
 
         Raises:
-            QueueError: no job can be carried out here, or nothing can be written.
+            FeedFaceError: no job can be carried out here, or nothing can be written.
         """
         while (taken := self.pool.take(self)) is not None:
             job, entry = taken
@@ -122,7 +122,7 @@ class Worker:
                         sent += 1
             except Refused as problem:
                 if not self.accepted:
-                    raise QueueError(f"{job.task.where}: {problem}") from problem
+                    raise FeedFaceError(f"{job.task.where}: {problem}") from problem
                 return FAILED, {"error": str(problem)}
             except Unreachable as problem:
                 self.is_away(problem)
@@ -149,7 +149,7 @@ class Worker:
         try:
             content = path.read_bytes()
         except OSError as problem:
-            raise QueueError(f"{path}: cannot be read any more: {problem.strerror}") from problem
+            raise FeedFaceError(f"{path}: cannot be read any more: {problem.strerror}") from problem
         stem, digest = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60], hashlib.sha256(content).hexdigest()[:16]
         return self.client.upload(content, f"{stem}_{digest}{path.suffix.lower()}", UPLOADS)
 
@@ -188,7 +188,7 @@ class Worker:
         """What became of a run: its result, or else what went wrong and whether to try again.
 
         Raises:
-            QueueError: the pictures cannot be written.
+            FeedFaceError: the pictures cannot be written.
         """
         ended = self.client.history(prompt_id)
         happened = dict(((ended or {}).get("status") or {}).get("messages") or [])

@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.queue.errors import QueueError
-from tools.queue.files import Where, parse_json, read_text
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.tables import Where, parse_json, read_text
 from tools.workflow_format import Prompt, inputs_of, value_problem
 
 LONGEST_PROBLEM = 300  # characters: a list of choices may be a thousand files
@@ -37,16 +37,16 @@ def read_workflow(path: Path) -> Prompt:
     """A workflow in API format.
 
     Raises:
-        QueueError: it cannot be read, or is in the format of the editor.
+        FeedFaceError: it cannot be read, or is in the format of the editor.
     """
     value = parse_json(read_text(path), Where(path))
     if isinstance(value, dict) and "nodes" in value and "links" in value:
-        raise QueueError(
+        raise FeedFaceError(
             f"{path} is a workflow as the editor saves it: export it with File, Export (API), and give that file"
         )
     nodes = value.values() if isinstance(value, dict) else ()
     if not nodes or not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
-        raise QueueError(f"{path} is no workflow in API format: expected nodes with class_type and inputs")
+        raise FeedFaceError(f"{path} is no workflow in API format: expected nodes with class_type and inputs")
     return value
 
 
@@ -64,7 +64,7 @@ def find_target(prompt: Prompt, name: str, usual: Sequence[str] = ()) -> Target:
     A node is named by its title, or by ``#`` and its id.
 
     Raises:
-        QueueError: no such node, several, no such input, or one that another node feeds.
+        FeedFaceError: no such node, several, no such input, or one that another node feeds.
     """
     title, dot, wanted = name.rpartition(".")
     nodes = nodes_called(prompt, title) if dot else []
@@ -74,20 +74,24 @@ def find_target(prompt: Prompt, name: str, usual: Sequence[str] = ()) -> Target:
         titles = [title_of(prompt, node) for node in prompt]
         near = get_close_matches(title, titles, 1)
         meant = f"Is {near[0]!r} meant? " if near else ""
-        raise QueueError(f"{name!r}: no node is titled {title!r}. {meant}The titles: {', '.join(sorted(set(titles)))}")
+        raise FeedFaceError(
+            f"{name!r}: no node is titled {title!r}. {meant}The titles: {', '.join(sorted(set(titles)))}"
+        )
     if len(nodes) > 1:
         ids = ", ".join(f"#{node}" for node in nodes)
-        raise QueueError(
+        raise FeedFaceError(
             f"{name!r}: {len(nodes)} nodes are titled {title!r}: rename one, or write the id for it: {ids}"
         )
     inputs = prompt[nodes[0]]["inputs"]
     wanted = wanted or next((one for one in usual if one in inputs), usual[0] if usual else "")
     values = [one for one, value in inputs.items() if not is_link(value)]
     if wanted not in inputs:
-        raise QueueError(f"{name!r}: the node {title!r} has no input {wanted!r}; it has {', '.join(values) or 'none'}")
+        raise FeedFaceError(
+            f"{name!r}: the node {title!r} has no input {wanted!r}; it has {', '.join(values) or 'none'}"
+        )
     if is_link(inputs[wanted]):
         source = title_of(prompt, str(inputs[wanted][0])) if str(inputs[wanted][0]) in prompt else "another node"
-        raise QueueError(f"{name!r}: this input comes from the node {source!r}: set it there")
+        raise FeedFaceError(f"{name!r}: this input comes from the node {source!r}: set it there")
     return Target(nodes[0], wanted)
 
 
@@ -106,7 +110,7 @@ def find_targets(
     (or to the only one) in the order of their titles, the seed to every sampler and noise.
 
     Raises:
-        QueueError: a name that leads nowhere.
+        FeedFaceError: a name that leads nowhere.
     """
     return Targets(
         (find_target(prompt, text, ("text", "prompt")),) if text else tuple(positive_texts(prompt)),

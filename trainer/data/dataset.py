@@ -27,13 +27,13 @@ from torch import Tensor
 from feedface_core.errors import FeedFaceError
 
 from ..errors import TrainerError
-from ..signals import leave_signals_to_parent
 from . import pictures, randomness
 from .augmentation import Augmentation, augmented_crop
 from .batch import collate
 from .manifest import Record, fingerprint
 from .order import Entry, GlobalBatches
 from .references import Reference, References
+from .signals import leave_signals_to_parent
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 from typing_extensions import Self
 
-from ..signals import SIGNALS
+from ..data.signals import SIGNALS
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_comfyui import OBJECT_INFO, WORKFLOW, FakeComfyUI
 
-from tools.queue.errors import QueueError
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.tasks import Task
 from tools.queue.plan import FORBIDDEN, LONGEST_NAME, make_plan
-from tools.queue.records import Task
 from tools.queue.references import ENCODER, fit_photos
 from tools.queue.workflow import Target, find_target, find_targets, read_workflow, typed
 
@@ -53,7 +53,7 @@ def test_only_what_a_task_sets_changes(made: list[Task], seeds: tuple[int, ...])
     before = deepcopy(WORKFLOW)
     try:
         jobs = plan(made, seeds)
-    except QueueError as problem:  # a person whose name cannot be that of a file
+    except FeedFaceError as problem:  # a person whose name cannot be that of a file
         assert "cannot name a file" in str(problem) or "is there twice" in str(problem)
         return
     assert WORKFLOW == before
@@ -79,7 +79,7 @@ def test_only_what_a_task_sets_changes(made: list[Task], seeds: tuple[int, ...])
 def test_equal_digests_are_equal_jobs(made: list[Task]) -> None:
     try:
         jobs = plan(made)
-    except QueueError:
+    except FeedFaceError:
         return
     same = {}
     for job in jobs:
@@ -180,7 +180,7 @@ def test_as_many_branches_as_photos(loaders: int, photos: int) -> None:
 
 def test_weights_for_another_number_of_photos_are_refused() -> None:
     workflow = several(3, weights="1, 1, 0.5")
-    with pytest.raises(QueueError, match="2 photos, and 'FeedFaceEncodeFaces' has weights for 3: empty its weights"):
+    with pytest.raises(FeedFaceError, match="2 photos, and 'FeedFaceEncodeFaces' has weights for 3: empty its weights"):
         fit_photos(workflow, find_targets(workflow).photos, 2, ENCODERS)
 
 
@@ -189,7 +189,7 @@ def test_fewer_photos_than_two_encoders_need_are_refused() -> None:
         "r": {"class_type": "LoadImage", "inputs": {"image": ""}},
         "f": {"class_type": ENCODER, "inputs": {"crops": ["r", 0]}},
     }
-    with pytest.raises(QueueError, match="1 photos, and the workflow takes 2: add photos"):
+    with pytest.raises(FeedFaceError, match="1 photos, and the workflow takes 2: add photos"):
         fit_photos(workflow, find_targets(workflow).photos, 1, ENCODERS)
 
 
@@ -217,7 +217,7 @@ def test_a_title_may_hold_dots_and_an_id_may_stand_for_it() -> None:
     ],
 )
 def test_a_name_that_leads_nowhere(name: str, said: str) -> None:
-    with pytest.raises(QueueError) as caught:
+    with pytest.raises(FeedFaceError) as caught:
         find_target(titled("Sampler", "twice", "twice"), name)
     assert said in str(caught.value)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tools.queue.errors import QueueError
-from tools.queue.records import Task, read_tasks
+from feedface_core.errors import FeedFaceError
+from feedface_core.files.tasks import Task, read_tasks
 
 one_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 #: What people write in a prompt, lines, quotes, separators and other scripts included; no sign that has no UTF-8.
@@ -106,7 +108,7 @@ def test_any_bytes_are_tasks_or_an_error_with_the_file(folder: Path, data: bytes
     path.write_bytes(data)
     try:
         assert read_tasks([path])
-    except QueueError as problem:
+    except FeedFaceError as problem:
         assert all(line.startswith((str(path), "…")) for line in str(problem).splitlines()), problem
 
 
@@ -135,7 +137,7 @@ def test_any_json_is_tasks_or_an_error_with_the_file(folder: Path, value: Any) -
     try:
         tasks = read_tasks([path])
         assert tasks and all(task.photos or task.prompt or task.settings for task in tasks)
-    except QueueError as problem:
+    except FeedFaceError as problem:
         assert all(line.startswith((str(path), "…")) for line in str(problem).splitlines()), problem
 
 
@@ -225,7 +227,7 @@ def test_a_fault_is_told_with_file_and_row(folder: Path, fault: str) -> None:
     name, text, said = FAULTS[fault]
     if text is not None:
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(QueueError) as caught:
+    with pytest.raises(FeedFaceError) as caught:
         read_tasks([folder / name])
     assert said in str(caught.value), caught.value
     assert str(caught.value).startswith(str(folder / name))
@@ -233,7 +235,14 @@ def test_a_fault_is_told_with_file_and_row(folder: Path, fault: str) -> None:
 
 def test_all_rows_are_looked_at(folder: Path) -> None:
     (folder / "t.csv").write_text("photos,prompt\n" + "absent.png,x\n" * 14)
-    with pytest.raises(QueueError) as caught:
+    with pytest.raises(FeedFaceError) as caught:
         read_tasks([folder / "t.csv"])
     lines = str(caught.value).splitlines()
     assert len(lines) == 11 and lines[9].startswith(f"{folder / 't.csv'}, row 11") and lines[10] == "… and 4 more"
+
+
+def test_reading_needs_no_torch() -> None:
+    """The queue runs on machines without it."""
+    program = "import sys; sys.modules['torch'] = None; import feedface_core.files.tasks, tools.queue.__main__"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from tools.queue.errors import QueueError, refuse
-from tools.queue.files import read_records
+from ..errors import FeedFaceError, refuse
+from .tables import read_records
 
 LARGEST_SEED = 2**64 - 1
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -142,14 +142,14 @@ def read_tasks(paths: list[Path], photo_folder: Path | None = None) -> list[Task
         photo_folder: where the photos lie that the files name; None is the folder of each file.
 
     Raises:
-        QueueError: something cannot be read or is missing; the first ten problems, each with file and row.
+        FeedFaceError: something cannot be read or is missing; the first ten problems, each with file and row.
     """
     tasks, problems, known = [], [], {}
     for path in paths:
         for where, value in read_records(path):
             try:
                 made = list(tasks_of(where, value, photo_folder or Path(where.file).parent))
-            except QueueError as problem:
+            except FeedFaceError as problem:
                 problems += str(problem).split("\n")
                 continue
             tasks += made
@@ -163,9 +163,9 @@ def read_tasks(paths: list[Path], photo_folder: Path | None = None) -> list[Task
 
 
 def tasks_of(where: Any, value: Any, folder: Path) -> Iterator[Task]:
-    """The tasks of one record. Raises ``QueueError``, a line for each problem."""
+    """The tasks of one record. Raises ``FeedFaceError``, a line for each problem."""
     if not isinstance(value, dict):
-        raise QueueError(f"{where}: expected an object with names and values, found {shortened(value)}")
+        raise FeedFaceError(f"{where}: expected an object with names and values, found {shortened(value)}")
     if "caption_list" in value or "source_group" in value:
         record = validated(Released, value, where)
         photos = photos_of(where, [source.path for source in record.source_group], folder, by_name=True)
@@ -186,7 +186,7 @@ def product(where: Any, batch: Batch, folder: Path) -> Iterator[Task]:
     for index, person in enumerate(batch.people):
         try:
             photos[person.id] = photos_of(f"{where}: people[{index}]", person.photos, folder)
-        except QueueError as problem:
+        except FeedFaceError as problem:
             problems.append(str(problem))
     refuse(problems)
     for person in batch.people:
@@ -210,12 +210,12 @@ def row_task(where: Any, row: Row, folder: Path) -> Task:
         if "." not in name:
             near = get_close_matches(name, fields, 1)
             meant = f" (is {near[0]!r} meant?)" if near else ""
-            raise QueueError(
+            raise FeedFaceError(
                 f"{where}: no column {name!r} is known{meant}: there are {', '.join(fields)}, and inputs of the "
                 "workflow, such as 'KSampler.steps'"
             )
     if not (row.photos or row.prompt or row.model_extra):
-        raise QueueError(f"{where}: nothing to make: give photos, a prompt, or both")
+        raise FeedFaceError(f"{where}: nothing to make: give photos, a prompt, or both")
     photos = photos_of(where, row.photos, folder) if row.photos else ()
     return Task(str(where), row.id, row.person, photos, row.prompt, "", row.seed, folder, row.model_extra)
 
@@ -227,7 +227,7 @@ def photos_of(where: Any, named: list[str] | tuple[str, ...], folder: Path, by_n
         by_name: a photo may also lie in the folder itself, without the folders that its path names.
 
     Raises:
-        QueueError: one is missing.
+        FeedFaceError: one is missing.
     """
     found, problems, prefix = [], [], f"{where}: " if where else ""
     for name in named:
@@ -253,9 +253,9 @@ def validated(kind: Callable[..., Any], value: dict[str, Any], where: Any) -> An
     try:
         return kind(**value)
     except ValidationError as problem:
-        raise QueueError("\n".join(f"{where}: {explain(one)}" for one in problem.errors()[:5])) from None
+        raise FeedFaceError("\n".join(f"{where}: {explain(one)}" for one in problem.errors()[:5])) from None
     except TypeError as problem:  # a name that is no word
-        raise QueueError(f"{where}: {problem}") from None
+        raise FeedFaceError(f"{where}: {problem}") from None
 
 
 def explain(problem: Any) -> str:
