@@ -26,6 +26,7 @@ import torch
 
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces import crop as crops
+from feedface_core.faces.recognisers import Recogniser
 from feedface_core.files.atomic import replacing
 
 from .config import PrepareSettings
@@ -39,7 +40,7 @@ from .preparation.inputs import find_photos
 from .preparation.journal import NAME as PROGRESS
 from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
-from .preparation.recognisers import Recognise, Recogniser, load_recogniser
+from .preparation.recognise import Recognise, load_recogniser
 from .preparation.report import contact_sheet, summarise, table
 from .preparation.stages import Caption, FindFace, Mask, Write
 

@@ -1,4 +1,4 @@
-"""The stages: face and crop, mask, caption, writing. Who is in the photo is found by :mod:`.recognisers`."""
+"""The stages: face and crop, mask, caption, writing. Who is in the photo is found by :mod:`.recognise`."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from support.preparation import BOX, make_photo, rows_of, run, write_table
 
+from feedface_core.faces import recognisers
 from trainer import prepare as command
 
 
@@ -18,11 +18,12 @@ class ByColour:
     name, distance = "colour", 0.3
 
     def __init__(self):
-        self.seen: list[str] = []
+        self.seen = []
 
-    def vector(self, photo):
-        self.seen.append(photo.id)
-        values = np.asarray(photo.picture.crop(BOX), dtype=float).mean((0, 1)) / 255
+    def vector(self, image, face):
+        self.seen.append(face)
+        left, top, right, bottom = map(int, face.box)
+        values = image[top:bottom, left:right].mean((0, 1))
         return values if values.max() > 0.3 else None
 
 
@@ -74,8 +75,9 @@ def test_strangers_in_a_folder_are_no_person(folders, tmp_path, monkeypatch, cap
 
 
 def test_without_a_recogniser_folders_are_people_only_if_asked_for(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("trainer.preparation.recognisers.find_insightface_packs", lambda _: [])
+    monkeypatch.setattr("feedface_core.faces.recognisers.find_insightface_packs", lambda _: [])
     monkeypatch.setitem(sys.modules, "dlib", None)
+    recognisers._load_dlib.cache_clear()
     loose = "filter.minimum_sharpness=0"
     summary = run(folders, tmp_path / "out", loose)
     assert set(identities_of(tmp_path / "out").values()) == {None}
