@@ -18,6 +18,8 @@ from contextlib import ExitStack
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from feedface_core.modules.recogniser import EncoderRecogniser
+
 from .config import Config
 from .config.fields import as_path, make_folder
 from .data.batch import Batch
@@ -64,6 +66,8 @@ def check_files(config: Config) -> None:
     named = [("validation.references", path) for path in wanted]
     if config.adapter.init is not None:
         named.append(("adapter.init", config.adapter.init))
+    if config.loss.identity.active and config.loss.identity.path is not None:
+        named.append(("loss.identity.path", config.loss.identity.path))
     for setting, path in named:
         if not as_path(path, setting).is_file():
             raise TrainerError(f"{setting}: {path}: no such file")
@@ -115,10 +119,13 @@ def make_batches(
 
 
 def release_encoders(config: Config, models: Models) -> None:
-    """Free what a cached run does not need: text encoders, and without validation the autoencoder as well."""
+    """Free what a cached run does not need: text encoders, and the autoencoder and the face encoder as well unless
+    validation or the identity loss uses them."""
     if config.data.cache is not None:
-        models.frozen.release("text", *(["autoencoder"] if config.train.validate_every is None else []))
-        models.encoder.release()
+        decodes = config.train.validate_every is not None or config.loss.identity.active
+        models.frozen.release("text", *([] if decodes else ["autoencoder"]))
+        if not isinstance(models.recogniser, EncoderRecogniser):
+            models.encoder.release()
 
 
 def train(config: Config) -> bool:

@@ -112,7 +112,7 @@ def run_bare(trainer, models, batches: Iterable[Any], rounds: Rounds) -> None:
     (optimiser,) = trainer.state.optimisers
     for batch, features, plan in rounds(cycle(prepared)):
         with trainer.accelerator.autocast():
-            loss, _ = step.loss(batch, features, plan)
+            loss, _, _ = step.loss(batch, features, plan)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

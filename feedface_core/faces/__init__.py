@@ -11,6 +11,7 @@ from .crop import (
     check_image,
     clamp_square,
     crop_face,
+    cut_squares,
     image_from_pil,
     load_image,
     mask_boxes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,6 +163,13 @@ def crop_face(
         raise FeedFaceError(f"the box {shorten(box)} lies outside the photo of {width} × {height} pixels")
     _check_size(square, image)
     return resample(image, clamp_square(square, width, height) if border == "clamp" else square, size, size, fill)
+
+
+def cut_squares(pictures: Tensor, squares: Sequence[Box], size: int, fill: float = FILL) -> Tensor:
+    """A square of each picture ``(N, 3, H, W)`` in 0..1, in its pixels, as ``(N, 3, size, size)``, cut as
+    :func:`resample` does, with a gradient to the pixels."""
+    cut = (resample(one.movedim(0, -1), box, size, size, fill) for one, box in zip(pictures, squares, strict=True))
+    return torch.stack([*cut]).movedim(-1, 1)
 
 
 def image_from_pil(picture: Image) -> Tensor:

@@ -149,6 +149,13 @@ def test_value_of_another_type_or_size(cls, base, name, value) -> None:
         ("validation.steps", 10**6),
         ("validation.references", ["a.png", "a\0b.png"]),
         ("loss.min_snr_gamma", 1e308),
+        ("loss.identity.weight", -1),
+        ("loss.identity.weight", NAN),
+        ("loss.identity.contrastive", 1e308),
+        ("loss.identity.temperature", 0),
+        ("loss.identity.below", 1.5),
+        ("loss.identity.recogniser", "examiner"),
+        ("loss.identity.path", "a\0b"),
     ],
 )
 def test_value_out_of_range(name, value) -> None:

@@ -6,13 +6,13 @@ Paths are relative to the current folder; the environment is not read. The confi
 checkpoint and into the metadata of the adapter (``config.to_json()``).
 """
 
+from .losses import IdentityLossSettings, LossSettings
 from .preparation import PrepareSettings
 from .training import (
     AdapterSettings,
     Config,
     DataSettings,
     EncoderSettings,
-    LossSettings,
     ModelSettings,
     OptimiserSettings,
     TrainSettings,

@@ -10,7 +10,8 @@ from typing_extensions import Self
 
 from feedface_core.errors import shorten
 
-from .fields import Count, Name, NotNegative, PathText, Positive, PositiveFloat, Probability, Seed, Text
+from .fields import Count, Name, NotNegative, PathText, Positive, PositiveFloat, Seed, Text
+from .losses import LossSettings
 from .settings import Section, Settings
 
 
@@ -176,25 +177,6 @@ class DataSettings(Section):
     def mirrors_references(self) -> bool:
         """Whether references are mirrored at all."""
         return self.flip if self.flip_references is None else self.flip_references
-
-
-class LossSettings(Section):
-    """The loss and the conditions dropped from it. Every draw is made for each sample on its own."""
-
-    kind: Literal["standard", "mask", "regularised"] = "regularised"
-    """Everywhere; in the mask; or in the mask with the frozen model's own prediction outside it."""
-    normalise: Literal["area", "average"] = "area"
-    """Divide by the area of the mask, or average over all pixels as published."""
-    standard_probability: Probability = 0.1
-    """Share of samples trained with the standard loss."""
-    face_dropout: Probability = 0.1
-    """Share of samples whose face is dropped."""
-    text_dropout: Probability = 0.1
-    """Share of samples whose caption is replaced by the empty one."""
-    image_token_weight: NotNegative = 1.0
-    """For UniDiffuser: how much a value of the CLIP image token counts beside one of the picture; published: 0."""
-    min_snr_gamma: PositiveFloat | None = None
-    """Min-SNR weighting of timesteps (Hang et al. 2023); null weighs all timesteps the same."""
 
 
 class OptimiserSettings(Section):

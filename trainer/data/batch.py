@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .faces import Place
+
 if TYPE_CHECKING:
     from .dataset import Draws
 
@@ -24,7 +26,8 @@ class Batch:
         text: cached text states, each ``(B, …)``, the empty caption's where dropped; or None.
         pixels: ``(B, 3, H, W)`` in −1…1, or None with a cache.
         moments: cached moments ``(B, …)``, or None.
-        crops: face crops ``(R, S, S, 3)`` in 0…1 in the order of the samples; None with a cache or with R = 0.
+        crops: face crops ``(R, S, S, 3)`` in 0…1 in the order of the samples; None with R = 0, or with a cache unless a
+            recogniser has to see them.
         hidden: cached hidden states ``(R, T, E)``, or None likewise.
         reference_counts: references of each sample; 0 where the face is dropped.
         masks: ``(B, 1, h, w)`` in 0…1 over latent cells.
@@ -32,6 +35,7 @@ class Batch:
         latent_noise: the same, for sampling the latents from their moments.
         timesteps: ``(B,)`` int64.
         drop_face, drop_text, standard_loss: a decision for each sample, as plain lists: no device is read back.
+        faces: where the faces of each sample are; empty lists where nobody asks.
         unreadable: id and reason of each photo that could not be read; their samples are replaced by others.
     """
 
@@ -51,6 +55,7 @@ class Batch:
     drop_face: list[bool]
     drop_text: list[bool]
     standard_loss: list[bool]
+    faces: list[list[Place]]
     unreadable: list[tuple[str, str]]
 
     def __len__(self) -> int:
@@ -105,5 +110,6 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         drop_face=[draw.drop_face for draw in draws],
         drop_text=[draw.drop_text for draw in draws],
         standard_loss=[draw.standard_loss for draw in draws],
+        faces=[sample.get("faces", []) for sample in samples],
         unreadable=[photo for photos in each("unreadable") for photo in photos],
     )

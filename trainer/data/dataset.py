@@ -30,6 +30,7 @@ from ..errors import TrainerError
 from . import pictures, randomness
 from .augmentation import Augmentation, augmented_crop
 from .batch import collate
+from .faces import place_faces
 from .manifest import Record, fingerprint
 from .order import Entry, GlobalBatches
 from .references import Reference, References
@@ -119,6 +120,8 @@ class FaceDataset(torch.utils.data.Dataset):
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
         self.crop_size = config.adapter.encoder.image_size
         self.references = References(self.records, config.data)
+        self._places = config.loss.identity.active  # whether anybody asks where the faces are
+        self._always_crops = config.loss.identity.sees_crops  # which the cache does not hold
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -173,6 +176,11 @@ class FaceDataset(torch.utils.data.Dataset):
             sample = {name: tensor.float() for name, tensor in self.cache["picture"].get((index, draws.flip)).items()}
             sample["hidden"] = [self.cache["face"].get(reference)["hidden"] for reference in draws.references]
             sample["text"] = self.cache["text"].get(caption)
+            if self._always_crops:
+                sample["crops"] = self._read_references(draws)
+        if self._places:
+            with _reading(record):
+                sample["faces"] = place_faces([record], self.data, draws.flip)
         # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:
@@ -194,12 +202,15 @@ class FaceDataset(torch.utils.data.Dataset):
             pixels, mask = read_picture(record, self.data.resolution, self.data.crop, self.shapes.cell, open_photo)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
+        return {"pixels": pixels, "mask": mask, "crops": self._read_references(draws, open_photo)}
+
+    def _read_references(self, draws: Draws, open_photo: OpenPhoto = pictures.open_photo) -> list[Tensor]:
         crops = []
         for reference in draws.references:
             record, augmentation = self.records[reference.index], self.references.augmentation(reference)
             with _reading(record):
                 crops.append(read_reference(record, self.crop_size, reference.flip, augmentation, open_photo))
-        return {"pixels": pixels, "mask": mask, "crops": crops}
+        return crops
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from feedface_core.config import AdapterConfig
 from feedface_core.errors import FeedFaceError
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.modules.adapter import FaceAdapter
+from feedface_core.modules.recogniser import EncoderRecogniser, FacenetRecogniser, Recogniser
 
-from ..config import Config
+from ..config import Config, IdentityLossSettings
+from ..config.fields import as_path
 from ..data.manifest import DEFAULT_RULE, CropRule
 from ..errors import TrainerError
 from .face_encoder import FaceEncoder, load_face_encoder
@@ -27,11 +29,13 @@ class Models:
         frozen: on the run's device.
         encoder: of the faces, frozen, on the run's device.
         adapter: float32, attached to the frozen model, on the run's device.
+        recogniser: of the identity loss, on the run's device; None without that loss.
     """
 
     frozen: FrozenModel
     encoder: FaceEncoder
     adapter: FaceAdapter
+    recogniser: Recogniser | None = None
 
 
 def load_models(config: Config, device: torch.device | str, rule: CropRule = DEFAULT_RULE) -> Models:
@@ -49,7 +53,25 @@ def load_models(config: Config, device: torch.device | str, rule: CropRule = DEF
     frozen.attach(adapter)
     if config.model.gradient_checkpointing:
         frozen.enable_gradient_checkpointing()
-    return Models(frozen, encoder.to(device), adapter)
+    return Models(frozen, encoder.to(device), adapter, make_recogniser(config.loss.identity, encoder, device))
+
+
+def make_recogniser(
+    settings: IdentityLossSettings, encoder: FaceEncoder, device: torch.device | str
+) -> Recogniser | None:
+    """The recogniser of the identity loss; None where there is none.
+
+    Raises:
+        TrainerError: a file of weights that cannot be used.
+    """
+    if not settings.active:
+        return None
+    if settings.recogniser == "encoder":
+        return EncoderRecogniser(encoder.module, encoder.config)
+    try:
+        return FacenetRecogniser(as_path(settings.path, "loss.identity.path")).to(device)
+    except FeedFaceError as error:
+        raise TrainerError(f"loss.identity.path: {error}") from error
 
 
 def adapter_config(config: Config, frozen: FrozenModel, encoder: FaceEncoder, rule: CropRule) -> AdapterConfig:

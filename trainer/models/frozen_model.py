@@ -111,8 +111,8 @@ class FrozenModel(ABC):
         """Moments → scaled latents ``(B, *latent_shape)`` in float32; no noise gives the mean."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents → pixels ``(B, 3, H, W)`` in −1…1, float32."""
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
+        """Scaled latents → pixels ``(B, 3, H, W)`` in −1…1, float32; not clamped with a gradient."""
 
     @abstractmethod
     def token_ids(self, captions: Sequence[str]) -> Tensor:
@@ -149,6 +149,14 @@ class FrozenModel(ABC):
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the host should predict, of the latents' shape."""
         return noise if self.prediction == "epsilon" else self.scheduler.get_velocity(latents, noise, timesteps)
+
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents that a prediction amounts to, of the latents' shape: ``(x − √(1 − ᾱ)·ε) / √ᾱ``, or
+        ``√ᾱ·x − √(1 − ᾱ)·v``."""
+        level = self.scheduler.alphas_cumprod.to(noisy.device)[timesteps].view(-1, *[1] * (noisy.dim() - 1))
+        if self.prediction == "v":
+            return level.sqrt() * noisy - (1.0 - level).sqrt() * prediction
+        return (noisy - (1.0 - level).sqrt() * prediction) / level.sqrt()
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """A mask ``(B, 1, h, w)`` over latent cells → weights that broadcast to the latents' shape."""
@@ -242,9 +250,10 @@ def freeze(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def full_precision(device: torch.device | str) -> Iterator[None]:
-    """For what a frozen encoder computes: no gradients, and float32 even where autocast is on."""
-    with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+def full_precision(device: torch.device | str, gradient: bool = False) -> Iterator[None]:
+    """For what a frozen encoder computes: no gradients unless asked for, and float32 even where autocast is on."""
+    on = gradient and torch.is_grad_enabled()
+    with torch.set_grad_enabled(on), torch.autocast(torch.device(device).type, enabled=False):
         yield
 
 

@@ -96,12 +96,13 @@ class StableDiffusion(FrozenModel):
         """``(μ + exp(½ log σ²) · noise) · scale``; the mean without noise."""
         return sample_posterior(*moments.float().chunk(2, dim=1), noise) * self.scaling
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents → pixels ``(B, 3, H, W)`` in −1…1, float32."""
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
+        """Scaled latents → pixels ``(B, 3, H, W)``; see :meth:`FrozenModel.decode`."""
         [autoencoder] = self.component("autoencoder")
-        latents = latents.to(self.device, torch.float32) / self.scaling
-        with full_precision(self.device):
-            return autoencoder.to(self.device).decode(latents).sample.clamp(-1.0, 1.0)
+        with full_precision(self.device, gradient):
+            latents = latents.to(self.device, torch.float32) / self.scaling
+            pixels = autoencoder.to(self.device).decode(latents).sample
+            return pixels if gradient else pixels.clamp(-1.0, 1.0)
 
     # --- text --------------------------------------------------------------------------------------------
 

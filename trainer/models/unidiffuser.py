@@ -159,10 +159,10 @@ class UniDiffuser(FrozenModel):
             log_variance, noise = (unpack(tensor, self.token_width)[0] for tensor in (log_variance, noise))
         return pack(sample_posterior(picture, log_variance, noise) * 0.18215, token)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents → pixels ``(B, 3, H, W)`` in −1…1, float32; the token has no part in it."""
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
+        """Latents → pixels ``(B, 3, H, W)``; the token has no part in it. See :meth:`FrozenModel.decode`."""
         self.component("autoencoder")
-        return self.stable_diffusion.decode(unpack(latents, self.token_width)[0])
+        return self.stable_diffusion.decode(unpack(latents, self.token_width)[0], gradient)
 
     def loss_weights(self, mask: Tensor, latents: Tensor) -> Tensor:
         """The mask, and for the token its mean: the token describes the face as far as the picture shows it."""

@@ -93,6 +93,32 @@ def sample_losses(
     return losses
 
 
+def identity_losses(
+    found: Tensor, references: Tensor, own: Sequence[int], others: Sequence[Sequence[int]], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """How far each face is from its references, and how near to other people's: each ``(N,)`` float32.
+
+    With s the cosine to the own references and sⱼ to those of somebody else::
+
+        likeness      1 − s
+        contrastive   log(exp(s/τ) + Σⱼ exp(sⱼ/τ)) − s/τ     0 where there is nobody else (InfoNCE, Oord et al. 2018)
+
+    Args:
+        found: ``(N, D)`` unit vectors of the faces in the predicted pictures.
+        references: ``(F, D)`` unit vectors, one for each face of the batch.
+        own: for each of the N which of the F is its own.
+        others: for each of the N those of the F that are other people.
+        temperature: τ.
+    """
+    cosines = found.float() @ references.float().T  # (N, F)
+    mine, asked = torch.zeros(cosines.shape), torch.zeros(cosines.shape, dtype=torch.bool)
+    for row, (one, rivals) in enumerate(zip(own, others, strict=True)):
+        mine[row, one], asked[row, [one, *rivals]] = 1.0, True
+    likeness = (cosines * mine.to(cosines.device)).sum(1)
+    logits = (cosines / temperature).masked_fill(~asked.to(cosines.device), -torch.inf)
+    return 1.0 - likeness, torch.logsumexp(logits, dim=1) - likeness / temperature
+
+
 def min_snr_weights(snr: Tensor, gamma: float, prediction: Literal["epsilon", "v"]) -> Tensor:
     """Min-SNR weights (Hang et al. 2023, section 3.4), ``(B,)``: ``min(SNR, γ) / SNR`` for ε, ``/ (SNR + 1)`` for v."""
     capped = snr.clamp(max=gamma)

@@ -21,6 +21,7 @@ from ..data.batch import Batch
 from ..models.adapter import Models
 from ..models.face_encoder import FaceEncoder
 from ..models.frozen_model import FrozenModel, Text, full_precision
+from .identity import IdentityLoss
 from .losses import LossKind, min_snr_weights, sample_losses
 from .metrics import Record
 
@@ -36,28 +37,39 @@ class Plan:
         faces: how many of them have a face.
         kinds: the loss of each of ``rows``.
         originals: positions in ``rows`` that need the frozen model's own prediction.
+        decoded: positions in ``rows`` whose face a recogniser judges.
     """
 
     rows: tuple[int, ...]
     faces: int
     kinds: tuple[LossKind, ...]
     originals: tuple[int, ...]
+    decoded: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, drop_face: Sequence[bool], standard: Sequence[bool], kind: LossKind, null: str) -> Plan:
+    def of(
+        cls,
+        drop_face: Sequence[bool],
+        standard: Sequence[bool],
+        kind: LossKind,
+        null: str,
+        near: Sequence[bool] | None = None,
+    ) -> Plan:
         """The plan for decisions drawn for each sample.
 
         Args:
             drop_face, standard: for each sample, whether its face is dropped and whether it has the standard loss.
             kind: the loss of the others.
             null: what a dropped face is to the adapter; ``off`` leaves those rows out.
+            near: for each sample, whether its predicted picture is decoded; None decodes none.
         """
         with_face = [row for row, dropped in enumerate(drop_face) if not dropped]
         without = [row for row, dropped in enumerate(drop_face) if dropped and null != "off"]
         rows = (*with_face, *without)
         kinds: tuple[LossKind, ...] = tuple("standard" if standard[row] else kind for row in rows)
         originals = tuple(index for index, own in enumerate(kinds) if own == "regularised")
-        return cls(rows, len(with_face), kinds, originals)
+        decoded = () if near is None else tuple(index for index, row in enumerate(with_face) if near[row])
+        return cls(rows, len(with_face), kinds, originals, decoded)
 
 
 @dataclass
@@ -101,11 +113,15 @@ class AdapterStep(nn.Module):
     def __init__(self, models: Models, settings: LossSettings, combination: str = "concat") -> None:
         super().__init__()
         self.frozen, self.encoder, self.adapter = models.frozen, models.encoder, models.adapter
-        self.settings, self.combination = settings, combination
+        self.settings, self.combination, self.identity = settings, combination, None
+        if models.recogniser is not None:
+            fill = models.adapter.config.encoder.crop_fill
+            self.identity = IdentityLoss(models.frozen, models.recogniser, settings.identity, fill)
 
     def plan(self, batch: Batch) -> Plan:
         """Which rows of the batch are trained, and how."""
-        return Plan.of(batch.drop_face, batch.standard_loss, self.settings.kind, self.adapter.config.null)
+        near = None if self.identity is None else self.identity.near(batch)
+        return Plan.of(batch.drop_face, batch.standard_loss, self.settings.kind, self.adapter.config.null, near)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Record]:
         """B samples → the loss to minimise, ``Σ losses / B``, and the losses of the trained rows with what they are
@@ -120,7 +136,8 @@ class AdapterStep(nn.Module):
             "unreadable": batch.unreadable,
         }
         batch = batch.to(self.frozen.device)
-        loss, losses = self.loss(batch, encode_batch(batch, self.frozen, self.encoder), plan)
+        loss, losses, values = self.loss(batch, encode_batch(batch, self.frozen, self.encoder), plan)
+        record["values"] |= values
         return loss, Record(losses=losses, **record)
 
     def _timestep_ranges(self, timesteps: Sequence[int]) -> list[str]:
@@ -131,8 +148,9 @@ class AdapterStep(nn.Module):
             for index in (timestep * count // steps for timestep in timesteps)
         ]
 
-    def loss(self, batch: Batch, features: Features, plan: Plan) -> tuple[Tensor, Tensor]:
-        """The loss to minimise, and the losses of the plan's rows ``(len(plan.rows),)``, float32, without gradient.
+    def loss(self, batch: Batch, features: Features, plan: Plan) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss to minimise; the losses of the plan's rows ``(len(plan.rows),)``, float32, without gradient; and
+        other numbers to log.
 
         Args:
             batch: B samples, on the frozen model's device.
@@ -141,7 +159,7 @@ class AdapterStep(nn.Module):
         frozen, device = self.frozen, self.frozen.device
         touch = sum((value.sum() for value in self._unused(plan)), torch.zeros((), device=device)) * 0.0
         if not plan.rows:
-            return touch, torch.zeros(0, device=device)
+            return touch, torch.zeros(0, device=device), {}
         rows = torch.tensor(plan.rows, device=device)
         latents, noise, timesteps = features.latents[rows], batch.noise[rows], batch.timesteps[rows]
         text = {name: states[rows] for name, states in features.text.items()}
@@ -166,8 +184,19 @@ class AdapterStep(nn.Module):
         if self.settings.min_snr_gamma is not None:
             snr = compute_snr(frozen.scheduler, timesteps)
             weighted = losses * min_snr_weights(snr, self.settings.min_snr_gamma, frozen.prediction)
+        total, values = weighted.sum(), {}
+        if plan.decoded:
+            likeness, values = self._identity(plan, batch, features, frozen.clean(noisy, prediction, timesteps))
+            total = total + likeness.sum()
         # Divided by the whole batch: the same gradient however the batch is split, and whichever rows teach.
-        return weighted.sum() / len(batch) + touch, losses.detach()
+        return total / len(batch) + touch, losses.detach(), values
+
+    def _identity(
+        self, plan: Plan, batch: Batch, features: Features, clean: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = plan.rows[: plan.faces]
+        references = self.identity.references(batch, features.hidden, [batch.reference_counts[row] for row in rows])
+        return self.identity(clean, self.identity.judged(batch, rows, plan.decoded), references)
 
     def _face_rows(self, plan: Plan, batch: Batch, features: Features) -> Rows:
         rows = []

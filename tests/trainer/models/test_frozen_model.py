@@ -51,6 +51,24 @@ def test_family(folders, family):
     assert base.decode(noisy).shape == (2, 3, 64, 64)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_the_target_amounts_to_the_clean_latents(folders, family):
+    base = load(folders[family])
+    clean, noise, steps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    noisy = base.scheduler.add_noise(clean, noise, steps)
+    torch.testing.assert_close(base.clean(noisy, base.target(clean, noise, steps), steps), clean, rtol=1e-3, atol=1e-4)
+
+
+def test_decoding_has_a_gradient_when_asked(folders):
+    base = load(folders["sd1"])
+    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
+    assert not base.decode(latents).requires_grad
+    pixels = base.decode(latents, gradient=True)
+    assert torch.equal(pixels.detach().clamp(-1, 1), base.decode(latents))
+    pixels.sum().backward()
+    assert latents.grad.abs().min() > 0
+
+
 def test_latents_are_scaled_samples(folders):
     base = load(folders["sd1"])
     moments = torch.cat([torch.full((1, 4, 2, 2), 3.0), torch.full((1, 4, 2, 2), 2.0 * torch.tensor(0.5).log())], 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from trainer.training.losses import min_snr_weights, sample_losses, weighted_error
+from trainer.training.losses import identity_losses, min_snr_weights, sample_losses, weighted_error
 
 
 @pytest.fixture
@@ -106,3 +108,20 @@ def test_min_snr():
     snr = torch.tensor([0.5, 5.0, 20.0])
     assert min_snr_weights(snr, 5.0, "epsilon").tolist() == pytest.approx([1.0, 1.0, 0.25])
     assert min_snr_weights(snr, 5.0, "v").tolist() == pytest.approx([0.5 / 1.5, 5.0 / 6.0, 5.0 / 21.0])
+
+
+def test_identity():
+    """Two faces at 0° and 90°; the first one's references at 60°, the second one's at 90°, a third person's at 0°."""
+    found = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    references = torch.tensor([[0.5, 3**0.5 / 2], [0.0, 1.0], [1.0, 0.0]])
+    away, contrast = identity_losses(found, references, [0, 1], [[1, 2], []], temperature=0.5)
+    assert away.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    own, other, third = math.exp(0.5 / 0.5), math.exp(0.0), math.exp(1.0 / 0.5)
+    assert contrast.tolist() == pytest.approx([-math.log(own / (own + other + third)), 0.0], abs=1e-6)
+    (away + contrast).sum().backward()
+    assert torch.equal(found.grad[1], -references[1])  # nobody else: the likeness alone
+    slopes = []
+    for shift in (1e-3, -1e-3):
+        moved = identity_losses(torch.tensor([[1.0 + shift, 0.0]]), references, [0], [[1, 2]], temperature=0.5)
+        slopes.append(sum(moved).item())
+    assert found.grad[0, 0].item() == pytest.approx((slopes[0] - slopes[1]) / 2e-3, rel=1e-2)

@@ -1,0 +1,68 @@
+"""Where the faces of a sample are in its training square."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from feedface_core.faces.box import Box
+
+from ..errors import TrainerError
+from . import pictures
+from .manifest import Record
+
+if TYPE_CHECKING:
+    from ..config import DataSettings
+
+LARGEST = 4
+"""Side of a face's square over the picture's, up to which the square says where the face is."""
+
+
+class Place(NamedTuple):
+    """A face of a sample.
+
+    Args:
+        square: of its crop, in pixels of the training picture; may reach past the border. None when its middle lies
+            outside, or it is so large that nothing but skin would be seen.
+        identity: the person; the record's id where nobody said who it is.
+    """
+
+    square: Box | None
+    identity: str
+
+
+def place_face(record: Record, square: pictures.Square, resolution: int, flip: bool) -> Place:
+    """Where a record's face comes to lie in the training picture.
+
+    Args:
+        square: the training square, in pixels of the photo.
+        resolution: side of the training picture.
+        flip: whether that is mirrored.
+    """
+    left, top, side = square
+    scale = resolution / side
+    x0, y0, x1, y1 = ((value - start) * scale for value, start in zip(record.square, (left, top) * 2, strict=True))
+    if flip:
+        x0, x1 = resolution - x1, resolution - x0
+    inside = 0 <= x0 + x1 <= 2 * resolution and 0 <= y0 + y1 <= 2 * resolution
+    shown = inside and x1 - x0 <= LARGEST * resolution
+    return Place((x0, y0, x1, y1) if shown else None, record.identity or record.id)
+
+
+def place_faces(records: Iterable[Record], settings: DataSettings, flip: bool) -> list[Place]:
+    """Where the faces of one photo come to lie; the first one's box says where the training square is.
+
+    Args:
+        records: one for each face.
+        settings: ``resolution`` and ``crop`` are read.
+        flip: whether the training picture is mirrored.
+
+    Raises:
+        TrainerError: the photo's size is neither in the manifest nor in the file.
+    """
+    first, *others = records
+    size = (first.width, first.height) if first.width and first.height else pictures.size_of(first.path)
+    if size is None:
+        raise TrainerError(f"{first.path}: not a readable picture")
+    square = pictures.training_square(*size, first.square if settings.crop == "face" else None)
+    return [place_face(one, square, settings.resolution, flip) for one in (first, *others)]
