@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from feedface_core.modules.recogniser import EncoderRecogniser
+from feedface_core.modules.likeness import EncoderLikeness
 
 from .config import Config
 from .config.fields import as_path, make_folder
@@ -124,7 +124,7 @@ def release_encoders(config: Config, models: Models) -> None:
     if config.data.cache is not None:
         decodes = config.train.validate_every is not None or config.loss.identity.active
         models.frozen.release("text", *([] if decodes else ["autoencoder"]))
-        if not isinstance(models.recogniser, EncoderRecogniser):
+        if not isinstance(models.recogniser, EncoderLikeness):
             models.encoder.release()
 
 

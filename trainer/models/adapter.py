@@ -11,7 +11,7 @@ from feedface_core.config import AdapterConfig
 from feedface_core.errors import FeedFaceError
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.modules.adapter import FaceAdapter
-from feedface_core.modules.recogniser import EncoderRecogniser, FacenetRecogniser, Recogniser
+from feedface_core.modules.likeness import EncoderLikeness, FacenetLikeness, Likeness
 
 from ..config import Config, IdentityLossSettings
 from ..config.fields import as_path
@@ -35,7 +35,7 @@ class Models:
     frozen: FrozenModel
     encoder: FaceEncoder
     adapter: FaceAdapter
-    recogniser: Recogniser | None = None
+    recogniser: Likeness | None = None
 
 
 def load_models(config: Config, device: torch.device | str, rule: CropRule = DEFAULT_RULE) -> Models:
@@ -58,7 +58,7 @@ def load_models(config: Config, device: torch.device | str, rule: CropRule = DEF
 
 def make_recogniser(
     settings: IdentityLossSettings, encoder: FaceEncoder, device: torch.device | str
-) -> Recogniser | None:
+) -> Likeness | None:
     """The recogniser of the identity loss; None where there is none.
 
     Raises:
@@ -67,9 +67,9 @@ def make_recogniser(
     if not settings.active:
         return None
     if settings.recogniser == "encoder":
-        return EncoderRecogniser(encoder.module, encoder.config)
+        return EncoderLikeness(encoder.module, encoder.config)
     try:
-        return FacenetRecogniser(as_path(settings.path, "loss.identity.path")).to(device)
+        return FacenetLikeness(as_path(settings.path, "loss.identity.path")).to(device)
     except FeedFaceError as error:
         raise TrainerError(f"loss.identity.path: {error}") from error
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from feedface_core.faces import FILL, cut_squares
 from feedface_core.faces.box import Box
-from feedface_core.modules.recogniser import EncoderRecogniser, Recogniser, mean_vectors
+from feedface_core.modules.likeness import EncoderLikeness, Likeness, mean_vectors
 
 from ..config import IdentityLossSettings
 from ..data.batch import Batch
@@ -51,7 +51,7 @@ class IdentityLoss:
     """
 
     def __init__(
-        self, frozen: FrozenModel, recogniser: Recogniser, settings: IdentityLossSettings, fill: float = FILL
+        self, frozen: FrozenModel, recogniser: Likeness, settings: IdentityLossSettings, fill: float = FILL
     ) -> None:
         self.frozen, self.recogniser, self.settings, self.fill = frozen, recogniser, settings, fill
 
@@ -81,7 +81,7 @@ class IdentityLoss:
     def references(self, batch: Batch, hidden: Tensor, counts: list[int]) -> Tensor:
         """One unit vector for each face with references ``(F, D)``, without gradient."""
         with full_precision(self.frozen.device):
-            if isinstance(self.recogniser, EncoderRecogniser):
+            if isinstance(self.recogniser, EncoderLikeness):
                 vectors = self.recogniser.of_hidden(hidden)
             else:
                 vectors = self.recogniser.vectors(batch.crops.to(self.frozen.device).movedim(-1, 1))

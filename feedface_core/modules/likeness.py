@@ -1,7 +1,7 @@
-"""Recognisers that gradients pass through: a face crop → a unit vector near those of the person's other photos.
+"""Likeness with a gradient: a face crop → a unit vector near those of the person's other photos.
 
-Likeness is the cosine of two such vectors. It pulls a picture towards a person: in training and in sampling, through
-the predicted clean picture.
+The cosine of two such vectors pulls a picture towards a person: in training and in sampling, through the predicted
+clean picture. The recognisers of :mod:`feedface_core.faces.recognisers` judge finished pictures; most have no gradient.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def mean_vectors(vectors: Tensor, counts: Sequence[int], weights: Sequence[float
     return functional.normalize(torch.stack([own.sum(0) for own in vectors.split(list(counts))]), dim=-1)
 
 
-class Recogniser(ABC):
-    """A frozen network whose input has a gradient.
+class Likeness(ABC):
+    """A frozen recogniser whose input has a gradient.
 
     Attributes:
         size: side of the crops it sees, in pixels.
@@ -42,7 +42,7 @@ class Recogniser(ABC):
     size: int
     module: nn.Module
 
-    def to(self, device: torch.device | str) -> Recogniser:
+    def to(self, device: torch.device | str) -> Likeness:
         """Move the network."""
         self.module.to(device)
         return self
@@ -59,8 +59,8 @@ class Recogniser(ABC):
         """Crops of :attr:`size` → features ``(N, D)`` of any length."""
 
 
-class EncoderRecogniser(Recogniser):
-    """The face encoder of an adapter itself: the mean of the face tokens, at the layer that the adapter reads. So the
+class EncoderLikeness(Likeness):
+    """The face encoder of an adapter itself: the class token, at the layer that the adapter reads. So the
     hidden states of a face are all that is needed of its references.
 
     Args:
@@ -73,16 +73,16 @@ class EncoderRecogniser(Recogniser):
 
     def of_hidden(self, hidden: Tensor) -> Tensor:
         """Hidden states ``(N, T, E)`` → unit vectors ``(N, E)``."""
-        return functional.normalize(hidden.float().mean(1), dim=-1)
+        return functional.normalize(hidden[:, 0].float(), dim=-1)
 
     def _features(self, crops: Tensor) -> Tensor:
         config, weight = self.config, next(self.module.parameters())
         mean, std = (crops.new_tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
         pixels = ((crops - mean) / std).to(weight.device, weight.dtype)
-        return self.module(pixel_values=pixels, output_hidden_states=True).hidden_states[config.layer].float().mean(1)
+        return self.module(pixel_values=pixels, output_hidden_states=True).hidden_states[config.layer][:, 0]
 
 
-class FacenetRecogniser(Recogniser):
+class FacenetLikeness(Likeness):
     """facenet-pytorch's ``InceptionResnetV1`` (Schroff et al. 2015; weights of David Sandberg) from a file.
 
     Args:
