@@ -1,9 +1,9 @@
-"""What the trainer saves: a training step with and without the cache, against a straightforward one.
+"""What the trainer saves: a step with and without the cache, against the released trainer's step.
 
-    python run.py bench train                       this trainer in bf16 where the processor has it, plain in fp32
+    python run.py bench train                       both compute in bf16 where the processor has it
     python run.py bench train --rounds 9 --batch 8 --threads 8
-    python run.py bench train --mixed               plain, too, computes its U-Net in bf16
-    python run.py bench train --precision fp32      all in fp32
+    python run.py bench train --precision fp32      both in fp32
+    python run.py bench train --plain fp32          the released step in fp32, whatever this trainer computes in
 
 The model has Stable Diffusion 1.5's layout (four levels, two blocks each, 16 sites with control branches, a KL
 autoencoder, a CLIP text encoder of 12 layers, a ViT with 32-pixel patches over 224-pixel crops) at a fifth of its
@@ -12,12 +12,16 @@ times the operations of a forward pass of the U-Net, as it does for the real one
 here 12.0 and 8.7), so the cache looks no better than it is; two heads make them 32 to 128 wide (real: 40 to 160).
 
 =========  ====================================================================================================
-plain      a straightforward step after the published description: photo, caption and face encoded at every step, all
-           in fp32, the frozen model's weights requiring gradients, two full forward passes, AdamW as it comes
+plain      the released trainer's step: photo, caption and face encoded at every step in fp32, the frozen model's
+           prediction computed always, its weights requiring gradients, AdamW as it comes, three reads from the device
 uncached   this trainer without a cache
-cached     this trainer with a cache: the whole loop, with reading, clipping, moving average and logging
+cached     this trainer with a cache: the whole loop, with reading, clipping and logging
 bare       forward, backward and optimiser alone, on batches of the cached run that are already there
 =========  ====================================================================================================
+
+The released trainer keeps no moving average, so by default nobody does here; ``--ema`` gives this trainer one.
+``shareable`` is what the frozen model's own prediction has in common with the trained pass, as a share of the bare
+step: what comes before the first branch could be computed once for both.
 
 Each variant runs in a process of its own; they take turns, and the medians over all rounds are given. Memory is the
 peak of a process from its first step on, above what the same process holds with its libraries imported and nothing
@@ -42,7 +46,7 @@ from benchmarks.support.training_variants import RESOLUTION, VARIANTS, run_varia
 Round = dict[str, float]  # seconds and peak of one variant
 
 
-def make_inputs(folder: Path, batch: int, precision: str, workers: int) -> Path:
+def make_inputs(folder: Path, batch: int, precision: str, workers: int, ema: float | None = None) -> Path:
     """Photos, models, a cache, and the configuration of the run."""
     from tools.tiny_diffusers import TinySize, make_base, make_encoder
     from trainer.cache import make_cache
@@ -67,7 +71,7 @@ def make_inputs(folder: Path, batch: int, precision: str, workers: int) -> Path:
             "output": str(folder / "run"),
             "steps": 10**6,
             "batch_size": batch,
-            "ema": 0.9999,
+            "ema": ema,
             "checkpoint_every": 10**6,
             "validate_every": None,
             "tracker": "none",
@@ -155,6 +159,8 @@ def summary(results: dict[str, list[Round]], samples: int) -> dict[str, float]:
         "memory_ratio": peak["cached"] / max(peak["plain"], 1e-9),
         "step_over_bare": statistics.median(one["seconds"] / other["seconds"] for one, other in pairs),
     }
+    for name, key in (("shareable", "prefix"), ("frozen_pass", "frozen pass")):
+        figures[name] = statistics.median(one.get(key, 0.0) / one["seconds"] for one in results["bare"])
     return {name: round(value, 3) for name, value in figures.items()}
 
 
@@ -186,21 +192,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each variant")
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     precisions = {"choices": ("auto", "fp32", "bf16"), "default": "auto"}
-    parser.add_argument("--precision", **precisions, help="of this trainer's variants; plain is always fp32")
-    parser.add_argument("--mixed", action="store_true", help="plain computes its U-Net under bf16 autocast")
+    parser.add_argument("--precision", **precisions, help="of this trainer, and of plain unless --plain says otherwise")
+    parser.add_argument("--plain", choices=("same", "fp32"), default="same", help="in what the released step computes")
+    parser.add_argument("--ema", type=float, help="decay of this trainer's moving average (default: none)")
     options = parser.parse_args()
     precision = best_precision() if options.precision == "auto" else options.precision
+    mixed = options.plain == "same" and precision == "bf16"
     with tempfile.TemporaryDirectory(prefix="feedface-bench-") as folder:
-        config = make_inputs(Path(folder), options.batch, precision, options.workers)
-        results = measure(config, options.rounds, options.steps, options.threads, options.mixed)
+        config = make_inputs(Path(folder), options.batch, precision, options.workers, options.ema)
+        results = measure(config, options.rounds, options.steps, options.threads, mixed)
     samples = options.batch * options.steps
-    figures, plain = summary(results, samples), "bf16 autocast" if options.mixed else "fp32"
+    figures, plain = summary(results, samples), "bf16 autocast" if mixed else "fp32"
     print(f"\nStable Diffusion 1.5's layout at a fifth of its width, {RESOLUTION} pixels, batch {options.batch},")
     print(f"{precision} (plain: {plain}), {options.threads} thread(s); medians of {options.rounds} rounds")
     print(table(results, samples))
     print(
         f"cached over plain: {figures['speedup']:.2f} × the samples, {figures['memory_ratio']:.2f} × the memory; "
-        f"cached step over bare step: {figures['step_over_bare']:.3f}"
+        f"cached step over bare step: {figures['step_over_bare']:.3f}\n"
+        f"of the bare step, the frozen model's own prediction takes {figures['frozen_pass']:.1%}, and sharing its "
+        f"beginning with the trained pass could save {figures['shareable']:.1%}"
     )
     print(json.dumps(figures))
 

@@ -50,13 +50,17 @@ def import_libraries() -> None:
             getattr(library, name)
 
 
-def in_rounds(batches: Iterable[Any], connection: Connection, steps: int, idle: float) -> Iterator[Any]:
+def in_rounds(
+    batches: Iterable[Any], connection: Connection, steps: int, idle: float, more: dict[str, float] | None = None
+) -> Iterator[Any]:
     """Batches in rounds of ``steps``: each begins when asked for, and is reported with its seconds and peak memory.
 
     Args:
         connection: to the process that asks.
         idle: memory of this process before anything was loaded, in MB.
+        more: further numbers of a round, which the consumer adds to; reported and set back to 0 after each.
     """
+    more = {} if more is None else more
     forget_peak()
     connection.send("ready")
     source = iter(batches)
@@ -65,7 +69,8 @@ def in_rounds(batches: Iterable[Any], connection: Connection, steps: int, idle: 
         for _ in range(steps):
             yield next(source)
         # The consumer comes back here when the last step of the round is done.
-        connection.send({"seconds": time.perf_counter() - began, "peak": memory("VmHWM") - idle})
+        connection.send({"seconds": time.perf_counter() - began, "peak": memory("VmHWM") - idle, **more})
+        more.update(dict.fromkeys(more, 0.0))
 
 
 def run_variant(name: str, connection: Connection, path: Path, mixed: bool, steps: int, threads: int) -> None:
@@ -101,10 +106,37 @@ def run_variant(name: str, connection: Connection, path: Path, mixed: bool, step
     trainer.run()
 
 
+class SharedPrefix:
+    """Counts the seconds that passes without gradient spend before a branch could make a difference: up to and with
+    the first site's frozen block. That much of the frozen model's own prediction the trained pass computes again.
+
+    Attributes:
+        seconds: the sum so far, as ``prefix``; those of all passes without gradient as ``frozen pass``.
+    """
+
+    def __init__(self, models) -> None:
+        import torch
+
+        from feedface_core.hosts import match_sites
+
+        self.seconds = {"prefix": 0.0, "frozen pass": 0.0}
+        host, began = models.frozen.host, [0.0]
+
+        def note(name: str) -> None:
+            if not torch.is_grad_enabled():
+                self.seconds[name] += time.perf_counter() - began[0]
+
+        host.register_forward_pre_hook(lambda *_: began.__setitem__(0, time.perf_counter()))
+        first = host.get_submodule(match_sites(models.adapter.config, host)[0].path)
+        first.register_forward_hook(lambda *_: note("prefix"))
+        host.register_forward_hook(lambda *_: note("frozen pass"))
+
+
 def run_bare(trainer, models, batches: Iterable[Any], rounds: Rounds) -> None:
-    """Forward, backward and optimiser, and nothing else."""
+    """Forward, backward and optimiser, and nothing else; with the seconds of :class:`SharedPrefix`."""
     from trainer.training.step import encode_batch
 
+    rounds = partial(rounds, more=SharedPrefix(models).seconds)
     step = trainer.accelerator.unwrap_model(trainer.step)
     prepared = [
         (batch, encode_batch(batch, models.frozen, models.encoder), step.plan(batch)) for batch in islice(batches, 4)
@@ -119,24 +151,37 @@ def run_bare(trainer, models, batches: Iterable[Any], rounds: Rounds) -> None:
 
 
 def run_plain(config, mixed: bool, rounds: Rounds) -> None:
-    """The published training step as one would write it down."""
+    """The released trainer's step on this model, with everything that it computes and reads:
+
+    photo, caption and face are encoded each time in fp32; a dropped face is a crop of zeros that is computed like any
+    other; the frozen model's prediction is computed whether or not the loss contains it; the frozen model's weights
+    require gradients, which nobody clears; three losses are read back from the device, and the processes wait.
+    """
     import torch
+    from torch.optim.lr_scheduler import LambdaLR
 
     from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
     from trainer.data.manifest import read_manifest
     from trainer.data.order import GlobalBatches
     from trainer.models.adapter import load_models
+    from trainer.training.processes import make_accelerator
 
     model = config.model.model_copy(update={"precision": "fp32"})
     loss = config.loss.model_copy(update={"face_dropout": 0.0, "text_dropout": 0.0})
     config = config.model_copy(update={"model": model, "loss": loss})
-    models = load_models(config, "cpu")
+    accelerator = make_accelerator(config.train, "bf16" if mixed else "fp32")
+    models = load_models(config, accelerator.device)
     frozen, adapter = models.frozen, models.adapter
     frozen.host.requires_grad_(True)
     records, _ = read_manifest(config.data.manifest)
     dataset = FaceDataset(records, config, TensorShapes.of(frozen, RESOLUTION))
     order = GlobalBatches(len(records), config.train.batch_size, 0, 10**6)
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=2e-5, betas=(0.9, 0.9), weight_decay=0.03)
+    schedule = LambdaLR(optimiser, lambda step: min(step / 100, 1.0))
+
+    def mean(squares: torch.Tensor) -> torch.Tensor:
+        return squares.flatten(1).mean(1)  # (B,)
+
     for number, batch in enumerate(rounds(make_loader(dataset, order, config.data.workers))):
         with torch.no_grad():
             latents = frozen.sample_latents(frozen.encode_pixels(batch.pixels), batch.latent_noise)
@@ -144,15 +189,20 @@ def run_plain(config, mixed: bool, rounds: Rounds) -> None:
             crops = torch.zeros_like(batch.crops) if number % 10 == 9 else batch.crops
             hidden = models.encoder.encode(crops)  # (B, T, E), one reference each
         noisy = frozen.scheduler.add_noise(latents, batch.noise, batch.timesteps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        with accelerator.autocast():
             rows = [(len(batch), adapter.control(adapter.project(hidden.float())))]
+            prediction = frozen.predict(noisy, batch.timesteps, text, rows)
             with torch.no_grad():
                 original = frozen.predict(noisy, batch.timesteps, text)
-            prediction = frozen.predict(noisy, batch.timesteps, text, rows)
-        inside, outside = (batch.noise - prediction).square(), (original - prediction).square()
-        value = inside.mean()
+        difference = batch.noise - prediction
+        value = mean(difference.square())
         if number % 10 != 4:
-            value = (inside * batch.masks).mean() + (outside * (1 - batch.masks)).mean()
-        value.backward()
+            outside = (original - prediction) * (1 - batch.masks)
+            value = mean((difference * batch.masks).square()) + mean(outside.square())
+        accelerator.backward(value.mean())
         optimiser.step()
+        schedule.step()
         optimiser.zero_grad()
+        for part in (value, value, value):  # the whole, the picture's and the image token's
+            accelerator.gather(part.detach().mean()).mean().item()
+        accelerator.wait_for_everyone()

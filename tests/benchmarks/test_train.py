@@ -20,6 +20,8 @@ PROMISED = {
     "cached_peak_mb",
     "memory_ratio",
     "step_over_bare",
+    "frozen_pass",
+    "shareable",
 }
 
 
@@ -33,7 +35,7 @@ def test_summary():
             "plain": rounds(4.0, 8.0, 4.0, peak=1000.0),
             "uncached": rounds(2.5, 2.5, 2.5, peak=700.0),
             "cached": rounds(1.1, 9.0, 1.5, peak=400.0),
-            "bare": rounds(1.0, 9.0, 1.0, peak=390.0),
+            "bare": [{**one, "prefix": 0.1, "frozen pass": 0.25} for one in rounds(1.0, 9.0, 1.0, peak=390.0)],
         },
         samples=4,
     )
@@ -41,6 +43,7 @@ def test_summary():
     assert figures["plain_sps"] == 1.0 and figures["uncached_sps"] == 1.6
     assert figures["speedup"] == pytest.approx(4.0 / 1.5, rel=1e-3)
     assert figures["memory_ratio"] == 0.4
+    assert figures["shareable"] == 0.1 and figures["frozen_pass"] == 0.25
     assert figures["step_over_bare"] == 1.1  # the middle of 1.1, 1.0 and 1.5, each of one round
 
 
@@ -52,4 +55,5 @@ def test_short_run():
     figures = json.loads(last)
     assert figures.keys() >= PROMISED
     assert all(any(line.startswith(name) for line in table) for name in VARIANTS)
+    assert 0.0 < figures["shareable"] < figures["frozen_pass"] < 1.0
     assert figures["speedup"] > 1.5 and figures["memory_ratio"] < 0.7
