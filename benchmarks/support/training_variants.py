@@ -139,7 +139,8 @@ def run_bare(trainer, models, batches: Iterable[Any], rounds: Rounds) -> None:
     rounds = partial(rounds, more=SharedPrefix(models).seconds)
     step = trainer.accelerator.unwrap_model(trainer.step)
     prepared = [
-        (batch, encode_batch(batch, models.frozen, models.encoder), step.plan(batch)) for batch in islice(batches, 4)
+        (batch, encode_batch(batch, models.frozen, models.encoder), step.plan(batch))
+        for batch in islice(batches, 16)  # those of the cached run
     ]
     (optimiser,) = trainer.state.optimisers
     for batch, features, plan in rounds(cycle(prepared)):

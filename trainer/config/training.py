@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -10,7 +9,8 @@ from typing_extensions import Self
 
 from feedface_core.errors import shorten
 
-from .fields import Count, Name, NotNegative, PathText, Positive, PositiveFloat, Seed, Text
+from .fields import Count, Name, PathText, Seed, Text
+from .loop import OptimiserSettings, TrainSettings
 from .losses import LossSettings
 from .settings import Section, Settings
 
@@ -32,7 +32,6 @@ def _channels(low: float, high: float) -> Any:
 
 
 Side = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Scale = Annotated[float, Field(ge=-1000, le=1000)]
 Manifests = Annotated[list[PathText], Field(min_length=1, max_length=1000), AfterValidator(_different)]
 Sites = Annotated[list[Name], Field(min_length=1, max_length=1000), AfterValidator(_different)]
@@ -177,58 +176,6 @@ class DataSettings(Section):
     def mirrors_references(self) -> bool:
         """Whether references are mirrored at all."""
         return self.flip if self.flip_references is None else self.flip_references
-
-
-class OptimiserSettings(Section):
-    """AdamW."""
-
-    lr: Annotated[float, Field(gt=0, le=10)] = 2e-5
-    """Learning rate after the warm-up."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means; the published training has (0.9, 0.9)."""
-    weight_decay: NotNegative = 0.03
-    eps: Annotated[float, Field(ge=1e-20, le=1)] = 1e-8
-    warmup_steps: Count = 100
-    """Optimiser steps of linear warm-up, whatever the number of processes."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up, until train.steps."""
-    clip: PositiveFloat | None = 1.0
-    """Largest norm of the gradient; null does not clip."""
-    accumulation: Annotated[int, Field(gt=0, le=65536)] = 1
-    """Backward passes for one optimiser step; train.batch_size is split into so many parts."""
-    fused: bool = True
-    """The fused AdamW of torch."""
-
-
-class TrainSettings(Section):
-    """Length, seed, checkpoints and logs."""
-
-    output: Annotated[PathText, AfterValidator(os.path.expanduser)]
-    """Folder of checkpoints, logs and adapters."""
-    steps: Annotated[int, Field(gt=0, le=10**9)] = 50_000
-    """Optimiser steps."""
-    batch_size: Annotated[int, Field(gt=0, le=65536)] = 16
-    """Samples of one optimiser step over all processes: it has to divide by processes × accumulation."""
-    seed: Seed = 0
-    """Order, flips, references, dropout, timesteps, noise and initial weights follow from it."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the moving average of the weights; null keeps none."""
-    checkpoint_every: Positive = 1000
-    """Steps between checkpoints."""
-    keep: Positive = 3
-    """Newest checkpoints kept."""
-    resume: bool = True
-    """Go on from the newest sound checkpoint of the output folder."""
-    log_every: Positive = 10
-    """Steps between log lines."""
-    validate_every: Positive | None = 1000
-    """Steps between validation pictures; null makes none."""
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    """Where curves and pictures go."""
-    timeout_minutes: Annotated[float, Field(ge=0.01, le=1e6)] = 120.0
-    """How long processes wait for one another (pictures, checkpoints, reading the cache) before the run is given up."""
-    deterministic: bool = True
-    """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
 
 
 class ValidationSettings(Section):

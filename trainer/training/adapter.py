@@ -94,8 +94,9 @@ def check_checkpoint(checkpoint: Checkpoint, config: Config, metadata: dict[str,
     saved = Config.from_json(state["config"])
     old, new = (_flat(one.model_dump(mode="json", exclude=CHANGEABLE)) for one in (saved, config))
     if config.optimiser.schedule == "constant":
-        del new["train.steps"]
-    changed = [f"{name} {old[name]!r} → {new[name]!r}" for name in sorted(new) if old[name] != new[name]]
+        del old["train.steps"], new["train.steps"]
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    changed = [f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names]
     before, now = state.get("data"), metadata["data"]
     if before and now and before != now:
         counts = f"{before['photos']} photos, now {now['photos']}"

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ..errors import TrainerError
 from .checkpoint import Checkpoint, CheckpointError, newest_name, save_checkpoint
 from .metrics import TrainingDiverged
+from .optimiser import plain_values
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class TrainingState:
             for optimiser in self.optimisers
             for name, parameter in self.parameters.items()
             for key, value in optimiser.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
         }
 
     def write(self, output: Path, metadata: Mapping[str, Any], keep: int) -> None:
@@ -118,6 +120,8 @@ class TrainingState:
                 files["ema"] = dict(zip(self.parameters, self.average.shadow_params, strict=True))
             scaler = self.accelerator.scaler
             state = {**metadata, "step": self.done, "scaler": None if scaler is None else scaler.state_dict()}
+            names = {parameter: name for name, parameter in self.parameters.items()}
+            state["optimisers"] = [plain_values(one, names) for one in self.optimisers]
             path = save_checkpoint(output, files, state, keep)
             self.saved = self.done
             logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
@@ -133,6 +137,24 @@ class TrainingState:
             self.model.load_state_dict(checkpoint.tensors["trainables"])
         except RuntimeError as error:
             raise TrainerError(f"{checkpoint.path} is of another model than this run trains: {error}") from error
+        self._load_optimisers(checkpoint)
+        if self.average is not None:
+            start = checkpoint.weights()
+            for name, value in zip(self.parameters, self.average.shadow_params, strict=True):
+                value.copy_(start[name])
+            self.average.optimization_step = checkpoint.step
+        if self.accelerator.scaler is not None and checkpoint.state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.done = self.saved = checkpoint.step
+        logger.info("going on from %s", checkpoint.path)
+
+    def _load_optimisers(self, checkpoint: Checkpoint) -> None:
+        plain = checkpoint.state.get("optimisers") or []  # earlier releases had AdamW, whose state is tensors alone
+        before, now = [one["class"] for one in plain], [type(one).__name__ for one in self.optimisers]
+        if plain and before != now:
+            text = "%s was made with the optimiser %s; %s starts without what that one had gathered"
+            logger.warning(text, checkpoint.path, ", ".join(before), ", ".join(now))
+            return
         saved: dict[str, dict[str, Tensor]] = {}  # parameter → state → tensor
         for name, tensor in checkpoint.tensors["optimiser"].items():
             key, _, parameter = name.partition(".")
@@ -145,17 +167,19 @@ class TrainingState:
         owners = {value: one for one in self.optimisers for group in one.param_groups for value in group["params"]}
         for name, states in saved.items():
             parameter, optimiser = self.parameters[name], owners[self.parameters[name]]
-            device = parameter.device if optimiser.defaults.get("fused") else "cpu"
+            counter = parameter.device if optimiser.defaults.get("fused") else "cpu"
             optimiser.state[parameter] = {
-                key: value.to(device) if key == "step" else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                for key, value in states.items()
+                key: value.to(counter) if key == "step" else _like(parameter, value) for key, value in states.items()
             }
-        if self.average is not None:
-            start = checkpoint.weights()
-            for name, value in zip(self.parameters, self.average.shadow_params, strict=True):
-                value.copy_(start[name])
-            self.average.optimization_step = checkpoint.step
-        if self.accelerator.scaler is not None and checkpoint.state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.done = self.saved = checkpoint.step
-        logger.info("going on from %s", checkpoint.path)
+        for optimiser, values in zip(self.optimisers, plain, strict=False):
+            for group, own in zip(optimiser.param_groups, values["groups"], strict=False):
+                group.update(own)
+            for name, own in values["parameters"].items():
+                optimiser.state[self.parameters[name]].update(own)
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """The value where its parameter is, and laid out like it if it has its shape."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -45,7 +45,9 @@ class Step(nn.Module):
         return losses.mean(), Record(6, losses.detach(), values=values)
 
 
-def make_trainer(output: Path, steps: int = 8, precision: str = "fp32", two: bool = False, stop=None, **changes):
+def make_trainer(
+    output: Path, steps: int = 8, precision: str = "fp32", two: bool = False, stop=None, rate=None, **changes
+):
     values = {"batch_size": 6, "ema": 0.9, "checkpoint_every": 4, "log_every": 4, "validate_every": None}
     settings = TrainSettings(output=str(output), steps=steps, **{**values, "tracker": "none", **changes})
     model = Model()
@@ -54,7 +56,7 @@ def make_trainer(output: Path, steps: int = 8, precision: str = "fp32", two: boo
         optimisers = [torch.optim.SGD(model.hidden.parameters(), lr=1.0, momentum=0.9)]
         optimisers.append(torch.optim.AdamW(model.head.parameters(), lr=1.0, fused=True))
     accelerator = make_accelerator(settings, precision)
-    rate = OptimiserSettings(lr=1e-2, warmup_steps=1)
+    rate = OptimiserSettings(**{"lr": 1e-2, "warmup_steps": 1, **(rate or {})})
     batches = lambda start: iter(range(start, 10**6))  # noqa: E731
     return Trainer(settings, rate, accelerator, Step(model), model, batches, optimisers=optimisers, stop=stop)
 
@@ -81,6 +83,38 @@ def test_resumed_is_bit_identical(tmp_path, two, precision):
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     assert torch.equal(whole["trainables.frozen.weight"], Model().frozen.weight)
     assert not torch.equal(whole["trainables.hidden.weight"], Model().hidden.weight)
+
+
+OPTIMISERS = [
+    ("adamw", {"amsgrad": True}, "torch"),
+    ("NAdam", {}, "torch"),
+    ("torch.optim.Adafactor", {}, "torch"),
+    ("SGD", {"momentum": 0.9}, "torch"),
+    ("prodigy", {"d_coef": 2.0, "d0": 1e-4}, "prodigyopt"),
+    ("adamw8bit", {"min_8bit_size": 16}, "bitsandbytes"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "package"), OPTIMISERS, ids=[name for name, *_ in OPTIMISERS])
+def test_resumed_is_bit_identical_with_any_optimiser(tmp_path, name, options, package):
+    pytest.importorskip(package)
+    rate = {"name": name, "options": options, "fused": False, "lr": 1.0 if name == "prodigy" else 1e-2}
+    make_trainer(tmp_path / "whole", rate=rate).run()
+    make_trainer(tmp_path / "parts", steps=4, rate=rate).run()
+    resumed = make_trainer(tmp_path / "parts", rate=rate)
+    assert resumed.state.done == 4 and resumed.run()
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert whole.keys() == parts.keys() and all(torch.equal(value, parts[key]) for key, value in whole.items())
+    assert not torch.equal(whole["trainables.hidden.weight"], Model().hidden.weight)
+    (kept,) = load_latest(tmp_path / "whole").state["optimisers"]
+    assert name != "prodigy" or kept["groups"][0]["d"] > 1e-4  # what it has found out is no tensor
+
+
+def test_another_optimiser_starts_without_what_the_first_has_gathered(tmp_path, caplog):
+    make_trainer(tmp_path, steps=2).run()
+    trainer = make_trainer(tmp_path, steps=4, rate={"name": "SGD"})
+    assert "was made with the optimiser AdamW; SGD starts without" in caplog.text
+    assert trainer.state.done == 2 and trainer.run()
 
 
 def test_it_learns_and_reports(tmp_path):
