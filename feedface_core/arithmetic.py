@@ -1,4 +1,4 @@
-"""Arithmetic on encoded faces: both, between two, beside one, along a difference.
+"""Arithmetic on encoded faces: both, between two, beside one, along a difference; and invented ones.
 
 All but :func:`mix_faces` work on the mean of a face's references, token by token, so the result is a face of one
 reference.
@@ -6,12 +6,15 @@ reference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .conditioning import Face, combine_references
-from .errors import FeedFaceError
+from .errors import FeedFaceError, shorten
 
 
 def mean_tokens(face: Face) -> Tensor:
@@ -88,3 +91,50 @@ def add_difference(face: Face, plus: Face, minus: Face, amount: float) -> Face:
     """
     check_same_encoder(face=face, plus=plus, minus=minus)
     return Face(mean_tokens(face) + amount * (mean_tokens(plus) - mean_tokens(minus)), encoder=face.encoder)
+
+
+@dataclass(frozen=True, eq=False)
+class FaceStatistics:
+    """Mean and principal components of encoded faces, from which people who do not exist are drawn (Face0, section 4).
+
+    Args:
+        mean: ``(T, E)`` of the hidden states.
+        components: ``(K, T, E)``, each as long as the faces' standard deviation along it.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor, count: int = 32) -> FaceStatistics:
+        """The statistics of faces ``(N, T, E)`` with at most ``count`` components; at least two faces."""
+        flat = hidden.float().flatten(1)  # (N, T·E)
+        mean = flat.mean(0)
+        _, lengths, directions = torch.linalg.svd(flat - mean, full_matrices=False)
+        components = directions[:count] * (lengths[:count, None] / (len(flat) - 1) ** 0.5)
+        return cls(mean.view(hidden.shape[1:]), components.view(-1, *hidden.shape[1:]))
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], tokens: int, width: int) -> FaceStatistics | None:
+        """From a file's tensors; None without any. Raises :class:`FeedFaceError` for others than these."""
+        if not tensors:
+            return None
+        mean, components = tensors.get("mean"), tensors.get("components")
+        shapes = [None if one is None else tuple(one.shape) for one in (mean, components)]
+        if len(tensors) != 2 or shapes[0] != (tokens, width) or shapes[1] is None or shapes[1][1:] != (tokens, width):
+            found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+            raise FeedFaceError(
+                f"statistics: found {shorten(found)}, expected mean {(tokens, width)} and components "
+                f"(any, {tokens}, {width})"
+            )
+        return cls(mean.float(), components.float())
+
+    def draw(self, seed: int, variety: float = 1.0, encoder: str = "") -> Face:
+        """A random face: the same for the same seed, in every picture.
+
+        Args:
+            variety: 1 is as varied as the faces that were seen, 0 gives their mean.
+            encoder: see :class:`Face`.
+        """
+        noise = torch.randn(len(self.components), generator=torch.Generator().manual_seed(seed))
+        return Face((self.mean + variety * torch.einsum("k,kte->te", noise, self.components))[None], encoder=encoder)

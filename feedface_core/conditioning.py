@@ -167,6 +167,7 @@ class FaceControl:
         bias: ``(F, 1, 1, L)`` added to the logits of the attention to the face, or None.
         regions: ``(R, h, w)`` where each of several people is; their tokens follow one another among the L, as many as
             ``lengths`` says.
+        text_tokens: ``(F, N, C)`` that take the place of the text's last ones, for an adapter without branches.
     """
 
     face: Face | People | None = None
@@ -178,6 +179,7 @@ class FaceControl:
     bias: Tensor | None = None
     regions: Tensor | None = None
     lengths: tuple[int, ...] = ()
+    text_tokens: Tensor | None = None
 
     @property
     def active(self) -> bool:

@@ -23,6 +23,8 @@ HOSTS = {
 #: What becomes of a face crop that reaches past the photo's border.
 BORDERS = ("pad", "clamp")
 COMBINATIONS = ("concat", "average", "weighted_average")
+#: What a stream's encoder looks at: the face, or the photo without it.
+STREAMS = ("face", "background")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -73,10 +75,13 @@ class VisionFields(BaseModel):
 
 @dataclass(frozen=True, config=_STRICT)
 class EncoderConfig:
-    """The frozen face encoder: a CLIP vision transformer and how its pixels are prepared.
+    """The frozen encoder: a CLIP vision transformer and how its pixels are prepared, or a face recogniser.
 
     Args:
+        type: ``clip_vision``, or ``recogniser``: one vector for a face from the recogniser ``name``, of which only the
+            width (``config``'s ``hidden_size``) is known here.
         config: some of :class:`VisionFields`; the others have its values.
+        pooling: ``none`` keeps all tokens of CLIP's hidden states, ``class`` the class token alone, as one vector.
         image_size: side of the crop in pixels.
         image_mean, image_std: normalisation of each channel. The released adapter uses 0.5 / 0.5, not CLIP's own.
         layer: index into the hidden states; -2 is the penultimate layer, before the post layer norm.
@@ -96,7 +101,8 @@ class EncoderConfig:
     layer: Annotated[int, Field(ge=-257, le=256)] = -2
     name: Annotated[str, Field(max_length=1000)] = "openai/clip-vit-base-patch32"
     included: bool = True
-    type: Literal["clip_vision"] = "clip_vision"
+    type: Literal["clip_vision", "recogniser"] = "clip_vision"
+    pooling: Literal["none", "class"] = "none"
     fingerprint: Annotated[str, Field(max_length=64)] = ""
     crop_scale: Annotated[float, Field(gt=0, le=16)] = 1.1
     crop_border: Literal["pad", "clamp"] = "pad"
@@ -113,6 +119,8 @@ class EncoderConfig:
             )
         if vision.patch_size > self.image_size:
             raise ValueError(f"patch_size {vision.patch_size} is larger than image_size {self.image_size}")
+        if self.type == "recogniser" and self.included:
+            raise ValueError("a recogniser is not included in an adapter file: included must be false")
 
     @property
     def patch_size(self) -> int:
@@ -125,18 +133,41 @@ class EncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens T of one reference: the class token and one for each patch (50 for ViT-B/32 at 224)."""
+        """Tokens T of one reference: the class token and one for each patch (50 for ViT-B/32 at 224); 1 of a vector."""
+        if self.pooling == "class" or self.type == "recogniser":
+            return 1
         return 1 + (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, config=_STRICT)
+class TextTokensConfig:
+    """Tokens in the place of the last of the text's, instead of branches (Face0, SIGGRAPH Asia 2023, section 3).
+
+    Args:
+        count: tokens N of a face.
+        layers: linear layers of the MLP that makes them of a vector.
+        width: of its hidden layers.
+        offset: tokens of the text that follow on them; so two streams stand beside each other.
+    """
+
+    count: Annotated[int, Field(ge=1, le=64)] = 3
+    layers: Annotated[int, Field(ge=1, le=16)] = 4
+    width: _Size = 1024
+    offset: Annotated[int, Field(ge=0, le=64)] = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
-    """Everything but the weights of an adapter.
+    """Everything but the weights of an adapter, or of one of its streams.
+
+    A stream is encoder → projection → injection, and the injection is control branches at sites (FeedFace) or tokens
+    among the text's (Face0). An adapter has a stream of the face, and may have a second one of the photo without the
+    face, its background (Face Mixer).
 
     Args:
         host: a key of :data:`HOSTS`.
-        sites: the blocks with a branch, in the order of the branches in the file.
-        context_width: width C of the projected face tokens.
+        sites: the blocks with a branch, in the order of the branches in the file; none with ``text_tokens``.
+        context_width: width C of the projected face tokens; that of the text with ``text_tokens``.
         tap: which tensor a branch reads, the frozen block's ``input`` (the paper) or ``output`` (the released code).
         self_attention: False for the cheaper branch that only attends to the face.
         depth: transformer blocks in one branch.
@@ -144,13 +175,16 @@ class AdapterConfig:
             tokens) or ``zero_crop`` (the encoding of a crop of zeros).
         combination, max_references, strength: defaults that the nodes show.
         prediction: ``epsilon`` or ``v``, what the host was trained to predict.
+        text_tokens: set for a stream that goes into text tokens.
+        stream: which of :data:`STREAMS` this is.
+        background: the second stream, with the same encoder and host.
 
     Raises:
         pydantic.ValidationError: a ``ValueError`` that names the fields.
     """
 
     host: Literal["sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"]
-    sites: Annotated[tuple[SiteConfig, ...], Field(min_length=1, max_length=4096)]
+    sites: Annotated[tuple[SiteConfig, ...], Field(max_length=4096)]
     context_width: _Size
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     tap: Literal["input", "output"] = "input"
@@ -162,14 +196,49 @@ class AdapterConfig:
     strength: Annotated[float, Field(ge=0, le=100)] = 1.0
     prediction: Literal["epsilon", "v"] = "epsilon"
     title: Annotated[str, Field(max_length=1000)] = ""
+    text_tokens: TextTokensConfig | None = None
+    stream: Literal["face", "background"] = "face"
+    background: AdapterConfig | None = None
 
     def __post_init__(self):
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise ValueError(f"a site is named twice among {listing(names)}")
+        if bool(self.sites) == bool(self.text_tokens):
+            raise ValueError(f"an adapter has sites or text_tokens, this one has {'both' if self.sites else 'neither'}")
+        if self.text_tokens and self.host == "unidiffuser":
+            raise ValueError("text_tokens need a host with cross-attention to the text, which unidiffuser is not")
+        if self.text_tokens and self.encoder.tokens != 1:
+            raise ValueError(
+                f"text_tokens are made of one vector for a face, but the encoder gives {self.encoder.tokens} tokens; "
+                'its pooling must be "class"'
+            )
+        if self.background is None:
+            return
+        if self.background.stream != "background" or self.stream != "face" or self.background.background:
+            raise ValueError("a second stream has stream=background and stands inside the stream of the face")
+        if self.background.host != self.host or self.background.prediction != self.prediction:
+            raise ValueError("the streams of an adapter have one host and one prediction")
+        pooled = {"pooling": "none", "fingerprint": ""}
+        own, other = (dataclasses.replace(one.encoder, **pooled) for one in (self, self.background))
+        if own != other:
+            raise ValueError("the streams of an adapter have one encoder; they may differ in its pooling alone")
+
+    @property
+    def streams(self) -> tuple[AdapterConfig, ...]:
+        """This stream and the second one, if there is one."""
+        return (self,) if self.background is None else (self, self.background)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """What older versions do not know is left out where it says nothing, so that they read the file."""
+        values = dataclasses.asdict(self)
+        for own in (values, values["background"] or {}):
+            for name, default in (("text_tokens", None), ("background", None), ("stream", "face")):
+                if own.get(name, default) == default:
+                    own.pop(name, None)
+            if own and own["encoder"]["pooling"] == "none":
+                del own["encoder"]["pooling"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:

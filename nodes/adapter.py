@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
@@ -16,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..feedface_core.conditioning import Face, People
+from ..feedface_core.config import AdapterConfig
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.files.adapter_file import AdapterFile, load_adapter
 from ..feedface_core.modules.attention import scaled_dot_product_attention
@@ -46,23 +48,33 @@ class LoadedAdapter:
     def __init__(self, path: str, encoder_path: str | None = None):
         file = load_adapter(path)
         self.path, self.name, self.config = path, Path(path).name, file.config
+        self.statistics = file.statistics
         self.description = file.summary()
         self.key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-        self._encoder_tensors = file.encoder_tensors or read_encoder(file, encoder_path)
+        self._encoder_tensors = {}
+        if file.config.encoder.type == "clip_vision":
+            self._encoder_tensors = file.encoder_tensors or read_encoder(file, encoder_path)
         self.encoder_fingerprint = file.config.encoder.fingerprint
         self._file: AdapterFile | None = file
         self._state = os.stat(path).st_mtime_ns, os.stat(path).st_size
-        self._patchers: dict[torch.dtype, ModelPatcher] = {}
+        self._patchers: dict[tuple[str, torch.dtype], ModelPatcher] = {}
         self._encoder: ModelPatcher | None = None
 
-    def patcher(self, dtype: torch.dtype) -> ModelPatcher:
-        """The branches in a floating-point type, made once and moved between devices by ComfyUI."""
-        if dtype not in self._patchers:
+    @property
+    def streams(self) -> list[Stream]:
+        """Of the face, and of the background where the adapter has one."""
+        return [Stream(self, config) for config in self.config.streams]
+
+    def patcher(self, dtype: torch.dtype, stream: str = "face") -> ModelPatcher:
+        """The weights of a stream in a floating-point type, made once and moved between devices by ComfyUI."""
+        if (stream, dtype) not in self._patchers:
             adapter = self._take_file().build(dtype, operations=comfy.ops.manual_cast, attention=fast_attention())
             management = comfy.model_management
             devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
-            self._patchers[dtype] = ModelPatcher(adapter, **devices)
-        return self._patchers[dtype]
+            streams, adapter.background = adapter.streams, None  # each is moved on its own
+            for one in streams:
+                self._patchers[one.config.stream, dtype] = ModelPatcher(one, **devices)
+        return self._patchers[stream, dtype]
 
     def _take_file(self) -> AdapterFile:
         """What was read, which is kept for the first type only; for another type the same file again."""
@@ -73,8 +85,9 @@ class LoadedAdapter:
             file = load_adapter(self.path)
         return file
 
-    def encode(self, crops: Tensor) -> Tensor:
-        """Face crops ``(N, H, W, 3)``, values 0…1 → hidden states ``(N, T, E)`` in fp32 on the CPU."""
+    def encode(self, crops: Tensor, stream: str = "face") -> Tensor:
+        """What a stream's encoder sees ``(N, H, W, 3)``, values 0…1 → hidden states ``(N, T, E)``, fp32, on the CPU."""
+        config = next(one.encoder for one in self.config.streams if one.stream == stream)
         if self._encoder is None:
             model = build_encoder(self.config.encoder, self._encoder_tensors, dtype=torch.float32)
             self._encoder_tensors = {}
@@ -89,19 +102,53 @@ class LoadedAdapter:
         states = []
         for batch in crops.split(_ENCODER_BATCH):
             batch = batch.to(self._encoder.load_device)
-            states.append(encode(self._encoder.model["model"], self.config.encoder, batch).float().cpu())
+            states.append(encode(self._encoder.model["model"], config, batch).float().cpu())
             progress.update(batch.shape[0])
         return torch.cat(states)
 
     def check_face(self, face: Face | People) -> None:
         """Raises :class:`FeedFaceError` for a face from an encoder this adapter was not trained with."""
+        self.streams[0].check_face(face)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of a loaded adapter, which is put into a model by itself."""
+
+    loaded: LoadedAdapter
+    config: AdapterConfig
+
+    @property
+    def name(self) -> str:
+        """Of the adapter's file."""
+        return self.loaded.name
+
+    @property
+    def key(self) -> str:
+        """Under which conditionings carry what they have for it."""
+        return self.loaded.key if self.config.stream == "face" else f"{self.loaded.key}_{self.config.stream}"
+
+    def patcher(self, dtype: torch.dtype) -> ModelPatcher:
+        """Its weights; see :meth:`LoadedAdapter.patcher`."""
+        return self.loaded.patcher(dtype, self.config.stream)
+
+    @property
+    def encoded_by(self) -> str:
+        """What :class:`Face` says of where it comes from; a background is no face."""
+        fingerprint = self.config.encoder.fingerprint
+        return fingerprint if self.config.stream == "face" else f"{fingerprint}:{self.config.stream}"
+
+    def check_face(self, face: Face | People) -> None:
+        """Raises :class:`FeedFaceError` for what another encoder made, or what belongs to the other stream."""
         face = face.faces[0] if isinstance(face, People) else face  # people have one encoder
-        own, width = self.config.encoder, face.hidden.shape[-1]
-        if width != own.width or (face.encoder and face.encoder != self.encoder_fingerprint):
+        own, shape = self.config.encoder, tuple(face.hidden.shape[1:])
+        tokens = own.tokens if own.tokens == 1 else shape[0]  # of a CLIP encoder with patches any number is taken
+        if shape != (tokens, own.width) or (face.encoder and face.encoder != self.encoded_by):
+            node = "FeedFace Encode Faces" if self.config.stream == "face" else "FeedFace Encode Background"
             raise FeedFaceError(
-                f"FeedFace: the face was encoded by encoder {face.encoder or 'unknown'} ({width} wide), but "
-                f"{self.name} was trained with {self.encoder_fingerprint} ({own.width} wide, {own.name}). Encode the "
-                "photos again with this adapter (node FeedFace Encode Faces)."
+                f"FeedFace: the {self.config.stream} was encoded by encoder {face.encoder or 'unknown'} ({shape[1]} "
+                f"wide), but {self.name} was trained with {self.encoded_by} ({own.width} wide, {own.name}). Encode the "
+                f"photos again with this adapter (node {node})."
             )
 
 

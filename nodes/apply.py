@@ -31,6 +31,8 @@ class ApplyFeedFace(io.ComfyNode):
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01),
                 io.Mask.Input("mask", optional=True),
+                FaceSocket.Input("background", optional=True),
+                io.Float.Input("background_strength", optional=True, **STRENGTH),
             ],
             outputs=[io.Model.Output()],
             search_aliases=[
@@ -50,6 +52,8 @@ class ApplyFeedFace(io.ComfyNode):
         end: float,
         face: Face | None = None,
         mask: Tensor | None = None,
+        background: Face | None = None,
+        background_strength: float = 1.0,
     ) -> io.NodeOutput:
         if start > end:
             raise FeedFaceError(f"start {start} lies after end {end}; the face would never act")
@@ -59,7 +63,13 @@ class ApplyFeedFace(io.ComfyNode):
             )
         else:
             adapter.check_face(face)
-        return io.NodeOutput(FacePatch.apply(adapter, FaceControl(face, strength, mask, start, end), model))
+        stream, *others = adapter.streams
+        patched = FacePatch.apply(stream, FaceControl(face, strength, mask, start, end), model)
+        check_background(adapter, background)
+        for other in others:  # without a background prompts can still have one of their own
+            control = FaceControl(background, background_strength, None, start, end)
+            patched = FacePatch.apply(other, control, patched)
+        return io.NodeOutput(patched)
 
 
 class SetFace(io.ComfyNode):
@@ -73,6 +83,8 @@ class SetFace(io.ComfyNode):
                 io.Float.Input("strength", **STRENGTH),
                 io.Mask.Input("mask", optional=True),
                 Adapter.Input("adapter", optional=True),
+                FaceSocket.Input("background", optional=True),
+                io.Float.Input("background_strength", optional=True, **STRENGTH),
             ],
             outputs=[io.Conditioning.Output()],
             search_aliases=[
@@ -90,15 +102,32 @@ class SetFace(io.ComfyNode):
         face: Face | None = None,
         mask: Tensor | None = None,
         adapter: LoadedAdapter | None = None,
+        background: Face | None = None,
+        background_strength: float = 1.0,
     ) -> io.NodeOutput:
         if adapter is not None and face is not None:
             adapter.check_face(face)
-        key = None if adapter is None else adapter.key
-        control = FaceControl(face, strength, mask)
+        controls = {None if adapter is None else adapter.key: FaceControl(face, strength, mask)}
+        if background is not None:
+            if adapter is None:
+                raise FeedFaceError("a background needs the adapter as well: connect the one that Apply Adapter has")
+            check_background(adapter, background)
+            controls[adapter.streams[1].key] = FaceControl(background, background_strength)
         return io.NodeOutput(
             # New dicts for each: prompts share what they were made from.
-            [[text, {**values, CONTROLS: {**values.get(CONTROLS, {}), key: control}}] for text, values in conditioning]
+            [[text, {**values, CONTROLS: {**values.get(CONTROLS, {}), **controls}}] for text, values in conditioning]
         )
+
+
+def check_background(adapter: LoadedAdapter, background: Face | None) -> None:
+    """Raises :class:`FeedFaceError` for a background that the adapter has no stream for, or that is none."""
+    if background is None:
+        return
+    if len(adapter.streams) < 2:
+        raise FeedFaceError(
+            f"{adapter.name} has no second stream for a background; disconnect it, or load an adapter of that kind"
+        )
+    adapter.streams[1].check_face(background)
 
 
 NODES = [ApplyFeedFace, SetFace]

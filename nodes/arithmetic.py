@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import numpy
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..feedface_core import arithmetic
 from ..feedface_core.conditioning import Face
+from ..feedface_core.errors import FeedFaceError, shorten
+from .adapter import LoadedAdapter
 from .checks import checked
 from .encode import single_person
-from .types import FaceSocket, make_schema
+from .types import Adapter, FaceSocket, make_schema
 
 LINEAR, SPHERICAL = "linear", "spherical"
 
@@ -83,4 +91,69 @@ class AddFaceDifference(io.ComfyNode):
         return io.NodeOutput(arithmetic.add_difference(face, plus, minus, amount))
 
 
-NODES = [InterpolateFaces, VaryFace, AddFaceDifference]
+class RandomFace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            "FeedFaceRandomFace",
+            inputs=[
+                Adapter.Input("adapter"),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True),
+                io.Float.Input("variety", default=1.0, min=0.0, max=3.0, step=0.05),
+            ],
+            outputs=[FaceSocket.Output()],
+            search_aliases=["invented face", "random character", "consistent character", "new person", "face seed"],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, adapter: LoadedAdapter, seed: int, variety: float) -> io.NodeOutput:
+        if adapter.statistics is None:
+            raise FeedFaceError(
+                f"{adapter.name} does not hold the statistics of faces from which random ones are drawn; export it "
+                "again with python -m trainer.export RUN --statistics 1000"
+            )
+        return io.NodeOutput(adapter.statistics.draw(seed % 2**63, variety, adapter.streams[0].encoded_by))
+
+
+class FaceFromVector(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            "FeedFaceFaceFromVector",
+            inputs=[Adapter.Input("adapter"), io.AnyType.Input("vector")],
+            outputs=[FaceSocket.Output()],
+            search_aliases=["face embedding", "arcface", "insightface embedding", "face vector", "faceid"],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, adapter: LoadedAdapter, vector: Any) -> io.NodeOutput:
+        config = adapter.config.encoder
+        if config.tokens != 1:
+            raise FeedFaceError(
+                f"{adapter.name} takes {config.tokens} tokens for a face, not one vector; use FeedFace Encode Faces"
+            )
+        return io.NodeOutput(
+            Face(vectors_from(vector, config.width)[:, None], (), "average", adapter.streams[0].encoded_by)
+        )
+
+
+def vectors_from(value: Any, width: int) -> Tensor:
+    """Vectors ``(N, width)`` from what another node gives: numbers as JSON, a list, an array or a tensor.
+
+    Raises:
+        FeedFaceError: something else, or numbers of another width.
+    """
+    try:
+        if isinstance(value, str):
+            value = json.loads(value)
+        vectors = torch.as_tensor(numpy.asarray(value, dtype=numpy.float32))
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        vectors = torch.empty(0)
+    if not 1 <= vectors.ndim <= 3 or vectors.shape[-1] != width or not 0 < vectors.numel() <= 1024 * width:
+        raise FeedFaceError(f"vector is {shorten(value)}, expected {width} numbers, or a list of such vectors")
+    return vectors.reshape(-1, width).clone()
+
+
+NODES = [InterpolateFaces, VaryFace, AddFaceDifference, RandomFace, FaceFromVector]

@@ -5,6 +5,7 @@
   when the models are loaded. So a face stays with its prompt under every guider, area, mask and hook.
 * A ``CALC_COND_BATCH`` wrapper leads the faces to the blocks through ``transformer_options``, in which ComfyUI says
   whose rows a batch holds. They get there on every path to the model, also past ``apply_model``.
+* For an adapter whose face stands in the text the same wrapper exchanges the text's states, and no block is patched.
 * An ``APPLY_MODEL`` wrapper looks the rows up before the model runs: a compiled model would be traced anew for every
   conditioning.
 
@@ -15,129 +16,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ..feedface_core.conditioning import FaceControl, Rows
+from ..feedface_core.conditioning import FaceControl
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.hosts import match_sites
-from ..feedface_core.hosts.site import Site
-from ..feedface_core.modules.adapter import FaceAdapter
-from .adapter import LoadedAdapter
+from ..feedface_core.text_tokens import replace_last
+from .adapter import Stream
+from .block_patch import BlockWithBranch, Evaluation, Run, Shared, follow_model
 
 #: Key of a conditioning's dict: :class:`FaceControl` for each adapter's key, None for any adapter.
 CONTROLS = "feedface"
 #: Key of a conditioning's dict: True gives it the model's face although it is negative, False takes it away.
 USE_FACE = "feedface_use_face"
+MASKED_TEXT = (
+    "this adapter puts the face into the text's tokens, which act on the whole picture, so a mask of the face does "
+    "nothing. Put the mask on the prompt (Conditioning Set Mask)"
+)
 _NO_FACE = FaceControl()
-
-
-class Shared:
-    """A deep copy of an immutable object is the object itself: ComfyUI copies a model's options deeply."""
-
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-@dataclass(eq=False)
-class Run(Shared):
-    """One sampling run: the adapter on its device, whether any conditioning carries a face, what one without a face
-    gets (None where the branches are switched off), and whether a branch has run."""
-
-    adapter: FaceAdapter
-    active: bool
-    dropped: FaceControl | None = None
-    used: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation(Shared):
-    """A run at one noise level: what the blocks find in ``transformer_options``.
-
-    Args:
-        run: it belongs to.
-        controls: by the place of a list of conditionings and the uuid of one in it.
-        batch: rows of each conditioning.
-        rows: what acts on each row of the batch at hand, once it is known.
-    """
-
-    run: Run
-    controls: Mapping[tuple[int, Any], FaceControl]
-    batch: int
-    rows: Rows | None = None
-
-    def of_batch(self, options: Mapping[str, Any], total: int) -> Evaluation:
-        """The same with its rows: the model's ``transformer_options`` say whose rows ComfyUI stacked, and tiled
-        sampling repeats them to ``total``. Raises :class:`FeedFaceError` when that is no multiple."""
-        stacked = zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=True)
-        controls = [self.controls.get(key, self.run.dropped) for key in stacked]
-        rows = [(self.batch, _in_window(control, options.get("context_window"), self.batch)) for control in controls]
-        if not rows or total % (self.batch * len(rows)):
-            raise FeedFaceError(
-                f"FeedFace: the model was called with {total} rows, but ComfyUI stacked "
-                f"{self.batch * len(rows)} for {len(rows)} prompts: another node changes the batch inside "
-                "the model. Lower that node's batch size to 1 or remove it."
-            )
-        return replace(self, rows=rows * (total // (self.batch * len(rows))))
-
-
-def _in_window(control: FaceControl | None, window, batch: int) -> FaceControl | None:
-    """A control whose masks are those of the pictures that a context window holds."""
-    if control is None or control.mask is None or len(control.mask) in (1, batch):
-        return control
-    if window is None:
-        raise FeedFaceError(
-            f"FeedFace: {len(control.mask)} face masks, but the model was called with {batch} pictures: "
-            "another node splits the batch. Give one mask for all pictures, or remove that node."
-        )
-    return replace(control, mask=window.get_tensor(control.mask, control.mask.device, dim=0))
-
-
-class BlockWithBranch(Shared):
-    """``forward`` of a frozen transformer block (the ``previous`` one, its own or another patch) with the branch
-    ``index`` of the adapter beside it."""
-
-    def __init__(self, key: str, index: int, site: Site, previous: Callable[..., Any]):
-        self.key, self.index, self.site, self.previous = key, index, site, previous
-
-    # Patches are bound methods of these objects: a compiler compares what is in them, not the objects themselves, so
-    # the graph of one Apply serves the next.
-    def forward(self, *args, **kwargs) -> Any:
-        returned = self.previous(*args, **kwargs)
-        options = kwargs.get("transformer_options") or {}
-        step = options.get(self.key)
-        if not isinstance(step, Evaluation):
-            return returned
-        if step.rows is None:
-            step = step.of_batch(options, self.site.stream.result(returned).shape[0])
-        step.run.used = True
-        return self.site.add_control(step.run.adapter, self.index, args, kwargs, returned, step.rows)
-
-
-def follow_model(source: ModelPatcher, clone: ModelPatcher) -> None:
-    """Callback of ON_CLONE: a clone onto other weights (``model_override``) runs the blocks of those weights."""
-    if clone.model is source.model:
-        return
-    for path, patch in clone.object_patches.items():
-        if isinstance(getattr(patch, "__self__", None), BlockWithBranch):
-            clone.object_patches[path] = _rebound(patch, comfy.utils.get_attr(clone.model, path.rpartition(".")[0]))
-
-
-def _rebound(forward: Callable[..., Any], block: torch.nn.Module) -> Callable[..., Any]:
-    """A block's forward, patched or its own, for another block of the kind."""
-    owner = getattr(forward, "__self__", None)
-    if isinstance(owner, BlockWithBranch):
-        return BlockWithBranch(owner.key, owner.index, owner.site, _rebound(owner.previous, block)).forward
-    return forward.__func__.__get__(block) if isinstance(owner, torch.nn.Module) else forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,25 +47,27 @@ class FacePatch(Shared):
     """One application of an adapter to a model.
 
     Args:
-        loaded: the adapter.
+        loaded: the adapter's stream.
         patcher: its weights in the type of the model.
         control: for every conditioning that is not negative and has none of its own.
         key: of everything this application puts into a model: the same in every run, so that a compiled model is not
             traced anew.
     """
 
-    loaded: LoadedAdapter
+    loaded: Stream
     patcher: ModelPatcher
     control: FaceControl
     key: str
 
     @classmethod
-    def apply(cls, loaded: LoadedAdapter, control: FaceControl, model: ModelPatcher) -> ModelPatcher:
-        """A clone of the model with an adapter and a face; the model given stays as it is.
+    def apply(cls, loaded: Stream, control: FaceControl, model: ModelPatcher) -> ModelPatcher:
+        """A clone of the model with a stream of an adapter and a face; the model given stays as it is.
 
         Raises:
-            FeedFaceError: the adapter was made for another model.
+            FeedFaceError: the adapter was made for another model, or there is a mask for what goes into the text.
         """
+        if loaded.config.text_tokens and control.mask is not None:
+            raise FeedFaceError(MASKED_TEXT)
         sites = match_sites(loaded.config, model.get_model_object("diffusion_model"), loaded.name)
         key = f"feedface_{sum(key.startswith('feedface_') for key in model.additional_models)}"
         patch, patched = cls(loaded, loaded.patcher(model_dtype(model)), control, key), model.clone()
@@ -205,13 +109,15 @@ class FacePatch(Shared):
         """Keys and values of the faces of a guider's conditionings, left in each under the patch's key; ``noise`` has
         the latents' shape and device."""
         adapter = guider.model_patcher.get_additional_models_with_key(self.key)[0].model
-        factory = {"device": noise.device, "dtype": adapter.projection.weight.dtype}
+        factory = {"device": noise.device, "dtype": adapter.dtype}
         made: dict[FaceControl, FaceControl] = {}  # prompts that share a face share its keys and values
         for cond in (cond for conds in guider.conds.values() for cond in conds):
             cond["model_conds"] = dict(cond["model_conds"])
             own = cond["model_conds"].pop(self.key, _NO_FACE)
             if own.active and own not in made:
                 self.loaded.check_face(own.face)
+                if self.loaded.config.text_tokens and own.mask is not None:
+                    raise FeedFaceError(f"FeedFace: {MASKED_TEXT}")
                 made[own] = adapter.control_of(own.face, **factory, strength=own.strength, **own.at_latents(noise))
             if own.active:
                 cond[self.key] = made[own].cropped(cond.get("area"))
@@ -224,7 +130,8 @@ class FacePatch(Shared):
         if use is False:
             return _NO_FACE
         own = cond.get(CONTROLS, {})
-        for key in (self.loaded.key, None):  # set for this adapter, or for any
+        anywhere = (None,) if self.loaded.config.stream == "face" else ()  # set for any adapter
+        for key in (self.loaded.key, *anywhere):
             if key in own:
                 return own[key]
         return _NO_FACE if "negative" in kind and not use else self.control
@@ -239,7 +146,11 @@ class FacePatch(Shared):
             return executor(model, conds, x_in, timestep, model_options)
         run = run.run if isinstance(run, Evaluation) else run  # a function inside an evaluation starts another
         seen = {key: value for key, value in options.items() if key != self.key}
-        if run.active and self.acts_at(model.model_sampling, timestep):
+        acts = run.active and self.acts_at(model.model_sampling, timestep)
+        if acts and self.loaded.config.text_tokens:
+            run.used = True
+            conds = [own and [self.with_text_tokens(cond, run) for cond in own] for own in conds]
+        elif acts:
             controls = {
                 (place, cond.get("uuid")): cond[self.key]
                 for place, own in enumerate(conds)
@@ -248,6 +159,15 @@ class FacePatch(Shared):
             }
             seen[self.key] = Evaluation(run, controls, x_in.shape[0])
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": seen})
+
+    def with_text_tokens(self, cond: dict[str, Any], run: Run) -> dict[str, Any]:
+        """A conditioning with the face in its text; one without a face gets the null tokens, where there are any."""
+        control, text = cond.get(self.key, run.dropped), cond["model_conds"].get("c_crossattn")
+        if control is None or text is None:
+            return cond
+        offset = self.loaded.config.text_tokens.offset
+        states = replace_last(text.cond, control.text_tokens, control.strength, offset)
+        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": text._copy_with(states)}}
 
     def apply_model(
         self, executor: Callable, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None,

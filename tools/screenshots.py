@@ -41,7 +41,14 @@ NODES = {
     "FeedFaceLoadUniDiffuser": ("portrait", "released", False),
     "FeedFaceUniDiffuserUnconditional": ("portrait", "released", False),
 }
-ALONE = ("FeedFaceVaryFace", "FeedFaceAddDifference", "FeedFaceAdapterInfo")
+ALONE = (
+    "FeedFaceVaryFace",
+    "FeedFaceAddDifference",
+    "FeedFaceAdapterInfo",
+    "FeedFaceRandomFace",
+    "FeedFaceFaceFromVector",
+    "FeedFaceEncodeBackground",
+)
 
 
 def template(feature: str, base: str = "small") -> Template:
@@ -91,7 +98,7 @@ def take_nodes(page: Frontend, kinds: Collection[str]) -> None:
         take_node(page, kind, PAGES / kind / "node.png")
     if set(ALONE) & set(kinds):
         page.open_graph(without_template(page.server))
-        page.run()
+        page.settle(1500)
         for kind in ALONE:
             if kind in kinds:
                 take_node(page, kind, PAGES / kind / "node.png")

@@ -1,7 +1,9 @@
 """Adapter files: safetensors that describe themselves, and the released ``.pt``.
 
 Keys of the tensors: ``projection.weight``, ``branches.{i}.…`` in the order of the sites, ``encoder.vision_model.…``
-when the encoder is included, ``null_tokens`` or ``null_hidden`` where the config asks for one. The metadata hold the
+when the encoder is included, ``null_tokens`` or ``null_hidden`` where the config asks for one; ``projection.{i}.…`` of
+the MLP of an adapter into text tokens; ``background.…`` for all of a second stream; ``statistics.mean`` and
+``statistics.components`` of the faces it was trained with (:class:`FaceStatistics`). The metadata hold the
 config as JSON and the ModelSpec keys (https://github.com/Stability-AI/ModelSpec).
 
 ``python -m feedface_core.files.adapter_file FILE`` prints what a file holds.
@@ -22,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import HOSTS, AdapterConfig
+from ..arithmetic import FaceStatistics
+from ..config import HOSTS, AdapterConfig, EncoderConfig
 from ..errors import FeedFaceError, located, shorten
 from ..modules.adapter import FaceAdapter
 from ..modules.encoder import check_encoder, fingerprint, plain_weights
@@ -33,23 +36,26 @@ from .atomic import write_safetensors
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
 _ENCODER = "encoder.vision_model."
+_STATISTICS = "statistics."
 _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as read from disk: its config, the state dict of :class:`FaceAdapter`, and the encoder's weights by
-    their plain Hugging Face names (empty when not included)."""
+    """An adapter as read from disk: its config, the state dict of :class:`FaceAdapter`, the encoder's weights by their
+    plain Hugging Face names (empty when not included), and the statistics of the faces it was trained with (None in
+    a file without)."""
 
     path: str
     config: AdapterConfig
     tensors: dict[str, Tensor]
     encoder_tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    statistics: FaceStatistics | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tensors["projection.weight"].dtype
+        return next(tensor.dtype for name, tensor in self.tensors.items() if name.startswith("projection."))
 
     def build(self, dtype: torch.dtype | None = None, **options) -> FaceAdapter:
         """The adapter with its weights, on the CPU, in ``dtype`` or the file's; options of :class:`FaceAdapter`."""
@@ -67,16 +73,13 @@ class AdapterFile:
             for tensors in (self.tensors, self.encoder_tensors)
         )
         size, dtype = Path(self.path).stat().st_size / 1e6, str(self.dtype).removeprefix("torch.")
-        widths = ", ".join(map(str, sorted({site.width for site in config.sites})))
         included = f"included, {encoder_weights}" if self.encoder_tensors else "not included"
         lines = {
             "file": f"{self.path} ({size:.1f} MB, {dtype})",
             "title": config.title or self.metadata.get("modelspec.title", "-"),
             "host": f"{config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
-            "sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
-            "branch": f"tap {config.tap}, {config.depth} block(s), {'with' if config.self_attention else 'without'} "
-            f"self-attention, {weights}",
-            "face tokens": f"{encoder.tokens} of width {encoder.width} for each reference → {config.context_width}",
+            "weights": weights,
+            **{part: text for stream in config.streams for part, text in _stream_summary(stream).items()},
             "encoder": f"{encoder.name} ({encoder.fingerprint or 'no fingerprint'}), {included}",
             "crops": f"{encoder.crop_scale:g} × the box, {encoder.crop_border} at the border, {encoder.image_size} px, "
             f"mean {encoder.image_mean}, std {encoder.image_std}",
@@ -85,6 +88,21 @@ class AdapterFile:
             **{key: self.metadata.get(f"modelspec.{key}") for key in ("author", "date", "hash_sha256", "license")},
         }
         return "\n".join(f"{name:<13} {text}" for name, text in lines.items() if text)
+
+
+def _stream_summary(config: AdapterConfig) -> dict[str, str]:
+    encoder, stream = config.encoder, "" if config.stream == "face" else f"{config.stream} "
+    tokens = f"{encoder.tokens} of width {encoder.width} for each reference"
+    if config.text_tokens:
+        text = f"{tokens} → the last {config.text_tokens.count} of the text's, of width {config.context_width}"
+        return {f"{stream or 'face '}tokens": text}
+    widths = ", ".join(map(str, sorted({site.width for site in config.sites})))
+    return {
+        f"{stream}sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
+        f"{stream}branch": f"tap {config.tap}, {config.depth} block(s), "
+        f"{'with' if config.self_attention else 'without'} self-attention",
+        f"{stream or 'face '}tokens": f"{tokens} → {config.context_width}",
+    }
 
 
 def expected_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
@@ -100,6 +118,7 @@ def save_adapter(
     encoder_tensors: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
+    statistics: FaceStatistics | None = None,
 ) -> Path:
     """Writes an adapter file, under a temporary name first so that a half-written file never carries the final one.
 
@@ -110,6 +129,7 @@ def save_adapter(
         encoder_tensors: weights of the encoder by their Hugging Face names, to include it.
         metadata: further metadata, strings only; overrides the ModelSpec keys made here.
         dtype: floating-point type to store, unchanged when None; an encoder is stored in float16 for bfloat16.
+        statistics: of faces, from which random ones are drawn; stored in float16.
 
     Raises:
         FeedFaceError: for another extension, or tensors that do not fit the config.
@@ -123,6 +143,8 @@ def save_adapter(
         for weights, kind in ((tensors, dtype), (plain_weights(encoder_tensors or {}), encoder_dtype(dtype)))
     ]
     stored, described = adapter_contents(config, *cast)
+    if statistics is not None:
+        stored |= {f"{_STATISTICS}{name}": tensor.half() for name, tensor in vars(statistics).items()}
     return write_safetensors(path, stored, {**described, **(metadata or {})})
 
 
@@ -136,10 +158,10 @@ def adapter_contents(
     config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What an adapter file with these weights holds, in the types they are stored in: tensors and metadata."""
-    encoder = replace(config.encoder, included=bool(encoder_tensors))
-    if encoder_tensors:
-        encoder = replace(encoder, fingerprint=fingerprint(encoder, encoder_tensors))
-    config = replace(config, encoder=encoder)
+    config = replace(config, encoder=_described(config.encoder, encoder_tensors))
+    if config.background:
+        background = replace(config.background, encoder=_described(config.background.encoder, encoder_tensors))
+        config = replace(config, background=background)
     stored = {**tensors, **{_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}}
     digest = hashlib.sha256()
     for name in sorted(stored):
@@ -160,6 +182,13 @@ def adapter_contents(
     }
 
 
+def _described(encoder: EncoderConfig, tensors: Mapping[str, Tensor]) -> EncoderConfig:
+    """An encoder's config that says whether its weights are in the file, and which they are."""
+    if not tensors:
+        return replace(encoder, included=False)
+    return replace(encoder, included=True, fingerprint=fingerprint(encoder, tensors))
+
+
 def load_adapter(path: str | os.PathLike) -> AdapterFile:
     """Reads an adapter and checks every key, shape and value against its config. Never runs code from a file.
 
@@ -168,6 +197,7 @@ def load_adapter(path: str | os.PathLike) -> AdapterFile:
         FeedFaceError: the file is truncated, not an adapter, holds code, or does not fit its own config.
     """
     tensors, metadata = read_state_dict(path)
+    statistics = None
     with located(path):
         if metadata.get("format") == FORMAT:
             if (version := metadata.get("format_version")) != FORMAT_VERSION:
@@ -176,9 +206,11 @@ def load_adapter(path: str | os.PathLike) -> AdapterFile:
                     "Update FeedFace."
                 )
             config = AdapterConfig.from_json(metadata.get("config", ""))
-            encoder = {
-                name.removeprefix(_ENCODER): tensors.pop(name) for name in list(tensors) if name.startswith(_ENCODER)
-            }
+            encoder, stored = (
+                {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
+                for start in (_ENCODER, _STATISTICS)
+            )
+            statistics = FaceStatistics.of_tensors(stored, config.encoder.tokens, config.encoder.width)
         elif identify(tensors) == "released_adapter":
             config, tensors, encoder = released.read_adapter(tensors, released.settings_for(path, tensors))
             metadata = {"format": "released FeedFace checkpoint"}
@@ -190,17 +222,18 @@ def load_adapter(path: str | os.PathLike) -> AdapterFile:
                 f"{released.SIGNATURE}, but {found}"
             )
         _check(config, tensors, encoder)
-    return AdapterFile(str(path), config, tensors, encoder, metadata)
+    return AdapterFile(str(path), config, tensors, encoder, metadata, statistics)
 
 
 def _check(config: AdapterConfig, tensors: Mapping[str, Tensor], encoder_tensors: Mapping[str, Tensor]) -> None:
-    # Counted before anything of the config's size is built.
-    branches = len({name.split(".")[1] for name in tensors if name.startswith("branches.")})
-    if branches != len(config.sites) or branches * config.depth > len(tensors):
-        raise FeedFaceError(
-            f"the config has {len(config.sites)} sites with {config.depth} blocks each, the file {branches} branches "
-            f"of {len(tensors)} tensors"
-        )
+    for stream in config.streams:  # counted before anything of the config's size is built
+        start = "branches." if stream.stream == "face" else f"{stream.stream}.branches."
+        branches = len({name.removeprefix(start).split(".")[0] for name in tensors if name.startswith(start)})
+        if branches != len(stream.sites) or branches * stream.depth > len(tensors):
+            raise FeedFaceError(
+                f"the config has {len(stream.sites)} sites with {stream.depth} blocks each, the file {branches} "
+                f"{start[:-1]} of {len(tensors)} tensors"
+            )
     check_tensors("adapter", expected_shapes(config), tensors)
     encoder = config.encoder
     if encoder.included != bool(encoder_tensors):

@@ -1,18 +1,39 @@
-"""The trainable part of FeedFace: the projection of the face tokens and one control branch for each site."""
+"""The trainable part of an adapter: for each stream the projection of the face tokens, and what injects them, control
+branches (FeedFace) or nothing more where they stand among the text's tokens (Face0)."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic import mean_tokens
 from ..conditioning import Face, FaceControl, People, combine_references
-from ..config import AdapterConfig
+from ..config import AdapterConfig, TextTokensConfig
+from ..errors import FeedFaceError
 from .attention import Attention, scaled_dot_product_attention
 from .branch import ControlBranch
 
 
+class TextTokenProjection(nn.Sequential):
+    """A vector for a face → its text tokens, through an MLP (Face0, section 3)."""
+
+    def __init__(self, encoder_width: int, context_width: int, config: TextTokensConfig, operations, **factory):
+        widths = [encoder_width, *[config.width] * (config.layers - 1), config.count * context_width]
+        layers: list[nn.Module] = []
+        for width, following in itertools.pairwise(widths):
+            layers += [operations.Linear(width, following, **factory), nn.GELU()]
+        super().__init__(*layers[:-1])
+        self.context_width = context_width
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(B, 1, E)`` → ``(B, N, context_width)``."""
+        return super().forward(hidden).unflatten(-1, (-1, self.context_width)).flatten(1, 2)
+
+
 class FaceAdapter(nn.Module):
-    """Projection and control branches of one adapter. The frozen encoder is not part of it.
+    """Projection and control branches of one adapter, and its second stream. The frozen encoder is not part of it.
 
     Args:
         config: what to build.
@@ -31,19 +52,37 @@ class FaceAdapter(nn.Module):
         super().__init__()
         self.config, encoder, width = config, config.encoder, config.context_width
         factory = {"dtype": dtype, "device": device}
-        options = {"operations": operations, "attention": attention, **factory}
-        self.projection = operations.Linear(encoder.width, width, bias=False, **factory)
+        options = {"operations": operations, "attention": attention}
+        if config.text_tokens:
+            self.projection = TextTokenProjection(encoder.width, width, config.text_tokens, operations, **factory)
+        else:
+            self.projection = operations.Linear(encoder.width, width, bias=False, **factory)
         self.branches = nn.ModuleList(
-            ControlBranch(site.width, width, site.heads, site.head_dim, config.depth, config.self_attention, **options)
+            ControlBranch(
+                site.width, width, site.heads, site.head_dim, config.depth, config.self_attention, **options, **factory
+            )
             for site in config.sites
         )
         if config.null == "learned":
-            self.null_tokens = nn.Parameter(torch.zeros(1, encoder.tokens, width, **factory))
+            tokens = config.text_tokens.count if config.text_tokens else encoder.tokens
+            self.null_tokens = nn.Parameter(torch.zeros(1, tokens, width, **factory))
         elif config.null == "zero_crop":
             self.register_buffer("null_hidden", torch.zeros(1, encoder.tokens, encoder.width, **factory))
+        self.background = config.background and FaceAdapter(config.background, **options, **factory)
+
+    @property
+    def streams(self) -> tuple[FaceAdapter, ...]:
+        """Of the face, and of the background where there is one."""
+        return (self,) if self.background is None else (self, self.background)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.parameters()).dtype
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Encoder hidden states ``(B, L, E)`` → face tokens ``(B, L, context_width)``."""
+        """Encoder hidden states ``(B, L, E)`` → face tokens ``(B, L, context_width)``; ``(B, 1, E)`` → ``(B, N,
+        context_width)`` for text tokens."""
         return self.projection(hidden)
 
     def null(self, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
@@ -60,11 +99,20 @@ class FaceAdapter(nn.Module):
             bias: ``(F, 1, 1, L)`` of the attention logits, or None.
             fields: of :class:`FaceControl`.
         """
+        if self.config.text_tokens:
+            return FaceControl(text_tokens=tokens, **fields)
         kv = [branch.project_face(tokens) for branch in self.branches]
         return FaceControl(kv=kv, bias=None if bias is None else bias.to(tokens), **fields)
 
     def control_of(self, face: Face | People, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl:
         """The control of one face, or of several people, computed on a device in a floating-point type."""
+        if self.config.text_tokens:
+            if isinstance(face, People):
+                raise FeedFaceError(
+                    "this adapter puts one face into the text's tokens, which know no regions of the picture; for "
+                    "several people give each prompt its own face (FeedFace Set Face with a mask)"
+                )
+            return self.control(self.project(mean_tokens(face).to(device, dtype)), face=face, **fields)
         faces = face.faces if isinstance(face, People) else (face,)
         states, biases = [], []
         for one in faces:

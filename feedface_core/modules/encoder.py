@@ -91,10 +91,11 @@ def preprocess(crops: Tensor, config: EncoderConfig) -> Tensor:
 
 @torch.no_grad()
 def encode_pixels(encoder: nn.Module, config: EncoderConfig, pixels: Tensor) -> Tensor:
-    """Pixel values ``(N, 3, S, S)`` → hidden states ``(N, T, E)`` of ``config.layer``, before the post layer norm."""
+    """Pixel values ``(N, 3, S, S)`` → hidden states ``(N, T, E)`` of ``config.layer``, before the post layer norm; of
+    the class token alone where the config pools."""
     weight = next(encoder.parameters())
     states = encoder(pixel_values=pixels.to(weight.device, weight.dtype), output_hidden_states=True).hidden_states
-    return states[config.layer]
+    return states[config.layer][:, :1] if config.pooling == "class" else states[config.layer]
 
 
 def encode(encoder: nn.Module, config: EncoderConfig, crops: Tensor) -> Tensor:
@@ -111,6 +112,7 @@ def fingerprint(config: EncoderConfig, tensors: Mapping[str, Tensor]) -> str:
     plain = plain_weights(tensors)
     shapes = sorted((name, list(tensor.shape)) for name, tensor in plain.items())
     described = [config.image_size, config.image_mean, config.image_std, config.layer, shapes]
+    described += [] if config.pooling == "none" else [config.pooling]
     digest = hashlib.sha256(json.dumps(described).encode())
     for name in ("embeddings.class_embedding", "post_layernorm.weight"):
         if name not in plain:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small_model import build_model
+from support.small_model import CONTEXT, build_model
 from torch import Tensor
 
 ENCODER = {
@@ -39,6 +39,9 @@ def pack(comfy) -> SimpleNamespace:
         "sd_unet": "feedface_core.hosts.sd_unet",
         "site": "feedface_core.hosts.site",
         "core_guidance": "feedface_core.guidance",
+        "arithmetic": "feedface_core.arithmetic",
+        "number_nodes": "nodes.arithmetic",
+        "background": "nodes.background",
     }
     return SimpleNamespace(**{name: comfy.module(path) for name, path in names.items()})
 
@@ -63,22 +66,21 @@ def model(comfy):
 def make_adapter(pack, tmp_path_factory) -> Callable:
     """Writes an adapter for :func:`build_model` and loads it as the node does."""
 
-    def make(zero: bool = False, seed: int = 1, width: int = 1, **fields):
+    def make(zero: bool = False, seed: int = 1, width: int = 1, pooling: str = "none", statistics=None, **fields):
         config = pack.config
         name = f"adapter-{seed}-{zero}-{abs(hash(str(sorted(fields.items()))))}.safetensors"
         path = tmp_path_factory.mktemp("adapters") / name
-        encoder = config.EncoderConfig(config=ENCODER, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+        encoder = config.EncoderConfig(config=ENCODER, image_mean=(0.5,) * 3, image_std=(0.5,) * 3, pooling=pooling)
         sites = pack.sd_unet.default_sites(build_model().get_model_object("diffusion_model"))
         host = pack.config.AdapterConfig(
             **{"host": "sd_unet", "sites": sites, "context_width": 32, "encoder": encoder, **fields}
         )
         torch.manual_seed(seed)
         adapter = pack.core_adapter.FaceAdapter(host)
-        if not zero:
-            for branch in adapter.branches:
-                torch.nn.init.normal_(branch.zero_linear.weight, std=0.1)
+        for branch in () if zero else [branch for stream in adapter.streams for branch in stream.branches]:
+            torch.nn.init.normal_(branch.zero_linear.weight, std=0.1)
         vision = pack.encoder.build_encoder(encoder)
-        pack.format.save_adapter(path, host, adapter.state_dict(), vision.state_dict())
+        pack.format.save_adapter(path, host, adapter.state_dict(), vision.state_dict(), statistics=statistics)
         return pack.adapter.LoadedAdapter(str(path))
 
     return make
@@ -87,6 +89,36 @@ def make_adapter(pack, tmp_path_factory) -> Callable:
 @pytest.fixture(scope="session")
 def adapter(make_adapter):
     return make_adapter()
+
+
+@pytest.fixture(scope="session")
+def make_mixer(pack, make_adapter) -> Callable:
+    """An adapter with a stream of the face and one of the background, both in text tokens or both in branches."""
+
+    def make(text: bool = True, background: bool = True, null: str = "off"):
+        encoder = pack.config.EncoderConfig(
+            config=ENCODER, image_mean=(0.5,) * 3, image_std=(0.5,) * 3, pooling="class" if text else "none"
+        )
+        sites = pack.sd_unet.default_sites(build_model().get_model_object("diffusion_model"))
+        streams = [
+            {"text_tokens": pack.config.TextTokensConfig(count=2, layers=2, width=24, offset=offset), "sites": ()}
+            if text
+            else {"sites": tuple(sites)}
+            for offset in (0, 2)
+        ]
+        common = {"host": "sd_unet", "context_width": CONTEXT if text else 32, "encoder": encoder, "null": null}
+        second = pack.config.AdapterConfig(**common, **streams[1], stream="background") if background else None
+        faces = torch.randn(6, 1 if text else encoder.tokens, 48, generator=torch.Generator().manual_seed(8))
+        statistics = pack.arithmetic.FaceStatistics.of(faces)
+        common = {"context_width": common["context_width"], "null": null, "background": second}
+        return make_adapter(pooling=encoder.pooling, statistics=statistics, **common, **streams[0])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mixer(make_mixer):
+    return make_mixer()
 
 
 @pytest.fixture(scope="session")

@@ -64,11 +64,15 @@ NODES = {
     "arithmetic.InterpolateFaces": {"steps": "INT", "first": "FLOAT", "last": "FLOAT", "path": "COMBO"},
     "arithmetic.VaryFace": {"amount": "FLOAT", "seed": "INT"},
     "arithmetic.AddFaceDifference": {"amount": "FLOAT"},
+    "arithmetic.RandomFace": {"seed": "INT", "variety": "FLOAT"},
+    "background.EncodeBackground": {"image": "IMAGE", "boxes": "STRING", "mask": "MASK"},
     "regions.Regions": {
         "regions": "COMBO", "width": "INT", "height": "INT", "boxes": "STRING", "box_scale": "FLOAT", "masks": "MASK",
     },
-    "apply.ApplyFeedFace": {"strength": "FLOAT", "start": "FLOAT", "end": "FLOAT", "mask": "MASK"},
-    "apply.SetFace": {"strength": "FLOAT", "mask": "MASK"},
+    "apply.ApplyFeedFace": {
+        "strength": "FLOAT", "start": "FLOAT", "end": "FLOAT", "mask": "MASK", "background_strength": "FLOAT",
+    },
+    "apply.SetFace": {"strength": "FLOAT", "mask": "MASK", "background_strength": "FLOAT"},
     "guider.Guider": {"text_scale": "FLOAT", "face_scale": "FLOAT", "both_scale": "FLOAT", "form": "COMBO"},
     "unidiffuser.load.UnconditionalText": {"seed": "INT"},
 }  # fmt: skip
@@ -85,7 +89,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.fixture
-def good(model, adapter, face, other_face, crops, model_folder) -> dict[str, dict[str, Any]]:
+def good(model, adapter, mixer, face, other_face, crops, model_folder) -> dict[str, dict[str, Any]]:
     """Inputs with which each node works."""
     positive, negative = prompt(1), prompt(2)
     return {
@@ -96,6 +100,8 @@ def good(model, adapter, face, other_face, crops, model_folder) -> dict[str, dic
         "arithmetic.InterpolateFaces": {"face_a": face, "face_b": other_face, "steps": 3, "first": 0.0, "last": 1.0},
         "arithmetic.VaryFace": {"face": face, "amount": 0.5, "seed": 1},
         "arithmetic.AddFaceDifference": {"face": face, "plus": other_face, "minus": face, "amount": 1.0},
+        "arithmetic.RandomFace": {"adapter": mixer, "seed": 1, "variety": 1.0},
+        "background.EncodeBackground": {"adapter": mixer, "image": crops[:1], "boxes": "[[10, 10, 50, 50]]"},
         "regions.Regions": {"face_1": face, "face_2": other_face, "regions": "columns", "width": 64, "height": 64},
         "apply.ApplyFeedFace": {
             "model": model, "adapter": adapter, "face": face, "strength": 1.0, "start": 0.0, "end": 1.0,
@@ -131,6 +137,8 @@ def test_bad_value(comfy, good, path: str, name: str, kind: str, label: str) -> 
     node = node_of(comfy, path)
     if path == "detect.DetectFaces" and name in ("mask", "detector"):
         good[path].pop("boxes")
+    if path == "background.EncodeBackground" and name == "mask":
+        good[path]["boxes"] = ""
     error = comfy.module("feedface_core.errors").FeedFaceError
     title = node.define_schema().display_name
     refused(lambda: node.execute(**{**good[path], name: BAD[kind][label]}), title, name, error=error)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from feedface_core.errors import FeedFaceError
+from feedface_core.faces.background import largest_square
 
 from ..errors import TrainerError
 from . import pictures, randomness
@@ -234,7 +235,7 @@ def read_picture(
     """
     photo = open_photo(record.path)
     record.check_place(*photo.size)
-    square = pictures.training_square(*photo.size, record.square if crop == "face" else None)
+    square = largest_square(*photo.size, record.square if crop == "face" else None)
     mask = torch.ones(1, resolution // cell, resolution // cell)
     if record.mask_path is not None:
         mask = pictures.read_mask(record.mask_path, photo.size)

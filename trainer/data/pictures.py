@@ -87,25 +87,6 @@ def to_picture(image: Tensor) -> Image:
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def training_square(width: int, height: int, face: Box | None) -> Square:
-    """The largest square of a photo: in the middle, moved as little as it takes to hold the face.
-
-    A face that is longer than the square is centred in it as far as the photo allows.
-
-    Args:
-        width, height: of the photo in pixels.
-        face: what has to be inside, or None for the plain middle.
-    """
-    side, offsets = min(width, height), []
-    for axis, length in enumerate((width, height)):
-        offset = (length - side) // 2
-        if face is not None:
-            low, high = max(math.floor(face[axis]), 0), min(math.ceil(face[axis + 2]), length)
-            offset = (low + high - side) // 2 if high - low > side else min(max(offset, high - side), low)
-        offsets.append(min(max(offset, 0), length - side))
-    return offsets[0], offsets[1], side
-
-
 def cut_pixels(photo: Image, square: Square, resolution: int) -> Tensor:
     """The training square of a photo as pixels ``(3, resolution, resolution)`` in −1…1."""
     from PIL import Image
@@ -161,7 +142,7 @@ def cut_mask(mask: Tensor, size: tuple[int, int], square: Square, cells: int) ->
     Args:
         mask: ``(H, W)`` of the photo's shape, at any scale.
         size: width and height of the photo, which the square refers to.
-        square: see :func:`training_square`.
+        square: see :func:`~feedface_core.faces.background.largest_square`.
         cells: latent cells along a side.
     """
     left, top, side = square

@@ -163,7 +163,7 @@ def bad_files(path, written):
         "no config": (lambda: edited(config="{}"), "config not understood"),
         "unknown host": (lambda: config(host="flux"), "host: expected 'sd1'.*, found 'flux'"),
         "unknown tap": (lambda: config(tap="middle"), "tap: expected 'input' or 'output', found 'middle'"),
-        "no sites": (lambda: config(sites=[]), "sites: .*at least 1 item"),
+        "no sites": (lambda: config(sites=[]), "sites or text_tokens, this one has neither"),
         "missing weight": (lambda: without("projection.weight"), "1 missing: projection.weight"),
         "other width": (lambda: config(context_width=20), "of another shape: .* is .*, expected"),
         "encoder gone": (

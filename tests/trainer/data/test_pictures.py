@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from feedface_core.faces.background import largest_square
 from trainer.data.dataset import pictures
 
 
@@ -38,7 +39,7 @@ def test_perceptual_hash_survives_recompression_only(tmp_path):
     ],
 )
 def test_training_square_moves_as_little_as_it_takes(size, face, expected):
-    assert pictures.training_square(*size, face) == expected
+    assert largest_square(*size, face) == expected
 
 
 def test_mask_is_cut_like_the_photo(tmp_path):
@@ -47,7 +48,7 @@ def test_mask_is_cut_like_the_photo(tmp_path):
     mask = Image.new("L", (50, 30), 0)  # half the photo's size
     mask.paste(23, (20, 10, 30, 20))  # the lowest class of the released masks
     mask.save(tmp_path / "mask.png")
-    square = pictures.training_square(100, 60, None)
+    square = largest_square(100, 60, None)
     pixels = pictures.cut_pixels(photo, square, 60)
     cut = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, 6)
     expected = torch.zeros(6, 6)

@@ -10,6 +10,7 @@ import torch
 
 from feedface_core.faces import DetectedFace, resample
 from feedface_core.faces import crop as crops
+from feedface_core.faces.background import largest_square
 from trainer.data import augmentation, pictures
 from trainer.data.augmentation import Augmentation, augmented_crop
 from trainer.preparation import masks as parsing
@@ -31,7 +32,7 @@ def test_crop(image):
 
 def test_picture_and_mask_of_the_training_square(image):
     assert pictures.VERSION == 1
-    square = pictures.training_square(50, 40, (2.0, 5.0, 20.0, 30.0))
+    square = largest_square(50, 40, (2.0, 5.0, 20.0, 30.0))
     assert square == (2, 0, 40)
     pixels = pictures.cut_pixels(pictures.to_picture(image), square, 16)
     expected = [
