@@ -63,14 +63,16 @@ def widget_values(node: dict[str, Any], node_info: dict[str, Any]) -> dict[str, 
     a picture by the kind of upload.
 
     Raises:
-        WorkflowError: another number of values than widgets.
+        WorkflowError: another number of values than widgets, optional ones at the end aside.
     """
     left = list(node.get("widgets_values") or [])
     values = {}
-    for name, kind, options, _ in inputs_of(node_info):
+    for name, kind, options, required in inputs_of(node_info):
         if not is_widget(kind, options):
             continue
         if not left:
+            if not required:  # it came with a later version of the node, which has a default for it
+                continue
             raise WorkflowError(f"node {node['id']} ({node['type']}): no value for the widget {name}")
         values[name] = left.pop(0)
         if options.get("control_after_generate") or options.get("image_upload"):

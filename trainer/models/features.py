@@ -20,9 +20,9 @@ from feedface_core.faces import crop as crops
 
 from ..config import Config
 from ..data import augmentation, pictures
-from ..data.dataset import read_picture, read_reference
 from ..data.feature_store import FeatureStore, FileHashes, key_of
 from ..data.manifest import Record
+from ..data.reading import read_picture, read_reference
 from ..data.references import Reference, References
 from ..errors import TrainerError, first_of
 from .frozen_model import weights_fingerprint

@@ -21,7 +21,8 @@ from feedface_core.config import EncoderConfig
 
 from ..config import Config, ValidationSettings
 from ..data import randomness
-from ..data.dataset import FaceDataset, read_crop
+from ..data.dataset import FaceDataset
+from ..data.reading import read_crop
 from ..errors import TrainerError
 from ..models.adapter import Models
 from ..models.frozen_model import Text

@@ -16,9 +16,10 @@ from trainer.cache import fill_cache
 from trainer.config import DataSettings
 from trainer.data import augmentation, pictures
 from trainer.data.augmentation import Augmentation, augmented_crop
-from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, read_crop
+from trainer.data.dataset import FaceDataset, TensorShapes, make_loader
 from trainer.data.manifest import Record, read_manifest
 from trainer.data.order import GlobalBatches
+from trainer.data.reading import read_crop
 from trainer.data.references import Reference, References
 from trainer.models.face_encoder import load_face_encoder
 from trainer.models.features import FeatureCache, open_cache

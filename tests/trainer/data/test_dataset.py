@@ -10,9 +10,10 @@ import torch
 from support.small_training import make_config, make_photos
 
 from trainer.data.batch import Batch
-from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, pictures, read_crop
+from trainer.data.dataset import FaceDataset, TensorShapes, make_loader, pictures
 from trainer.data.manifest import read_manifest
 from trainer.data.order import GlobalBatches
+from trainer.data.reading import read_crop
 
 SHAPES = TensorShapes((4, 8, 8))
 

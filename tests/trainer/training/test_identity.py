@@ -14,8 +14,9 @@ from torch.nn import functional
 from feedface_core.faces import cut_squares
 from trainer.cache import make_cache
 from trainer.data.batch import collate
-from trainer.data.dataset import FaceDataset, TensorShapes, read_crop
+from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
+from trainer.data.reading import read_crop
 from trainer.errors import TrainerError
 from trainer.models.adapter import load_models
 from trainer.models.features import open_cache

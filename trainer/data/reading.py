@@ -1,0 +1,79 @@
+"""What a sample is made of, read from a record's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from feedface_core.faces.background import largest_square
+
+from . import pictures
+from .augmentation import Augmentation, augmented_crop
+from .manifest import Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+OpenPhoto = Callable[[Path], "Image"]
+
+
+def read_picture(
+    record: Record, resolution: int, crop: str, cell: int, open_photo: OpenPhoto = pictures.open_photo
+) -> tuple[Tensor, Tensor]:
+    """Read a photo and its mask and cut the training square out of both.
+
+    Returns:
+        Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells.
+
+    Raises:
+        TrainerError: a photo or mask that cannot be read, or a mask of another shape than its photo.
+    """
+    photo = open_photo(record.path)
+    record.check_place(*photo.size)
+    square = largest_square(*photo.size, record.square if crop == "face" else None)
+    mask = torch.ones(1, resolution // cell, resolution // cell)
+    if record.mask_path is not None:
+        mask = pictures.read_mask(record.mask_path, photo.size)
+        mask = pictures.cut_mask(mask, photo.size, square, resolution // cell)
+    return pictures.cut_pixels(photo, square, resolution), mask
+
+
+def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_photo) -> Tensor:
+    """The face crop ``(size, size, 3)`` in 0…1: the one made in advance if it has that size, else cut anew.
+
+    Raises:
+        TrainerError: a file that cannot be read.
+    """
+    if record.crop_path is not None:
+        crop = pictures.open_photo(record.crop_path)
+        if crop.size == (size, size):
+            return pictures.to_tensor(crop)
+    photo = open_photo(record.path)
+    record.check_place(*photo.size)
+    return pictures.cut_box(photo, record.square, size, record.crop_fill)
+
+
+def read_reference(
+    record: Record,
+    size: int,
+    flip: bool,
+    augmentation: Augmentation | None,
+    open_photo: OpenPhoto = pictures.open_photo,
+) -> Tensor:
+    """The face crop ``(size, size, 3)`` of a reference: the plain one, mirrored or not, or the augmented one.
+
+    Raises:
+        TrainerError: a file that cannot be read.
+    """
+    if augmentation is None:
+        crop = read_crop(record, size, open_photo)
+        return crop.flip(1) if flip else crop
+    photo, mask = open_photo(record.path), None
+    record.check_place(*photo.size)
+    if record.mask_path is not None and not augmentation.background:
+        mask = pictures.read_mask(record.mask_path, photo.size)
+    return augmented_crop(photo, record.square, size, augmentation, mask)
