@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from feedface_core.faces.background import largest_square
 from feedface_core.faces.box import Box
 
 from ..errors import TrainerError
@@ -64,5 +65,5 @@ def place_faces(records: Iterable[Record], settings: DataSettings, flip: bool) -
     size = (first.width, first.height) if first.width and first.height else pictures.size_of(first.path)
     if size is None:
         raise TrainerError(f"{first.path}: not a readable picture")
-    square = pictures.training_square(*size, first.square if settings.crop == "face" else None)
+    square = largest_square(*size, first.square if settings.crop == "face" else None)
     return [place_face(one, square, settings.resolution, flip) for one in (first, *others)]
