@@ -6,8 +6,10 @@ Paths are relative to the current folder; the environment is not read. The confi
 checkpoint and into the metadata of the adapter (``config.to_json()``).
 """
 
+from .evaluation import EvaluateSettings
 from .losses import IdentityLossSettings, LossSettings
 from .preparation import PrepareSettings
+from .sampling import SamplingSettings
 from .training import (
     AdapterSettings,
     Config,

@@ -12,6 +12,7 @@ from feedface_core.errors import shorten
 from .fields import Count, Name, PathText, Seed, Text
 from .loop import OptimiserSettings, TrainSettings
 from .losses import LossSettings
+from .sampling import SamplingSettings, Side
 from .settings import Section, Settings
 
 
@@ -31,8 +32,6 @@ def _channels(low: float, high: float) -> Any:
     return Annotated[tuple[channel, channel, channel], Field(strict=False)]  # YAML and JSON have lists
 
 
-Side = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
-Scale = Annotated[float, Field(ge=-1000, le=1000)]
 Manifests = Annotated[list[PathText], Field(min_length=1, max_length=1000), AfterValidator(_different)]
 Sites = Annotated[list[Name], Field(min_length=1, max_length=1000), AfterValidator(_different)]
 MAX_REFERENCES = 5
@@ -178,7 +177,7 @@ class DataSettings(Section):
         return self.flip if self.flip_references is None else self.flip_references
 
 
-class ValidationSettings(Section):
+class ValidationSettings(SamplingSettings):
     """Pictures made during training, on fixed seeds and references."""
 
     prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] = [
@@ -188,19 +187,6 @@ class ValidationSettings(Section):
     references: Annotated[list[PathText], Field(max_length=100)] = []
     """Photos of the person; empty takes the crops of the first samples of the manifest."""
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)] = [0]
-    steps: Annotated[int, Field(gt=0, le=1000)] = 20
-    size: Side | None = None
-    """Side of the pictures in pixels; null takes data.resolution."""
-    guidance: Literal["joint", "text_then_face", "face_then_text", "three_weights"] = "joint"
-    """How unconditional, text and face predictions are combined."""
-    text_scale: Scale = 5.0
-    """Scale of the text; the one scale of joint."""
-    face_scale: Scale = 5.0
-    """Scale of the face; not used by joint."""
-    both_scale: Scale = 5.0
-    """Scale of text and face together, of three_weights only."""
-    strength: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Factor of the branches' output."""
 
 
 class Config(Settings):

@@ -19,7 +19,7 @@ from feedface_core import guidance
 from feedface_core.conditioning import Face
 from feedface_core.config import EncoderConfig
 
-from ..config import Config, ValidationSettings
+from ..config import Config, SamplingSettings
 from ..data import randomness
 from ..data.dataset import FaceDataset
 from ..data.reading import read_crop
@@ -43,7 +43,7 @@ class Person:
     hidden: Tensor
 
 
-def make_guidance(settings: ValidationSettings) -> guidance.Guidance:
+def make_guidance(settings: SamplingSettings) -> guidance.Guidance:
     """The guidance that the settings name; the scales mean what they mean in the node FeedFace Guider."""
     return guidance.by_name(settings.guidance, settings.text_scale, settings.face_scale, settings.both_scale)
 
