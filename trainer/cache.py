@@ -14,19 +14,22 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .config import Config
 from .config.fields import make_folder
-from .data.manifest import common_rule, read_manifest
+from .data.manifest_index import open_manifest
+from .data.records import common_rule
 from .errors import TrainerError, exit_code, first_of
 from .models.face_encoder import FaceEncoder, load_face_encoder
-from .models.features import FeatureCache
+from .models.features import FeatureCache, Features
 from .models.frozen_model import FrozenModel, load_frozen_model
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,13 @@ class CacheSummary:
     empty_masks: list[str] = field(default_factory=list)
     full_masks: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+
+    def note_mask(self, features: Features, item: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Name a photo whose mask says nothing."""
+        if features.kind == "picture" and not item[1] and tensors["mask"].max() == 0:
+            self.empty_masks.append(features.name(item))
+        elif features.kind == "picture" and not item[1] and tensors["mask"].min() == 1:
+            self.full_masks.append(features.name(item))
 
 
 def fill_cache(
@@ -74,29 +84,21 @@ def fill_cache(
 
     if process == 0:
         cache.hashes.save()
-    summary, data = CacheSummary(), config.data
+    summary = CacheSummary()
     for kind, features in cache.items():
         missing = features.missing()
         summary.computed[kind] = len(missing)
         summary.found[kind] = len(set(features.keys.values())) - len(missing)
         # By the key itself: processes that start at different times see different features missing.
         mine = {key: item for key, item in missing.items() if int(key[:8], 16) % processes == process}
-        workers = data.workers if mine and kind != "text" else 0
-        loader = torch.utils.data.DataLoader(
-            features, data.cache_batch, sampler=list(mine.items()), num_workers=workers, collate_fn=list
-        )
         with tqdm(total=len(mine), desc=kind, disable=None if progress and mine else True) as bar:
-            for batch in loader:
-                summary.unreadable |= {features.name(item): reason for _, item, _, reason in batch if reason}
-                sound = [(key, item, content) for key, item, content, reason in batch if reason is None]
-                encoded = features.encode([content for *_, content in sound], base, encoder) if sound else []
-                for (key, item, _), tensors in zip(sound, encoded, strict=True):
-                    features.add(key, tensors)
-                    if kind == "picture" and not item[1] and tensors["mask"].max() == 0:
-                        summary.empty_masks.append(features.name(item))
-                    elif kind == "picture" and not item[1] and tensors["mask"].min() == 1:
-                        summary.full_masks.append(features.name(item))
-                bar.update(len(batch))
+            for key, item, tensors, reason in features.encode_all(mine, config.data, base, encoder):
+                bar.update()
+                if tensors is None:
+                    summary.unreadable[features.name(item)] = reason
+                    continue
+                features.add(key, tensors)
+                summary.note_mask(features, item, tensors)
         features.flush()
     return summary
 
@@ -112,13 +114,13 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
 
     if config.data.cache is None:
         raise TrainerError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
-    make_folder(config.data.cache, "data.cache")
+    folder = make_folder(config.data.cache, "data.cache")
     # Without being told so, accelerate runs several processes on the CPU as if each were alone.
     timeout = timedelta(minutes=config.train.timeout_minutes)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
-    records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
-    if dropped:
-        logger.warning("left out:%s", first_of(dropped))
+    records = open_manifest(config.data.manifest, config.data.root, config.data.drop_missing, [folder])
+    if records.dropped_count:
+        logger.warning("left out:%s", first_of(records.dropped, records.dropped_count))
     common_rule(records)  # what training would refuse later
     base = load_frozen_model(config.model, state.device, ("autoencoder", "text"))
     encoder = load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)

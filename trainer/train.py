@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,8 +25,9 @@ from .config import Config
 from .config.fields import as_path, make_folder
 from .data.batch import Batch
 from .data.dataset import FaceDataset, TensorShapes, make_loader
-from .data.manifest import Record, common_rule, read_manifest
+from .data.manifest_index import IndexedRecords, open_manifest
 from .data.order import GlobalBatches
+from .data.records import Records, common_rule
 from .errors import TrainerError, exit_code
 from .models.adapter import Models, load_models
 from .models.features import find_cache, open_cache
@@ -75,21 +77,27 @@ def check_files(config: Config) -> None:
         find_cache(config)
 
 
-def read_records(config: Config) -> list[Record]:
-    """The photos of the run.
+def read_records(config: Config) -> IndexedRecords:
+    """The photos of the run, by an index that lies in ``data.cache`` or ``train.output``.
 
     Raises:
         TrainerError: photos that cannot be used.
     """
-    records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
-    for line in dropped[:5]:
+    data, folders = config.data, [Path(config.train.output)]
+    if data.cache is not None:
+        folders.insert(0, Path(data.cache).expanduser())
+    records = open_manifest(data.manifest, data.root, data.drop_missing, folders)
+    for line in records.dropped:
         logger.warning("left out: %s", line)
-    logger.info("%d photos%s", len(records), f", {len(dropped)} rows left out" if dropped else "")
+    left_out = ""
+    if records.dropped_count:
+        left_out = f", {records.dropped_count} rows left out when {records.folder} was made (delete it to look again)"
+    logger.info("%d photos%s", len(records), left_out)
     return records
 
 
 def make_batches(
-    config: Config, accelerator: Accelerator, models: Models, records: Sequence[Record]
+    config: Config, accelerator: Accelerator, models: Models, records: Records
 ) -> tuple[FaceDataset, Callable[[int], Iterator[Batch]]]:
     """The samples, and a function from the first step to the batches of this process.
 

@@ -18,9 +18,10 @@ from pyarrow import parquet
 from support.refused import refused
 
 from trainer.data import pictures
-from trainer.data.manifest import fingerprint, parse_row, read_manifest, read_rows, write_rows
+from trainer.data.manifest import parse_row, read_manifest, read_rows, write_rows
 from trainer.data.order import GlobalBatches
 from trainer.data.reading import read_crop, read_picture
+from trainer.data.records import fingerprint
 from trainer.errors import TrainerError
 
 NAN, INF = float("nan"), float("inf")

@@ -15,7 +15,8 @@ from support.preparation import BOX, dropped_of, make_photo, rows_of, run, write
 from feedface_core.faces import crop_face
 from trainer import prepare as command
 from trainer.data import pictures
-from trainer.data.manifest import CropRule, common_rule, read_manifest
+from trainer.data.manifest import CropRule, read_manifest
+from trainer.data.records import common_rule
 from trainer.errors import TrainerError
 from trainer.preparation import masks as parsing
 

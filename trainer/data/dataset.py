@@ -1,6 +1,6 @@
 """From a manifest to batches. Every draw derives from (seed, sample id, visit) alone.
 
-    records, dropped = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
+    records = open_manifest(config.data.manifest, config.data.root, config.data.drop_missing, folders)
     dataset = FaceDataset(records, config, TensorShapes.of(base, config.data.resolution), cache)
     train = config.train
     order = GlobalBatches(len(dataset), train.batch_size, train.seed, train.steps, start=step, …)
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ from ..errors import TrainerError
 from . import pictures, randomness
 from .batch import collate
 from .faces import place_faces
-from .manifest import Record, fingerprint
+from .manifest import Record
 from .order import Entry, GlobalBatches
 from .reading import OpenPhoto, read_picture, read_reference
+from .records import Records
 from .references import Reference, References
 from .signals import leave_signals_to_parent
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ..config import Config
-    from .feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,13 @@ REPLACEMENTS = 20
 
 class _Unreadable(Exception):
     """A photo, crop or mask that cannot be read: id of its record, and the reason, which names the file."""
+
+
+class CachedFeatures(Protocol):
+    """Where features are taken from instead of photos: :class:`trainer.models.features.FeatureCache`."""
+
+    def sample(self, index: int, caption: str, flip: bool, references: Sequence[Reference]) -> dict[str, Any]:
+        """Moments and mask of a photo, hidden states of its references and text states, as ``collate`` names them."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,8 @@ class Draws:
 
 
 class FaceDataset(torch.utils.data.Dataset):
-    """Samples by ``(index, visit)``.
-
-    A sample of which a file cannot be read is replaced by another one, drawn from the seed, its id and the visit; so
-    the batches are the same however often a run is stopped, and at any number of workers and processes.
+    """Samples by ``(index, visit)``. In place of one that cannot be read comes another, drawn from the seed, its id and
+    the visit; so the batches are the same however often a run is stopped, and at any number of workers and processes.
 
     Args:
         records: the photos.
@@ -107,13 +112,9 @@ class FaceDataset(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        config: Config,
-        shapes: TensorShapes,
-        cache: Mapping[str, FeatureStore] | None = None,
+        self, records: Sequence[Record], config: Config, shapes: TensorShapes, cache: CachedFeatures | None = None
     ) -> None:
-        self.records, self.shapes, self.cache = list(records), shapes, cache
+        self.records, self.shapes, self.cache = Records.of(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
         self.crop_size = config.adapter.encoder.image_size
         self.references = References(self.records, config.data)
@@ -126,7 +127,7 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def described(self) -> dict[str, Any]:
         """What a checkpoint says of the data it was trained on."""
-        return {"photos": len(self), "fingerprint": fingerprint(self.records)}
+        return {"photos": len(self), "fingerprint": self.records.fingerprint}
 
     def draws(self, index: int, visit: int) -> Draws:
         """All random choices of a visit of a sample, except for its noise."""
@@ -170,9 +171,7 @@ class FaceDataset(torch.utils.data.Dataset):
         if self.cache is None:
             sample = self._read(record, draws)
         else:
-            sample = {name: tensor.float() for name, tensor in self.cache["picture"].get((index, draws.flip)).items()}
-            sample["hidden"] = [self.cache["face"].get(reference)["hidden"] for reference in draws.references]
-            sample["text"] = self.cache["text"].get(caption)
+            sample = self.cache.sample(index, caption, draws.flip, draws.references)
             if self._always_crops:
                 sample["crops"] = self._read_references(draws)
         if self._places:

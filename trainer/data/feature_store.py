@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "feedface-cache-1"
 SHARD_BYTES = 256 * 2**20
+
+
+HashOf = Callable[["Path | None"], "str | None"]
 
 
 def key_of(*parts: Any) -> str:
@@ -69,6 +73,10 @@ class FileHashes:
         except (OSError, ValueError, RuntimeError) as error:
             raise TrainerError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         return self.known[name][2]
+
+    def asked_once(self) -> HashOf:
+        """:meth:`of`, or None for None; each file is looked at once, however often it is asked for."""
+        return cache(lambda file: None if file is None else self.of(file))
 
     def save(self) -> None:
         """Write the file in one piece. Raises ``TrainerError`` if the folder cannot be written."""

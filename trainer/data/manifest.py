@@ -6,12 +6,11 @@ Further columns are kept out of training.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -175,29 +174,37 @@ def parse_row(row: Mapping[str, Any], folder: Path) -> Record:
     return record
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL or Parquet manifest as plain dicts.
+def each_row(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL or Parquet manifest as plain dicts, one after the other.
 
     Raises:
         TrainerError: a file that is missing, empty, of another kind, or not what its name says.
     """
-    path = as_path(path, "manifest")
+    path, found = as_path(path, "manifest"), False
     if not os.path.isfile(path):
         raise TrainerError(f"manifest {path}: no such file; python -m trainer.prepare makes one")
+    rows = _parquet_rows(path) if _is_parquet(path) else read_objects(path)
     try:
-        if _is_parquet(path):
-            from pyarrow import parquet
-
-            rows = parquet.ParquetFile(path).read().to_pylist()
-        else:
-            rows = list(read_objects(path))
-    except TrainerError:
-        raise
+        for row in rows:
+            found = True
+            yield row
     except Exception as error:  # of JSON, UTF-8, or one of Arrow's dozen
         raise TrainerError(f"manifest {path}: cannot be read: {str(error)[:400]}") from error
-    if not rows:
+    if not found:
         raise TrainerError(f"manifest {path}: holds no rows")
-    return rows
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(4096):
+            yield from batch.to_pylist()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """All rows of a manifest; see :func:`each_row`."""
+    return list(each_row(path))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -230,14 +237,53 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise TrainerError(f"{path}: cannot be written: {error}") from error
 
 
-def read_manifest(
-    manifests: str | Path | Sequence[str | Path], root: str | Path | None = None, drop_missing: bool = False
-) -> tuple[list[Record], list[str]]:
-    """The photos of one or several manifests.
+def check_rows(manifests: str | Path | Sequence[str | Path], root: str | Path | None = None) -> Iterator[Record | str]:
+    """Each row of one or several manifests as a record, or as the line that says why it cannot be used.
 
     Args:
         manifests: JSONL or Parquet files.
         root: folder that relative paths start from; None takes each manifest's own folder.
+
+    Raises:
+        TrainerError: a manifest that cannot be read, or a folder that is missing.
+    """
+    times, ids = Counter(), set()
+    if root is not None and not os.path.isdir(root := as_path(root, "data.root")):
+        raise TrainerError(f"data.root {root}: no such folder")
+    for manifest in [manifests] if isinstance(manifests, (str, Path)) else manifests:
+        folder = root or as_path(manifest, "manifest").parent
+        for number, row in enumerate(each_row(manifest), 1):
+            try:
+                record = parse_row(row, folder)
+            except TrainerError as error:
+                yield f"{manifest}, row {number}, {shorten(row.get('path'))}: {error}"
+                continue
+            name = record.id
+            while name in ids:  # the same photo may come twice, with two captions
+                times[record.id] += 1
+                name = f"{record.id}#{times[record.id] + 1}"
+            ids.add(name)
+            yield record if name == record.id else replace(record, id=name)
+
+
+def check_counts(records: int, problems: Sequence[str], count: int, drop_missing: bool) -> None:
+    """Raises ``TrainerError`` if ``count`` rows, the first of them named in ``problems``, cannot be used and may not be
+    left out, or if there are no others."""
+    if not records and not count:
+        raise TrainerError("data.manifest is an empty list: name a manifest")
+    if count and (not drop_missing or not records):
+        hint = "" if drop_missing else "\nRepair the manifest, or leave such rows out with data.drop_missing=true"
+        listed = first_of(problems, count)
+        raise TrainerError(f"{count} of {count + records} manifest rows cannot be used:{listed}{hint}")
+
+
+def read_manifest(
+    manifests: str | Path | Sequence[str | Path], root: str | Path | None = None, drop_missing: bool = False
+) -> tuple[list[Record], list[str]]:
+    """The photos of one or several manifests as a list; :func:`~trainer.data.manifest_index.open_manifest` is for many.
+
+    Args:
+        manifests, root: as of :func:`check_rows`.
         drop_missing: leave out rows that cannot be used instead of stopping.
 
     Returns:
@@ -247,54 +293,8 @@ def read_manifest(
         TrainerError: rows that cannot be used (a file that is missing, no face box, …): says how many, and
             lists the first ones with their reasons; or no row that can be used.
     """
-    records, problems, times, ids = [], [], Counter(), set()
-    if root is not None and not os.path.isdir(root := as_path(root, "data.root")):
-        raise TrainerError(f"data.root {root}: no such folder")
-    for manifest in [manifests] if isinstance(manifests, (str, Path)) else manifests:
-        folder = root or as_path(manifest, "manifest").parent
-        for number, row in enumerate(read_rows(manifest), 1):
-            try:
-                record = parse_row(row, folder)
-            except TrainerError as error:
-                problems.append(f"{manifest}, row {number}, {shorten(row.get('path'))}: {error}")
-                continue
-            name = record.id
-            while name in ids:  # the same photo may come twice, with two captions
-                times[record.id] += 1
-                name = f"{record.id}#{times[record.id] + 1}"
-            ids.add(name)
-            records.append(record if name == record.id else replace(record, id=name))
-    if not records and not problems:
-        raise TrainerError("data.manifest is an empty list: name a manifest")
-    if problems and (not drop_missing or not records):
-        hint = "" if drop_missing else "\nRepair the manifest, or leave such rows out with data.drop_missing=true"
-        count = f"{len(problems)} of {len(problems) + len(records)}"
-        raise TrainerError(f"{count} manifest rows cannot be used:{first_of(problems)}{hint}")
+    records, problems = [], []
+    for row in check_rows(manifests, root):
+        (problems if isinstance(row, str) else records).append(row)
+    check_counts(len(records), problems, len(problems), drop_missing)
     return records, problems
-
-
-def common_rule(records: Sequence[Record]) -> CropRule:
-    """How the crops of all records were made.
-
-    Raises:
-        TrainerError: when they were made in several ways, so that no setting of the nodes would fit the adapter.
-    """
-    counts = Counter(record.rule for record in records)
-    if len(counts) > 1:
-        ways = [f"{n} with {rule.scale:g}, {rule.border}, fill {rule.fill:g}" for rule, n in counts.most_common()]
-        raise TrainerError(
-            f"the photos' face crops were made in {len(ways)} ways ({', '.join(ways)}: scale, border and fill), but "
-            "an adapter is used with one. Prepare all of them with the same crop.scale and crop.border"
-        )
-    return next(iter(counts), DEFAULT_RULE)
-
-
-def fingerprint(records: Sequence[Record]) -> str:
-    """Sixteen hex digits over what training takes from the records, in their order; not over where the files lie."""
-    digest = hashlib.blake2b(digest_size=8)
-    for record in records:
-        values = {name: getattr(record, name) for name in ("id", "caption", "square", "identity", "rule")}
-        values |= {"box": record.bbox, "photo_hash": record.photo_hash, "crop_hash": record.crop_hash}
-        values |= {"mask": record.mask_path is not None, "crop": record.crop_path is not None}
-        digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from ..errors import TrainerError
 from . import randomness
 
 MOST_SAMPLES = 10**8
-"""Of an epoch: their order is 0.8 GB."""
+"""Of an epoch: their order is 0.4 GB."""
 Entry = tuple[int, int]
 """Index of a sample, and its visit: how often it came before."""
 

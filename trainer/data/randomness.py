@@ -60,5 +60,5 @@ def normal(shape: tuple[int, ...], *key: Key) -> Tensor:
 
 
 def permutation(count: int, *key: Key) -> Tensor:
-    """The numbers 0 … count − 1 in random order, ``(count,)`` int64."""
-    return torch.randperm(count, generator=generator(*key))
+    """The numbers 0 … count − 1 in random order, ``(count,)`` int32: the same order as in int64, in half the memory."""
+    return torch.randperm(count, generator=generator(*key), dtype=torch.int32)

@@ -7,14 +7,13 @@ again, so they are left out. Who has no other photo gets the own one, augmented 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import randomness
 from .augmentation import Augmentation
 from .manifest import Record
-from .pictures import hash_distance
+from .records import Records
 
 if TYPE_CHECKING:
     from ..config import DataSettings
@@ -43,29 +42,19 @@ class References:
     """
 
     def __init__(self, records: Sequence[Record], settings: DataSettings) -> None:
-        self.records, self.settings = records, settings
+        self.records, self.settings = Records.of(records), settings
         self.variants, self.flip = settings.augment_variants, settings.mirrors_references
-        self.people: dict[str, list[int]] = defaultdict(list)
-        # By id, whatever the order of the manifest.
-        for index, record in sorted(enumerate(records), key=lambda entry: entry[1].id) if settings.retrieval else ():
-            if record.identity is not None:
-                self.people[record.identity].append(index)
 
-    def candidates(self, index: int) -> Iterator[int]:
-        """Other photos of the same person that are not the same picture, by id."""
-        target = self.records[index]
-        others = self.people.get(target.identity, ())
-        return (other for other in others if not self._same_picture(target, self.records[other]))
-
-    def _same_picture(self, first: Record, second: Record) -> bool:
-        most = self.settings.duplicate_distance
-        pairs = ((first.photo_hash, second.photo_hash), (first.crop_hash, second.crop_hash))
-        return first.path == second.path or any(None not in pair and hash_distance(*pair) <= most for pair in pairs)
+    def candidates(self, index: int) -> list[int]:
+        """Other photos of the same person that are not the same picture, by id, whatever the order of the manifest."""
+        if not self.settings.retrieval:
+            return []
+        return self.records.people.others(index, self.settings.duplicate_distance)
 
     def draw(self, index: int, seed: int, visit: int) -> tuple[Reference, ...]:
         """One visit's references: 1 to ``references`` other photos, or a variant of the sample if there are none."""
         name = self.records[index].id
-        others = list(self.candidates(index))
+        others = self.candidates(index)
         if not others and self.variants:
             return (Reference(index, variant=randomness.integer(self.variants, seed, "variant", name, visit)),)
         chosen = [index]
@@ -82,14 +71,27 @@ class References:
     def all(self) -> Iterator[Reference]:
         """Every reference that can be drawn for any sample."""
         for index in range(len(self.records)):
-            # Being another photo of somebody is mutual: who has no candidates is nobody's.
-            if self.variants and next(self.candidates(index), None) is None:
-                yield from (Reference(index, variant=variant) for variant in range(self.variants))
-            else:
-                yield from (Reference(index, flip) for flip in ((False, True) if self.flip else (False,)))
+            yield from self.of_photo(index)
+
+    def of_photo(self, index: int) -> list[Reference]:
+        """Every reference to a photo that can be drawn for any sample."""
+        # Being another photo of somebody is mutual: who has no candidates is nobody's.
+        if self.variants and not self.candidates(index):
+            return [Reference(index, variant=variant) for variant in range(self.variants)]
+        return [Reference(index, flip) for flip in ((False, True) if self.flip else (False,))]
 
     def augmentation(self, reference: Reference) -> Augmentation | None:
-        """What is changed in the crop of a reference; the same in every run, so that it can be cached."""
-        if reference.variant is None:
-            return None
-        return Augmentation.draw(self.flip, self.records[reference.index].id, reference.variant)
+        """See :func:`augmentation_of`."""
+        return augmentation_of(self.records, reference, self.flip)
+
+
+def augmentation_of(records: Sequence[Record], reference: Reference, mirrored: bool) -> Augmentation | None:
+    """What is changed in the crop of a reference, None for nothing; the same in every run, so that it can be cached.
+
+    Args:
+        records: the reference's index is its place among these photos.
+        mirrored: whether references are mirrored at all.
+    """
+    if reference.variant is None:
+        return None
+    return Augmentation.draw(mirrored, records[reference.index].id, reference.variant)

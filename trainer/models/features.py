@@ -6,43 +6,73 @@ Configuration and photos → for each kind the items with their keys, which say 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces import crop as crops
 
 from ..config import Config
 from ..data import augmentation, pictures
-from ..data.feature_store import FeatureStore, FileHashes, key_of
+from ..data.feature_store import FeatureStore, FileHashes, HashOf, key_of
 from ..data.manifest import Record
 from ..data.reading import read_picture, read_reference
-from ..data.references import Reference, References
+from ..data.references import Reference, References, augmentation_of
 from ..errors import TrainerError, first_of
 from .frozen_model import weights_fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..config import DataSettings
     from .face_encoder import FaceEncoder
     from .frozen_model import FrozenModel
 
-HashOf = Callable[[Path | None], str | None]
 PROBES = ("", "A photo of Zoë, 2 years old – smiling! 写真")
 """Captions that tokenizers tell apart."""
 _TOKENISED = 1024
 
 
-class Features(FeatureStore, torch.utils.data.Dataset):
-    """Features of one kind, and by ``(key, item)`` what they are made of. Loader processes get it: it has no model."""
+class Features(FeatureStore, torch.utils.data.Dataset, ABC):
+    """Features of one kind, and by ``(key, item)`` what they are made of. Loader processes get it: it has no model.
 
-    records: Sequence[Record]
+    Args:
+        folder: of the cache.
+        records: the photos.
+        settings: what all of these features depend on.
+    """
+
+    kind: str
+
+    def __init__(self, folder: Path, records: Sequence[Record], settings: Mapping[str, Any]) -> None:
+        self.records = records
+        super().__init__(folder, self.kind, settings, {})
+
+    def of(self, records: Sequence[Record], faces: Sequence[Reference], base: FrozenModel, hash_of: HashOf) -> Self:
+        """The same kind of features of other photos.
+
+        Args:
+            records: the photos.
+            faces: the references that are wanted of them; their indices are places among the photos.
+            base: with its tokenizer.
+            hash_of: gives the hash of a file.
+        """
+        found = copy(self)
+        found.records, found._files, found._pending = records, {}, {}
+        found.keys = found.make_keys(faces, base, hash_of)
+        return found
+
+    @abstractmethod
+    def make_keys(self, faces: Iterable[Reference], base: FrozenModel, hash_of: HashOf) -> dict[Any, str]:
+        """The items of the photos with their keys; see :meth:`of`."""
 
     def name(self, item: Any) -> str:
         """What messages call an item."""
@@ -59,31 +89,54 @@ class Features(FeatureStore, torch.utils.data.Dataset):
         except (FeedFaceError, OSError) as error:
             return *entry, None, str(error)
 
+    @abstractmethod
     def encode(self, inputs: Sequence[Any], base: FrozenModel, encoder: FaceEncoder) -> list[dict[str, Tensor]]:
         """The tensors of each of several items, from what :meth:`read` returned."""
-        raise NotImplementedError
+
+    def encode_all(
+        self, wanted: Mapping[str, Any], settings: DataSettings, base: FrozenModel, encoder: FaceEncoder
+    ) -> Iterator[tuple[str, Any, dict[str, Tensor] | None, str | None]]:
+        """Key and item of what is wanted with its tensors, or with None and why it cannot be read.
+
+        Args:
+            wanted: key → item.
+            settings: say how many are encoded at once, and how many loader processes read.
+            base, encoder: the frozen models.
+        """
+        workers = settings.workers if wanted and self.kind != "text" else 0
+        loader = torch.utils.data.DataLoader(
+            self, settings.cache_batch, sampler=list(wanted.items()), num_workers=workers, collate_fn=list
+        )
+        for batch in loader:
+            sound = [content for _, _, content, reason in batch if reason is None]
+            encoded = iter(self.encode(sound, base, encoder) if sound else ())
+            for key, item, _, reason in batch:
+                yield key, item, next(encoded) if reason is None else None, reason
 
 
 class PictureFeatures(Features):
     """Moments of a photo with its mask ``(1, h, w)``; items are the record's index and whether it is mirrored."""
 
-    def __init__(
-        self, folder: Path, config: Config, records: Sequence[Record], base: FrozenModel, hash_of: HashOf
-    ) -> None:
-        self.records, self.data, self.cell = records, config.data, base.cell
+    kind = "picture"
+
+    def __init__(self, folder: Path, config: Config, records: Sequence[Record], base: FrozenModel) -> None:
+        self.data, self.cell = config.data, base.cell
         settings = {
             "autoencoder": base.fingerprint(["autoencoder"]),
             "version of the cutting code": pictures.VERSION,
             "data.resolution": config.data.resolution,
             "data.crop": config.data.crop,
         }
+        super().__init__(folder, records, settings)
+
+    def make_keys(self, faces, base, hash_of):
         keys = {}
-        for index, record in enumerate(records):
-            square = record.square if config.data.crop == "face" else None
-            for flip in (False, True) if config.data.flip else (False,):
+        for index, record in enumerate(self.records):
+            square = record.square if self.data.crop == "face" else None
+            for flip in (False, True) if self.data.flip else (False,):
                 content = hash_of(record.path), hash_of(record.mask_path), square, flip
-                keys[index, flip] = key_of(settings, *content)
-        super().__init__(folder, "picture", settings, keys)
+                keys[index, flip] = key_of(self.settings, *content)
+        return keys
 
     def read(self, item: tuple[int, bool]) -> tuple[Tensor, Tensor]:
         index, flip = item
@@ -98,19 +151,24 @@ class PictureFeatures(Features):
 class TextFeatures(Features):
     """Text states in the number format in which the host reads them; items are captions."""
 
-    def __init__(self, folder: Path, records: Sequence[Record], base: FrozenModel) -> None:
+    kind = "text"
+
+    def __init__(self, folder: Path, config: Config, records: Sequence[Record], base: FrozenModel) -> None:
         settings = {
             "text encoder": base.fingerprint(["text"]),
             "tokenizer": key_of(base.token_ids(PROBES).tolist())[:16],
             "number format": str(base.dtype),
         }
-        captions, keys = list(dict.fromkeys(["", *(record.caption for record in records)])), {}
+        super().__init__(folder, records, settings)
+
+    def make_keys(self, faces, base, hash_of):
+        captions, keys = list(dict.fromkeys(["", *(record.caption for record in self.records)])), {}
         for start in range(0, len(captions), _TOKENISED):
             chunk = captions[start : start + _TOKENISED]
             # By the tokens: they are all that the encoder sees of a caption.
             for caption, ids in zip(chunk, base.token_ids(chunk).tolist(), strict=True):
-                keys[caption] = key_of(settings, ids)
-        super().__init__(folder, "text", settings, keys)
+                keys[caption] = key_of(self.settings, ids)
+        return keys
 
     def name(self, item: str) -> str:
         return repr(item[:40])
@@ -123,10 +181,10 @@ class TextFeatures(Features):
 class FaceFeatures(Features):
     """Hidden states ``(T, E)`` of a face crop; items are :class:`~trainer.data.references.Reference`."""
 
-    def __init__(
-        self, folder: Path, config: Config, records: Sequence[Record], encoder: FaceEncoder, hash_of: HashOf
-    ) -> None:
-        self.records, self.references = records, References(records, config.data)
+    kind = "face"
+
+    def __init__(self, folder: Path, config: Config, records: Sequence[Record], encoder: FaceEncoder) -> None:
+        self.mirrored = config.data.mirrors_references
         self.size, self._opened = encoder.config.image_size, (None, None)
         settings = {
             "version of the crop code": crops.VERSION,
@@ -136,21 +194,26 @@ class FaceFeatures(Features):
             "adapter.encoder.image_mean": list(encoder.config.image_mean),
             "adapter.encoder.image_std": list(encoder.config.image_std),
         }
+        super().__init__(folder, records, settings)
+
+    def make_keys(self, faces, base, hash_of):
         keys = {}
-        for reference in self.references.all():
-            record, changes = records[reference.index], self.references.augmentation(reference)
+        for reference in faces:
+            record, changes = self.records[reference.index], self._augmentation(reference)
             if changes is None:
                 # A crop made in advance may have been replaced; otherwise photo and square say all.
                 content = record.crop_fill, hash_of(record.crop_path), reference.flip
             else:
                 mask = None if changes.background else hash_of(record.mask_path)
                 content = mask, [augmentation.VERSION, asdict(changes)]
-            keys[reference] = key_of(settings, hash_of(record.path), record.square, *content)
-        super().__init__(folder, "face", settings, keys)
+            keys[reference] = key_of(self.settings, hash_of(record.path), record.square, *content)
+        return keys
+
+    def _augmentation(self, reference: Reference) -> augmentation.Augmentation | None:
+        return augmentation_of(self.records, reference, self.mirrored)
 
     def read(self, item: Reference) -> Tensor:
-        changes = self.references.augmentation(item)
-        return read_reference(self.records[item.index], self.size, item.flip, changes, self._open)
+        return read_reference(self.records[item.index], self.size, item.flip, self._augmentation(item), self._open)
 
     def _open(self, path: Path) -> Image:
         if self._opened[0] != path:  # the variants of a crop come one after the other
@@ -165,21 +228,38 @@ class FeatureCache(dict[str, Features]):
     """The features of a run by kind: ``picture``, ``text`` and ``face``.
 
     Args:
-        config: the settings; ``data.cache`` is the folder.
+        config: the settings.
         records: all photos of the run.
         base: with its autoencoder and text encoder, for their fingerprints.
         encoder: of the faces.
+        folder: of the features; None takes ``data.cache``.
     """
 
-    def __init__(self, config: Config, records: Sequence[Record], base: FrozenModel, encoder: FaceEncoder) -> None:
-        self.folder = Path(config.data.cache).expanduser()
+    def __init__(
+        self,
+        config: Config,
+        records: Sequence[Record],
+        base: FrozenModel,
+        encoder: FaceEncoder,
+        folder: Path | None = None,
+    ) -> None:
+        self.folder = folder or Path(config.data.cache).expanduser()
         self.hashes = FileHashes(self.folder / "files.json")
-        hash_of = cache(lambda file: None if file is None else self.hashes.of(file))  # asked for up to eight times
         super().__init__(
-            picture=PictureFeatures(self.folder, config, records, base, hash_of),
-            text=TextFeatures(self.folder, records, base),
-            face=FaceFeatures(self.folder, config, records, encoder, hash_of),
+            picture=PictureFeatures(self.folder, config, records, base),
+            text=TextFeatures(self.folder, config, records, base),
+            face=FaceFeatures(self.folder, config, records, encoder),
         )
+        hash_of = self.hashes.asked_once()
+        for features in self.values():
+            faces = References(records, config.data).all() if features.kind == "face" else ()
+            features.keys = features.make_keys(faces, base, hash_of)
+
+    def sample(self, index: int, caption: str, flip: bool, references: Sequence[Reference]) -> dict[str, Any]:
+        """See :class:`~trainer.data.dataset.CachedFeatures`."""
+        found = {name: tensor.float() for name, tensor in self["picture"].get((index, flip)).items()}
+        found["hidden"] = [self["face"].get(reference)["hidden"] for reference in references]
+        return found | {"text": self["text"].get(caption)}
 
 
 def find_cache(config: Config) -> Path:

@@ -9,7 +9,8 @@ from PIL import Image
 from support.small_training import make_config, make_photos
 
 from trainer.data.dataset import FaceDataset, TensorShapes
-from trainer.data.manifest import fingerprint, read_manifest, write_rows
+from trainer.data.manifest import read_manifest, write_rows
+from trainer.data.records import fingerprint
 from trainer.errors import TrainerError
 
 SHAPES = TensorShapes((4, 8, 8))
