@@ -1,4 +1,4 @@
-"""``python -m trainer.train CONFIG [name=value …]``: train an adapter.
+"""``python -m trainer.train CONFIG [name=value …]``: train an adapter; with ``--plan`` say what it will cost.
 
 One process or several under ``accelerate launch`` or ``torchrun``; started again on the same output folder it goes on
 where it stopped. A signal writes a checkpoint and stops: see :mod:`trainer.training.stopping`.
@@ -11,6 +11,7 @@ from .training.stopping import StopRequest  # before what takes seconds to impor
 # isort: split
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -51,6 +52,9 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", dest="option", help="the YAML file, if it does not come first")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what the run will cost in memory, time and disk, and end"
+    )
     parser.add_argument("values", nargs="*", metavar="CONFIG | name=value", help="YAML file, then settings")
     options = parser.parse_args(arguments)
     values = list(options.values)
@@ -180,10 +184,24 @@ def train(config: Config) -> bool:
     return finished
 
 
+def plan(config: Config) -> None:
+    """Print what the run will cost. Neither weights nor photos have to be there."""
+    from .data.manifest import read_rows
+    from .training.plan import describe, estimate
+
+    manifests = [config.data.manifest] if isinstance(config.data.manifest, str) else config.data.manifest
+    paths = [as_path(path, "data.manifest") for path in manifests]
+    photos = sum(len(read_rows(path)) for path in paths) if all(path.is_file() for path in paths) else None
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    print(describe(config, estimate(config, processes), photos))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when trained or stopped on request, 1 for an error of the input."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    return exit_code(lambda: train(parse(arguments)))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    action = plan if "--plan" in arguments else train
+    return exit_code(lambda: action(parse(arguments)))
 
 
 if __name__ == "__main__":
