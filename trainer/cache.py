@@ -5,6 +5,7 @@
 
 Photos and crops are encoded both ways round (``data.flip``), captions once each, and the crop of a person with one
 photo in ``data.augment_variants`` augmented ways. Run again after anything changed: only what is missing is computed.
+``--shards FOLDER`` writes records and features together, for training from one folder or address at any size.
 Training with a cache needs neither photos nor encoders; it stops if the cache does not belong to its models, settings
 and photos.
 """
@@ -18,19 +19,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .config import Config
 from .config.fields import make_folder
-from .data.manifest_index import open_manifest
+from .data.manifest_index import IndexedRecords, open_manifest
 from .data.records import common_rule
 from .errors import TrainerError, exit_code, first_of
 from .models.face_encoder import FaceEncoder, load_face_encoder
 from .models.features import FeatureCache, Features
 from .models.frozen_model import FrozenModel, load_frozen_model
+from .models.pack import PHOTOS, Packer
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -103,18 +108,10 @@ def fill_cache(
     return summary
 
 
-def make_cache(config: Config, prune: bool = False, progress: bool = True) -> CacheSummary:
-    """Load the frozen models and compute what is missing, in each process of ``accelerate launch``.
-
-    Raises:
-        TrainerError: for models and manifests that cannot be used; for photos that cannot be read, after all others
-            are done; or if the disk is full.
-    """
+def _start(config: Config, folder: Path) -> tuple[PartialState, IndexedRecords, FrozenModel, FaceEncoder]:
+    """This process among the others, all photos, and the frozen models that encode."""
     from accelerate import PartialState
 
-    if config.data.cache is None:
-        raise TrainerError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
-    folder = make_folder(config.data.cache, "data.cache")
     # Without being told so, accelerate runs several processes on the CPU as if each were alone.
     timeout = timedelta(minutes=config.train.timeout_minutes)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
@@ -123,7 +120,19 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
         logger.warning("left out:%s", first_of(records.dropped, records.dropped_count))
     common_rule(records)  # what training would refuse later
     base = load_frozen_model(config.model, state.device, ("autoencoder", "text"))
-    encoder = load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)
+    return state, records, base, load_face_encoder(config.adapter.encoder, state.device, config.model.allow_hub)
+
+
+def make_cache(config: Config, prune: bool = False, progress: bool = True) -> CacheSummary:
+    """Load the frozen models and compute what is missing, in each process of ``accelerate launch``.
+
+    Raises:
+        TrainerError: for models and manifests that cannot be used; for photos that cannot be read, after all others
+            are done; or if the disk is full.
+    """
+    if config.data.cache is None:
+        raise TrainerError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
+    state, records, base, encoder = _start(config, make_folder(config.data.cache, "data.cache"))
     cache = FeatureCache(config, records, base, encoder)
     state.wait_for_everyone()
     share = state.process_index, state.num_processes
@@ -136,12 +145,48 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
         while prune and stale:
             stale.pop().unlink(missing_ok=True)
         print(report(summary, cache.folder, stale))
+    _refuse_unreadable(summary)
+    return summary
+
+
+def make_shards(config: Config, folder: str | Path, photos: int = PHOTOS, progress: bool = True) -> CacheSummary:
+    """Load the frozen models and write the shards that are missing, in each process of ``accelerate launch``.
+
+    Args:
+        folder: of the shards.
+        photos: the most in one shard.
+
+    Raises:
+        TrainerError: as :func:`make_cache`.
+    """
+    from tqdm import tqdm
+
+    folder = make_folder(folder, "--shards")
+    state, records, base, encoder = _start(config, make_folder(folder / "files", "--shards"))
+    packer, summary = Packer(config, records, base, encoder, folder, photos), CacheSummary({"shards": 0}, {"shards": 0})
+    mine = range(state.process_index, packer.count, state.num_processes)
+    for number in tqdm(mine, "shards", disable=None if progress and state.is_main_process else True):
+        written, unreadable, encoded = packer.write(number)
+        if not unreadable:
+            (summary.computed if written else summary.found)["shards"] += 1
+        summary.unreadable |= unreadable
+        for features, item, tensors in encoded:
+            summary.note_mask(features, item, tensors)
+    state.wait_for_everyone()
+    _refuse_unreadable(summary)
+    if state.is_main_process:
+        packer.finish()
+        print(report(summary, folder))
+    state.wait_for_everyone()
+    return summary
+
+
+def _refuse_unreadable(summary: CacheSummary) -> None:
     if summary.unreadable:
         reasons = [f"{name}: {reason}" for name, reason in summary.unreadable.items()]
         raise TrainerError(
             f"{len(reasons)} photo(s) or masks cannot be read; take them out of the manifest:{first_of(reasons)}"
         )
-    return summary
 
 
 def report(summary: CacheSummary, folder: Path, stale: Sequence[Path] = ()) -> str:
@@ -171,9 +216,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="the YAML file of the training")
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--prune", action="store_true", help="delete features of other models and settings")
+    parser.add_argument("--shards", metavar="FOLDER", help="write shards with records and features instead of a cache")
+    parser.add_argument("--shard-photos", type=_positive, default=PHOTOS, help=f"most of a shard (default {PHOTOS})")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return exit_code(lambda: make_cache(Config.load(options.config, options.settings), options.prune))
+
+    def run() -> None:
+        config = Config.load(options.config, options.settings)
+        if options.shards is None:
+            make_cache(config, options.prune)
+        else:
+            make_shards(config, options.shards, options.shard_photos)
+
+    return exit_code(run)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 10**6:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to a million, found {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ from .data.batch import Batch
 from .data.dataset import FaceDataset, TensorShapes, make_loader
 from .data.manifest_index import IndexedRecords, open_manifest
 from .data.order import GlobalBatches
-from .data.records import Records, common_rule
+from .data.records import common_rule
+from .data.shards import open_records
 from .errors import TrainerError, exit_code
 from .models.adapter import Models, load_models
 from .models.features import find_cache, open_cache
+from .models.pack import open_shards
 from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock
 from .training.processes import be_deterministic, make_accelerator, on_main
@@ -77,17 +79,37 @@ def check_files(config: Config) -> None:
     for setting, path in named:
         if not as_path(path, setting).is_file():
             raise TrainerError(f"{setting}: {path}: no such file")
-    if config.data.cache is not None:
+    if config.data.shards is not None:
+        check_without_photos(config)
+    elif config.data.cache is not None:
         find_cache(config)
 
 
+def check_without_photos(config: Config) -> None:
+    """Raises ``TrainerError`` for settings that need photos, which shards do not hold."""
+    if config.train.validate_every is not None and not config.validation.references:
+        raise TrainerError(
+            "validation.references is empty, and data.shards hold no photos to take faces from: name some photos, or "
+            "set train.validate_every=null"
+        )
+    if config.loss.identity.sees_crops:
+        raise TrainerError(
+            "data.shards hold no face crops, which loss.identity with a recogniser of its own has to see: train with "
+            "data.cache and the photos"
+        )
+
+
 def read_records(config: Config) -> IndexedRecords:
-    """The photos of the run, by an index that lies in ``data.cache`` or ``train.output``.
+    """The photos of the run, by an index that lies in ``data.shards``, ``data.cache`` or ``train.output``.
 
     Raises:
         TrainerError: photos that cannot be used.
     """
     data, folders = config.data, [Path(config.train.output)]
+    if data.shards is not None:
+        records = open_records(data.shards, folders[0])
+        logger.info("%d photos in shards", len(records))
+        return records
     if data.cache is not None:
         folders.insert(0, Path(data.cache).expanduser())
     records = open_manifest(data.manifest, data.root, data.drop_missing, folders)
@@ -101,7 +123,7 @@ def read_records(config: Config) -> IndexedRecords:
 
 
 def make_batches(
-    config: Config, accelerator: Accelerator, models: Models, records: Records
+    config: Config, accelerator: Accelerator, models: Models, records: IndexedRecords
 ) -> tuple[FaceDataset, Callable[[int], Iterator[Batch]]]:
     """The samples, and a function from the first step to the batches of this process.
 
@@ -109,7 +131,9 @@ def make_batches(
         TrainerError: cached features that cannot be used.
     """
     cache = None
-    if config.data.cache is not None:
+    if config.data.shards is not None:
+        cache = open_shards(config, records, models.frozen, models.encoder)
+    elif config.data.cache is not None:
         cache = open_cache(config, records, models.frozen, models.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)
 
@@ -133,7 +157,7 @@ def make_batches(
 def release_encoders(config: Config, models: Models) -> None:
     """Free what a cached run does not need: text encoders, and the autoencoder and the face encoder as well unless
     validation or the identity loss uses them."""
-    if config.data.cache is not None:
+    if config.data.holds_features:
         decodes = config.train.validate_every is not None or config.loss.identity.active
         models.frozen.release("text", *([] if decodes else ["autoencoder"]))
         if not isinstance(models.recogniser, EncoderLikeness):

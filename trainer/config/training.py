@@ -144,6 +144,9 @@ class DataSettings(Section):
     """Leave out manifest rows whose files are missing, instead of stopping."""
     cache: PathText | None = None
     """Folder written by trainer.cache; null encodes everything at each step."""
+    shards: PathText | None = None
+    """Folder or address (https://…, s3://…) of shards written by trainer.cache --shards: neither the manifest nor its
+    photos nor a cache are opened then."""
     cache_batch: Annotated[int, Field(gt=0, le=4096)] = 8
     """Photos, captions or crops that trainer.cache encodes at once."""
     resolution: Side = 512
@@ -170,6 +173,11 @@ class DataSettings(Section):
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Annotated[int, Field(gt=0, le=1000)] = 1
     """How often a photo comes in one epoch."""
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether features are read instead of photos."""
+        return self.cache is not None or self.shards is not None
 
     @property
     def mirrors_references(self) -> bool:

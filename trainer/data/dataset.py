@@ -34,6 +34,7 @@ from .order import Entry, GlobalBatches
 from .reading import OpenPhoto, read_picture, read_reference
 from .records import Records
 from .references import Reference, References
+from .shards import DamagedShard
 from .signals import leave_signals_to_parent
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class _Unreadable(Exception):
 
 
 class CachedFeatures(Protocol):
-    """Where features are taken from instead of photos: :class:`trainer.models.features.FeatureCache`."""
+    """Where features are taken from instead of photos: :class:`trainer.models.features.FeatureCache`,
+    :class:`trainer.data.shards.ShardedFeatures`."""
 
     def sample(self, index: int, caption: str, flip: bool, references: Sequence[Reference]) -> dict[str, Any]:
         """Moments and mask of a photo, hidden states of its references and text states, as ``collate`` names them."""
@@ -171,7 +173,10 @@ class FaceDataset(torch.utils.data.Dataset):
         if self.cache is None:
             sample = self._read(record, draws)
         else:
-            sample = self.cache.sample(index, caption, draws.flip, draws.references)
+            try:
+                sample = self.cache.sample(index, caption, draws.flip, draws.references)
+            except DamagedShard as error:
+                raise _Unreadable(error.shard, str(error)) from error
             if self._always_crops:
                 sample["crops"] = self._read_references(draws)
         if self._places:

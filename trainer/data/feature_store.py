@@ -163,16 +163,20 @@ class FeatureStore:
         Raises:
             TrainerError: NaN or infinity, or as :meth:`flush`.
         """
+        self.require_finite(key, tensors)
+        self._pending[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
+        row_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows have the same shapes
+            self.flush()
+
+    def require_finite(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ``TrainerError`` for NaN or infinity."""
         if not _finite(tensors):
             name = next((self.name(item) for item, own in self.keys.items() if own == key), key)
             raise TrainerError(
                 f"{self.kind} feature of {name}: the frozen model gave NaN or infinity. The photo was read: see to the "
                 "model's weights and number format"
             )
-        self._pending[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
-        row_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows have the same shapes
-            self.flush()
 
     def flush(self) -> None:
         """Write what waits as one shard.

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -195,9 +195,27 @@ def _writable(folders: Sequence[Path]) -> Path:
 def _make(
     folder: Path, source: Mapping[str, Any], paths: Sequence[str | Path], root: str | Path | None, drop_missing: bool
 ) -> IndexedRecords:
-    """Check the rows and write the index in one piece; the arrays of the people come from what was written."""
-    import pyarrow as pa
     from tqdm import tqdm
+
+    rows = tqdm(check_rows(paths, root), "manifest", unit="row", delay=5, disable=None)
+    return write_index(folder, source, rows, drop_missing)
+
+
+def write_index(
+    folder: Path, source: Mapping[str, Any], rows: Iterable[Record | str], drop_missing: bool
+) -> IndexedRecords:
+    """Write an index in one piece; the arrays of the people come from what was written.
+
+    Args:
+        folder: of the index.
+        source: what it is made of, JSON values.
+        rows: records, and lines that say why a row is none.
+        drop_missing: whether there may be such lines.
+
+    Raises:
+        TrainerError: rows that cannot be used, or a folder that cannot be written.
+    """
+    import pyarrow as pa
 
     partial = folder.with_name(f".{folder.name}.tmp")
     digest, rules, count = blake2b(digest_size=8), Counter(), 0
@@ -207,7 +225,6 @@ def _make(
         partial.mkdir()
         records = partial / "records.arrow"
         with pa.OSFile(str(records), "wb") as file, pa.ipc.new_file(file, _schema()) as writer:
-            rows = tqdm(check_rows(paths, root), "manifest", unit="row", delay=5, disable=None)
             for row in rows:
                 if isinstance(row, str):
                     dropped_count += 1
