@@ -167,7 +167,9 @@ class FaceControl:
         bias: ``(F, 1, 1, L)`` added to the logits of the attention to the face, or None.
         regions: ``(R, h, w)`` where each of several people is; their tokens follow one another among the L, as many as
             ``lengths`` says.
-        text_tokens: ``(F, N, C)`` that take the place of the text's last ones, for an adapter without branches.
+        text_tokens: ``(F, N, C)`` that take the place of the text's last ones but ``text_offset``, for an adapter
+            without branches.
+        background: what the adapter's second stream has for these rows; in ComfyUI each stream has rows of its own.
     """
 
     face: Face | People | None = None
@@ -180,6 +182,8 @@ class FaceControl:
     regions: Tensor | None = None
     lengths: tuple[int, ...] = ()
     text_tokens: Tensor | None = None
+    text_offset: int = 0
+    background: FaceControl | None = None
 
     @property
     def active(self) -> bool:
@@ -264,3 +268,12 @@ def token_mask(mask: Tensor, grid: tuple[int, int] | None, like: Tensor) -> Tens
 
 Rows = Sequence[tuple[int, "FaceControl | None"]]
 """Consecutive rows of a batch: how many, and what acts on them."""
+
+
+def of_stream(rows: Rows, stream: str) -> Rows:
+    """The rows as one stream of an adapter sees them; None where it has nothing for them."""
+    controls = (control and (control if stream == "face" else control.background) for _, control in rows)
+    return [
+        (count, control if control is not None and (control.kv or control.text_tokens is not None) else None)
+        for (count, _), control in zip(rows, controls, strict=True)
+    ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .conditioning import Rows
+from .conditioning import Rows, of_stream
+from .config import STREAMS
 from .errors import FeedFaceError
 
 
@@ -35,16 +36,24 @@ def replace_last(states: Tensor, tokens: Tensor, strength: float = 1.0, offset: 
     return torch.cat([first, tokens if strength == 1.0 else text.lerp(tokens, strength), last], dim=1)
 
 
-def replace_rows(states: Tensor, rows: Rows, offset: int = 0) -> Tensor:
-    """Text states ``(B, L, C)`` with the tokens of the controls that act on their rows; other rows as they are.
+def replace_rows(states: Tensor, rows: Rows | None) -> Tensor:
+    """Text states ``(B, L, C)`` with the tokens of the controls that act on their rows, those of both streams; other
+    rows as they are.
 
     Raises:
         FeedFaceError: as :func:`replace_last`.
     """
-    parts = states.split([count for count, _ in rows])
-    return torch.cat(
-        [
-            own if control is None else replace_last(own, control.text_tokens, control.strength, offset)
-            for own, (_, control) in zip(parts, rows, strict=True)
-        ]
-    )
+    for stream in STREAMS if rows else ():
+        own = of_stream(rows, stream)
+        if all(control is None or control.text_tokens is None for _, control in own):
+            continue
+        parts = states.split([count for count, _ in own])
+        states = torch.cat(
+            [
+                part
+                if control is None
+                else replace_last(part, control.text_tokens, control.strength, control.text_offset)
+                for part, (_, control) in zip(parts, own, strict=True)
+            ]
+        )
+    return states

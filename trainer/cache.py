@@ -30,7 +30,8 @@ from .data.manifest_index import IndexedRecords, open_manifest
 from .data.records import common_rule
 from .errors import TrainerError, exit_code, first_of
 from .models.face_encoder import FaceEncoder, load_face_encoder
-from .models.features import FeatureCache, Features
+from .models.feature_cache import FeatureCache
+from .models.features import Features
 from .models.frozen_model import FrozenModel, load_frozen_model
 from .models.pack import PHOTOS, Packer
 

@@ -32,7 +32,7 @@ from .data.records import common_rule
 from .data.shards import open_records
 from .errors import TrainerError, exit_code
 from .models.adapter import Models, load_models
-from .models.features import find_cache, open_cache
+from .models.feature_cache import find_cache, open_cache
 from .models.pack import open_shards
 from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock

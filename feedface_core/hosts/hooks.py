@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..conditioning import Rows
+from ..conditioning import Rows, of_stream
 from ..modules.adapter import FaceAdapter
 from . import match_sites
 from .site import Site
@@ -34,17 +34,17 @@ class BranchHooks:
 
     def __init__(self, model: nn.Module, adapter: FaceAdapter):
         self.adapter = adapter
-        self._rows: Rows = ()
+        self._rows: dict[str, Rows] = {}
         self._handles = [
-            model.get_submodule(site.path).register_forward_hook(self._hook(index, site), with_kwargs=True)
-            for index, site in enumerate(match_sites(adapter.config, model))
+            model.get_submodule(site.path).register_forward_hook(self._hook(stream, index, site), with_kwargs=True)
+            for stream in adapter.streams
+            for index, site in enumerate(match_sites(stream.config, model))
         ]
 
-    def _hook(self, index: int, site: Site):
+    def _hook(self, adapter: FaceAdapter, index: int, site: Site):
         def hook(block: nn.Module, args: tuple, kwargs: dict, returned: Any) -> Any:
-            if not self._rows:
-                return returned
-            return site.add_control(self.adapter, index, args, kwargs, returned, self._rows)
+            rows = self._rows.get(adapter.config.stream)
+            return site.add_control(adapter, index, args, kwargs, returned, rows) if rows else returned
 
         return hook
 
@@ -54,7 +54,8 @@ class BranchHooks:
 
         With gradient checkpointing the backward pass runs blocks again, so it belongs inside as well.
         """
-        previous, self._rows = self._rows, tuple(rows)
+        own = {stream.config.stream: of_stream(rows, stream.config.stream) for stream in self.adapter.streams}
+        previous, self._rows = self._rows, own if rows else {}
         try:
             yield
         finally:

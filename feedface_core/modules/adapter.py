@@ -100,7 +100,7 @@ class FaceAdapter(nn.Module):
             fields: of :class:`FaceControl`.
         """
         if self.config.text_tokens:
-            return FaceControl(text_tokens=tokens, **fields)
+            return FaceControl(text_tokens=tokens, text_offset=self.config.text_tokens.offset, **fields)
         kv = [branch.project_face(tokens) for branch in self.branches]
         return FaceControl(kv=kv, bias=None if bias is None else bias.to(tokens), **fields)
 
@@ -124,6 +124,9 @@ class FaceAdapter(nn.Module):
         return self.control(tokens, bias if bias.any() else None, face=face, lengths=lengths, **fields)
 
     def null_control(self, device: torch.device | str, dtype: torch.dtype, **fields) -> FaceControl | None:
-        """The control of a dropped face; None for an adapter that switches its branches off instead."""
+        """The control of a dropped face, and a dropped background; None for an adapter that adds nothing instead."""
         tokens = self.null(device, dtype)
-        return None if tokens is None else self.control(tokens, **fields)
+        background = self.background and self.background.null_control(device, dtype, **fields)
+        if tokens is None:
+            return background and FaceControl(background=background)
+        return self.control(tokens, background=background, **fields)

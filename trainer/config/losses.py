@@ -60,6 +60,8 @@ class LossSettings(Section):
     """Share of samples trained with the standard loss."""
     face_dropout: Probability = 0.1
     """Share of samples whose face is dropped."""
+    background_dropout: Probability = 0.1
+    """Share of samples whose background is dropped, with adapter.background."""
     text_dropout: Probability = 0.1
     """Share of samples whose caption is replaced by the empty one."""
     image_token_weight: NotNegative = 1.0

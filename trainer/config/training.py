@@ -74,6 +74,8 @@ class EncoderSettings(Section):
 
     path: PathText
     """A folder with a transformers CLIPVisionModel (or CLIPModel)."""
+    pooling: Literal["none", "class"] = "none"
+    """All of CLIP's tokens for a reference, or its class token alone, which is what adapter.text_tokens needs."""
     layer: Annotated[int, Field(ge=-257, le=256)] = -2
     """Which hidden states are the face tokens; -2 is the penultimate, before the post layer norm."""
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
@@ -88,10 +90,25 @@ class EncoderSettings(Section):
     """Name of the encoder for an adapter file that does not include it."""
 
 
+class TextTokensSettings(Section):
+    """A face among the text's tokens in place of branches (Face0)."""
+
+    count: Annotated[int, Field(gt=0, le=64)] = 3
+    """Tokens of a face; they take the place of the text's last ones."""
+    layers: Annotated[int, Field(gt=0, le=16)] = 4
+    """Linear layers of the MLP that makes them."""
+    width: Annotated[int, Field(gt=0, le=65536)] = 1024
+    """Width of its hidden layers."""
+
+
 class AdapterSettings(Section):
     """The trained part: control branches and the projection of the face tokens."""
 
     encoder: EncoderSettings
+    text_tokens: TextTokensSettings | None = None
+    """Put the face among the text's tokens and train no branches; null trains branches."""
+    background: bool = False
+    """A second stream of the same kind for the photo without its face (Face Mixer)."""
     sites: Annotated[
         Annotated[Literal["default", "all"], Tag("text")] | Annotated[Sites, Tag("list")], Discriminator(_list_or_text)
     ] = "default"

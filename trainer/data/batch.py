@@ -29,12 +29,16 @@ class Batch:
         crops: face crops ``(R, S, S, 3)`` in 0…1 in the order of the samples; None with R = 0, or with a cache unless a
             recogniser has to see them.
         hidden: cached hidden states ``(R, T, E)``, or None likewise.
+        backgrounds: photos without their face ``(G, S, S, 3)`` in 0…1 of the samples that have one, in their order;
+            None with a cache or with G = 0.
+        background_hidden: cached hidden states ``(G, T, E)``, or None likewise.
         reference_counts: references of each sample; 0 where the face is dropped.
         masks: ``(B, 1, h, w)`` in 0…1 over latent cells.
         noise: ``(B, *latent)`` standard normal.
         latent_noise: the same, for sampling the latents from their moments.
         timesteps: ``(B,)`` int64.
-        drop_face, drop_text, standard_loss: a decision for each sample, as plain lists: no device is read back.
+        drop_face, drop_background, drop_text, standard_loss: a decision for each sample, as plain lists: no device is
+            read back.
         faces: where the faces of each sample are; empty lists where nobody asks.
         unreadable: id and reason of each photo that could not be read; their samples are replaced by others.
     """
@@ -47,12 +51,15 @@ class Batch:
     moments: Tensor | None
     crops: Tensor | None
     hidden: Tensor | None
+    backgrounds: Tensor | None
+    background_hidden: Tensor | None
     reference_counts: list[int]
     masks: Tensor
     noise: Tensor
     latent_noise: Tensor
     timesteps: Tensor
     drop_face: list[bool]
+    drop_background: list[bool]
     drop_text: list[bool]
     standard_loss: list[bool]
     faces: list[list[Place]]
@@ -88,6 +95,10 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         tensors = [tensor for sample in samples for tensor in sample.get(name, ())]
         return torch.stack(tensors) if tensors else None
 
+    def some(name: str) -> Tensor | None:
+        tensors = [sample[name] for sample in samples if name in sample]
+        return torch.stack(tensors) if tensors else None
+
     def each(name: str) -> list[Any]:
         return [sample[name] for sample in samples]
 
@@ -102,12 +113,15 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         moments=stack("moments"),
         crops=chain("crops"),
         hidden=chain("hidden"),
+        backgrounds=some("background"),
+        background_hidden=some("background_hidden"),
         reference_counts=[len(draw.references) for draw in draws],
         masks=stack("mask"),
         noise=stack("noise"),
         latent_noise=stack("latent_noise"),
         timesteps=torch.tensor([draw.timestep for draw in draws], dtype=torch.int64),
         drop_face=[draw.drop_face for draw in draws],
+        drop_background=[draw.drop_background for draw in draws],
         drop_text=[draw.drop_text for draw in draws],
         standard_loss=[draw.standard_loss for draw in draws],
         faces=[sample.get("faces", []) for sample in samples],

@@ -31,7 +31,7 @@ from .batch import collate
 from .faces import place_faces
 from .manifest import Record
 from .order import Entry, GlobalBatches
-from .reading import OpenPhoto, read_picture, read_reference
+from .reading import OpenPhoto, read_background, read_picture, read_reference
 from .records import Records
 from .references import Reference, References
 from .shards import DamagedShard
@@ -53,11 +53,14 @@ class _Unreadable(Exception):
 
 
 class CachedFeatures(Protocol):
-    """Where features are taken from instead of photos: :class:`trainer.models.features.FeatureCache`,
+    """Where features are taken from instead of photos: :class:`trainer.models.feature_cache.FeatureCache`,
     :class:`trainer.data.shards.ShardedFeatures`."""
 
-    def sample(self, index: int, caption: str, flip: bool, references: Sequence[Reference]) -> dict[str, Any]:
-        """Moments and mask of a photo, hidden states of its references and text states, as ``collate`` names them."""
+    def sample(
+        self, index: int, caption: str, flip: bool, references: Sequence[Reference], background: bool = False
+    ) -> dict[str, Any]:
+        """Moments and mask of a photo, hidden states of its references and, when asked for, of the photo without its
+        face, and text states, as ``collate`` names them."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Draws:
         standard_loss: the sample is trained without its mask.
         flip: photo and mask are mirrored.
         references: the face crops, none if the face is dropped.
+        drop_background: the photo without its face is dropped, or not wanted at all.
     """
 
     timestep: int
@@ -100,6 +104,7 @@ class Draws:
     standard_loss: bool
     flip: bool
     references: tuple[Reference, ...]
+    drop_background: bool = True
 
 
 class FaceDataset(torch.utils.data.Dataset):
@@ -110,7 +115,7 @@ class FaceDataset(torch.utils.data.Dataset):
         records: the photos.
         config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
         shapes: of the frozen model.
-        cache: features of exactly these records (:func:`trainer.models.features.open_cache`); None reads the photos.
+        cache: features of exactly these records (:func:`trainer.models.feature_cache.open_cache`); None reads the photos.
     """
 
     def __init__(
@@ -118,7 +123,7 @@ class FaceDataset(torch.utils.data.Dataset):
     ) -> None:
         self.records, self.shapes, self.cache = Records.of(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
-        self.crop_size = config.adapter.encoder.image_size
+        self.crop_size, self.background = config.adapter.encoder.image_size, config.adapter.background
         self.references = References(self.records, config.data)
         self._places = config.loss.identity.active  # whether anybody asks where the faces are
         self._always_crops = config.loss.identity.sees_crops  # which the cache does not hold
@@ -146,6 +151,7 @@ class FaceDataset(torch.utils.data.Dataset):
             standard_loss=loss.kind == "standard" or chance(loss.standard_probability, "standard loss"),
             flip=self.data.flip and chance(0.5, "flip"),
             references=() if drop_face else self.references.draw(index, seed, visit),
+            drop_background=not self.background or chance(loss.background_dropout, "drop background"),
         )
 
     def __getitem__(self, entry: Entry) -> dict[str, Any]:
@@ -174,7 +180,7 @@ class FaceDataset(torch.utils.data.Dataset):
             sample = self._read(record, draws)
         else:
             try:
-                sample = self.cache.sample(index, caption, draws.flip, draws.references)
+                sample = self.cache.sample(index, caption, draws.flip, draws.references, not draws.drop_background)
             except DamagedShard as error:
                 raise _Unreadable(error.shard, str(error)) from error
             if self._always_crops:
@@ -203,7 +209,12 @@ class FaceDataset(torch.utils.data.Dataset):
             pixels, mask = read_picture(record, self.data.resolution, self.data.crop, self.shapes.cell, open_photo)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
-        return {"pixels": pixels, "mask": mask, "crops": self._read_references(draws, open_photo)}
+        sample = {"pixels": pixels, "mask": mask, "crops": self._read_references(draws, open_photo)}
+        if not draws.drop_background:
+            with _reading(record):
+                background = read_background(record, self.crop_size, self.data.crop, open_photo)
+            sample["background"] = background.flip(1) if draws.flip else background
+        return sample
 
     def _read_references(self, draws: Draws, open_photo: OpenPhoto = pictures.open_photo) -> list[Tensor]:
         crops = []

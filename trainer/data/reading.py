@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feedface_core.faces.background import largest_square
+from feedface_core.faces import image_from_pil
+from feedface_core.faces.background import background_picture, largest_square
 
 from . import pictures
 from .augmentation import Augmentation, augmented_crop
@@ -77,3 +78,17 @@ def read_reference(
     if record.mask_path is not None and not augmentation.background:
         mask = pictures.read_mask(record.mask_path, photo.size)
     return augmented_crop(photo, record.square, size, augmentation, mask)
+
+
+def read_background(record: Record, size: int, crop: str, open_photo: OpenPhoto = pictures.open_photo) -> Tensor:
+    """The training square without its face, ``(size, size, 3)`` in 0…1, as FeedFace Encode Background makes it.
+
+    Raises:
+        TrainerError: a file that cannot be read.
+    """
+    photo = open_photo(record.path)
+    record.check_place(*photo.size)
+    left, top, side = largest_square(*photo.size, record.square if crop == "face" else None)
+    face = [value - offset for value, offset in zip(record.square, (left, top, left, top), strict=True)]
+    square = image_from_pil(photo.crop((left, top, left + side, top + side)))
+    return background_picture(square, [tuple(face)], size, 1.0, record.crop_fill)

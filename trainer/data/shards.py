@@ -206,7 +206,9 @@ class ShardedFeatures:
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardedFeatures, (self.folder, self.index, self.header)
 
-    def sample(self, index: int, caption: str, flip: bool, references: Sequence[Reference]) -> dict[str, Any]:
+    def sample(
+        self, index: int, caption: str, flip: bool, references: Sequence[Reference], background: bool = False
+    ) -> dict[str, Any]:
         """The features of one visit of a photo, read from one shard, or two where a person's photos lie in two.
 
         Raises:
@@ -215,25 +217,20 @@ class ShardedFeatures:
         number, place, text, _ = (int(column[index]) for column in self._places)
         texts = self.header["texts"]
         picture = place * (2 if self.header["made with"]["drawn"]["flip"] else 1) + flip
-        wanted = {
-            number: [("moments", picture), ("mask", picture), *((name, text if caption else 0) for name in texts)]
-        }
-        asked = []
+        beside, asked = [("background.hidden", picture)] if background else [], []
+        own = [("moments", picture), ("mask", picture), *((name, text if caption else 0) for name in texts), *beside]
+        wanted = {number: own}
         for one in references:
             shard, face = int(self._places[0][one.index]), int(self._places[3][one.index])
             rows = wanted.setdefault(shard, [])
             asked.append((shard, len(rows)))
             rows.append(("hidden", face + (int(one.flip) if one.variant is None else one.variant)))
         found = {shard: self._shard(shard).rows(rows) for shard, rows in wanted.items()}
-        moments, mask, *states = found[number][: 2 + len(texts)]
-        names = [name.removeprefix("text.") for name in texts]
-        hidden = [found[shard][row] for shard, row in asked]
-        return {
-            "moments": moments.float(),
-            "mask": mask.float(),
-            "hidden": hidden,
-            "text": dict(zip(names, states, strict=True)),
-        }
+        moments, mask, *states = found[number]
+        sample = {"moments": moments.float(), "mask": mask.float()}
+        sample["hidden"] = [found[shard][row] for shard, row in asked]
+        sample["text"] = {name.removeprefix("text."): row for name, row in zip(texts, states, strict=False)}
+        return sample | ({"background_hidden": states[len(texts)]} if background else {})
 
 
 def read_header(folder: Folder) -> dict[str, Any]:

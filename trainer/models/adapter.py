@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from feedface_core.config import AdapterConfig
-from feedface_core.errors import FeedFaceError
+from feedface_core.config import AdapterConfig, TextTokensConfig
+from feedface_core.errors import FeedFaceError, problems
 from feedface_core.files.adapter_file import load_adapter
 from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.likeness import EncoderLikeness, FacenetLikeness, Likeness
@@ -76,17 +77,34 @@ def make_recogniser(
 
 def adapter_config(config: Config, frozen: FrozenModel, encoder: FaceEncoder, rule: CropRule) -> AdapterConfig:
     """What the settings, the frozen model, the encoder and the face crops make of an adapter."""
-    settings = config.adapter
-    return AdapterConfig(
-        host=frozen.family,
-        sites=tuple(frozen.sites(settings.sites, settings.heads)),
-        context_width=settings.context_width or frozen.context_width,
-        encoder=replace(encoder.config, crop_scale=rule.scale, crop_border=rule.border, crop_fill=rule.fill),
-        null=settings.null,
-        max_references=config.data.references,
-        prediction=frozen.prediction,
-        **settings.model_dump(include={"tap", "self_attention", "depth", "combination", "title"}),
-    )
+    settings, text = config.adapter, config.adapter.text_tokens
+    if text and settings.context_width not in (None, frozen.context_width):
+        raise TrainerError(
+            f"adapter.context_width is {settings.context_width}, but text_tokens have the width of the text, "
+            f"{frozen.context_width}: leave it out"
+        )
+    own = {
+        "host": frozen.family,
+        "sites": () if text else tuple(frozen.sites(settings.sites, settings.heads)),
+        "context_width": settings.context_width or frozen.context_width,
+        "encoder": replace(encoder.config, crop_scale=rule.scale, crop_border=rule.border, crop_fill=rule.fill),
+        "null": settings.null,
+        "prediction": frozen.prediction,
+        **settings.model_dump(include={"tap", "self_attention", "depth"}),
+    }
+    tokens, background = None, None
+    try:
+        if text:
+            tokens = TextTokensConfig(**text.model_dump())
+        if settings.background:
+            beside = tokens and replace(tokens, offset=tokens.count)  # of the same text
+            background = AdapterConfig(**own, stream="background", text_tokens=beside)
+        shown = settings.model_dump(include={"combination", "title"})
+        return AdapterConfig(
+            **own, **shown, max_references=config.data.references, text_tokens=tokens, background=background
+        )
+    except ValueError as error:
+        raise TrainerError(f"adapter: {problems(error) if isinstance(error, ValidationError) else error}") from error
 
 
 def make_adapter(config: Config, described: AdapterConfig, encoder: FaceEncoder) -> FaceAdapter:
@@ -98,8 +116,8 @@ def make_adapter(config: Config, described: AdapterConfig, encoder: FaceEncoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         adapter = FaceAdapter(described, dtype=torch.float32)
-    if described.null == "zero_crop":
-        adapter.null_hidden.copy_(encoder.null_hidden())
+    for stream in adapter.streams if described.null == "zero_crop" else ():
+        stream.null_hidden.copy_(encoder.null_hidden())
     if config.adapter.init is not None:
         try:
             start = load_adapter(config.adapter.init)
@@ -116,10 +134,13 @@ def make_adapter(config: Config, described: AdapterConfig, encoder: FaceEncoder)
 
 def first_difference(found: AdapterConfig, wanted: AdapterConfig) -> tuple[str, Any, Any] | None:
     """Name and both values of what keeps the weights of one adapter from going into another; None if nothing does."""
-    for name in ("host", "sites", "context_width", "tap", "self_attention", "depth", "null", "prediction"):
+    names = ("host", "sites", "context_width", "tap", "self_attention", "depth", "null", "prediction", "text_tokens")
+    for name in names:
         if getattr(found, name) != getattr(wanted, name):
             return name, getattr(found, name), getattr(wanted, name)
     for name in ("width", "tokens", "layer"):
         if getattr(found.encoder, name) != getattr(wanted.encoder, name):
             return f"encoder.{name}", getattr(found.encoder, name), getattr(wanted.encoder, name)
-    return None
+    if found.background and wanted.background:
+        return first_difference(found.background, wanted.background)
+    return None if found.background == wanted.background else ("background", found.background, wanted.background)

@@ -115,6 +115,6 @@ def load_face_encoder(
     config = EncoderConfig(
         config={name: getattr(module.config, name) for name in FIELDS},
         name=settings.name or path.name,
-        **settings.model_dump(include={"image_size", "image_mean", "image_std", "layer", "included"}),
+        **settings.model_dump(include={"image_size", "image_mean", "image_std", "layer", "included", "pooling"}),
     )
     return FaceEncoder(module, config).to(device)

@@ -22,11 +22,10 @@ from feedface_core.faces import crop as crops
 
 from ..config import Config
 from ..data import augmentation, pictures
-from ..data.feature_store import FeatureStore, FileHashes, HashOf, key_of
+from ..data.feature_store import FeatureStore, HashOf, key_of
 from ..data.manifest import Record
-from ..data.reading import read_picture, read_reference
-from ..data.references import Reference, References, augmentation_of
-from ..errors import TrainerError, first_of
+from ..data.reading import read_background, read_picture, read_reference
+from ..data.references import Reference, augmentation_of
 from .frozen_model import weights_fingerprint
 
 if TYPE_CHECKING:
@@ -186,15 +185,7 @@ class FaceFeatures(Features):
     def __init__(self, folder: Path, config: Config, records: Sequence[Record], encoder: FaceEncoder) -> None:
         self.mirrored = config.data.mirrors_references
         self.size, self._opened = encoder.config.image_size, (None, None)
-        settings = {
-            "version of the crop code": crops.VERSION,
-            "face encoder": weights_fingerprint({"encoder": encoder.module}),
-            "adapter.encoder.layer": encoder.config.layer,
-            "adapter.encoder.image_size": encoder.config.image_size,
-            "adapter.encoder.image_mean": list(encoder.config.image_mean),
-            "adapter.encoder.image_std": list(encoder.config.image_std),
-        }
-        super().__init__(folder, records, settings)
+        super().__init__(folder, records, encoder_settings(encoder))
 
     def make_keys(self, faces, base, hash_of):
         keys = {}
@@ -224,76 +215,39 @@ class FaceFeatures(Features):
         return [{"hidden": row} for row in encoder.encode(torch.stack(inputs).to(base.device)).cpu()]
 
 
-class FeatureCache(dict[str, Features]):
-    """The features of a run by kind: ``picture``, ``text`` and ``face``.
+class BackgroundFeatures(Features):
+    """Hidden states ``(T, E)`` of a photo without its face; items are as of :class:`PictureFeatures`."""
 
-    Args:
-        config: the settings.
-        records: all photos of the run.
-        base: with its autoencoder and text encoder, for their fingerprints.
-        encoder: of the faces.
-        folder: of the features; None takes ``data.cache``.
-    """
+    kind = "background"
 
-    def __init__(
-        self,
-        config: Config,
-        records: Sequence[Record],
-        base: FrozenModel,
-        encoder: FaceEncoder,
-        folder: Path | None = None,
-    ) -> None:
-        self.folder = folder or Path(config.data.cache).expanduser()
-        self.hashes = FileHashes(self.folder / "files.json")
-        super().__init__(
-            picture=PictureFeatures(self.folder, config, records, base),
-            text=TextFeatures(self.folder, config, records, base),
-            face=FaceFeatures(self.folder, config, records, encoder),
-        )
-        hash_of = self.hashes.asked_once()
-        for features in self.values():
-            faces = References(records, config.data).all() if features.kind == "face" else ()
-            features.keys = features.make_keys(faces, base, hash_of)
+    def __init__(self, folder: Path, config: Config, records: Sequence[Record], encoder: FaceEncoder) -> None:
+        self.crop, self.flip, self.size = config.data.crop, config.data.flip, encoder.config.image_size
+        super().__init__(folder, records, {**encoder_settings(encoder), "data.crop": config.data.crop})
 
-    def sample(self, index: int, caption: str, flip: bool, references: Sequence[Reference]) -> dict[str, Any]:
-        """See :class:`~trainer.data.dataset.CachedFeatures`."""
-        found = {name: tensor.float() for name, tensor in self["picture"].get((index, flip)).items()}
-        found["hidden"] = [self["face"].get(reference)["hidden"] for reference in references]
-        return found | {"text": self["text"].get(caption)}
+    def make_keys(self, faces, base, hash_of):
+        return {
+            (index, flip): key_of(self.settings, hash_of(record.path), record.square, record.crop_fill, flip)
+            for index, record in enumerate(self.records)
+            for flip in ((False, True) if self.flip else (False,))
+        }
+
+    def read(self, item: tuple[int, bool]) -> Tensor:
+        picture = read_background(self.records[item[0]], self.size, self.crop)
+        return picture.flip(1) if item[1] else picture
+
+    def encode(self, inputs, base, encoder):
+        return [{"hidden": row} for row in encoder.encode(torch.stack(inputs).to(base.device)).cpu()]
 
 
-def find_cache(config: Config) -> Path:
-    """The folder ``data.cache``. Raises ``TrainerError`` if it is missing; asked for before the models are loaded."""
-    folder = Path(config.data.cache).expanduser()
-    if not folder.is_dir():
-        raise TrainerError(
-            f"data.cache {folder}: no such folder. Make it with python -m trainer.cache and the same settings, or "
-            "train without a cache (data.cache=null)"
-        )
-    return folder
-
-
-def open_cache(config: Config, records: Sequence[Record], base: FrozenModel, encoder: FaceEncoder) -> FeatureCache:
-    """The cache of a run, complete.
-
-    Args:
-        config, records, base, encoder: as of :class:`FeatureCache`.
-
-    Raises:
-        TrainerError: a folder that is missing, or features that are not there: says which, and whether the model,
-            the settings or the photos are others.
-    """
-    folder = find_cache(config)
-    found, problems = FeatureCache(config, records, base, encoder), []
-    for kind, features in found.items():
-        if missing := features.missing():
-            names = list(dict.fromkeys(map(features.name, missing.values())))
-            changed = f"new or changed: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            why, count = "; ".join(features.differences()) or changed, len(set(features.keys.values()))
-            problems.append(f"{kind}: {len(missing)} of {count} features are missing ({why})")
-    if problems:
-        raise TrainerError(
-            f"data.cache {folder} does not belong to this run:{first_of(problems)}\nRun python -m trainer.cache with "
-            "the same settings: it computes what is missing"
-        )
-    return found
+def encoder_settings(encoder: FaceEncoder) -> dict[str, Any]:
+    """All that the hidden states of a picture depend on, beside the picture."""
+    config = encoder.config
+    settings = {
+        "version of the crop code": crops.VERSION,
+        "face encoder": weights_fingerprint({"encoder": encoder.module}),
+        "adapter.encoder.layer": config.layer,
+        "adapter.encoder.image_size": config.image_size,
+        "adapter.encoder.image_mean": list(config.image_mean),
+        "adapter.encoder.image_std": list(config.image_std),
+    }
+    return settings if config.pooling == "none" else {**settings, "adapter.encoder.pooling": config.pooling}

@@ -32,7 +32,8 @@ from ..data.references import References
 from ..data.shards import FORMAT, HEADER, PLACES, Folder, ShardedFeatures, read_header, shard_name
 from ..errors import TrainerError, first_of
 from .face_encoder import FaceEncoder
-from .features import FeatureCache, Features
+from .feature_cache import FeatureCache
+from .features import Features
 from .frozen_model import FrozenModel
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,8 @@ class Packer:
                     pictures_made.append((part, item, tensors))
         if not unreadable:
             rows = [*(("", found[kind], keys[kind]) for kind in ("picture", "face")), ("text.", found["text"], texts)]
+            if "background" in found:
+                rows.append(("background.", found["background"], keys["background"]))
             tensors = {
                 prefix + name: torch.stack([group[key][name] for key in wanted])
                 for prefix, group, wanted in rows
@@ -251,7 +254,7 @@ def open_shards(config: Config, records: IndexedRecords, base: FrozenModel, enco
     header, wrong = read_header(folder), []
     wanted = {kind: one.settings for kind, one in FeatureCache(config, [], base, encoder, records.folder).items()}
     for kind, settings in wanted.items():
-        found = header["made with"][kind]
+        found = header["made with"].get(kind, {})
         wrong += [f"{kind}: {n} is {v}, in the shards {found.get(n)}" for n, v in settings.items() if found.get(n) != v]
     has, needs = header["made with"]["drawn"], drawn(config.data)
     for name, value in needs.items():

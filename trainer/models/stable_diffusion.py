@@ -13,6 +13,7 @@ from torch import Tensor
 from feedface_core.conditioning import Rows
 from feedface_core.config import HOSTS, SiteConfig
 from feedface_core.hosts import sd_unet
+from feedface_core.text_tokens import replace_rows
 
 from ..config import ModelSettings
 from ..errors import TrainerError
@@ -147,7 +148,7 @@ class StableDiffusion(FrozenModel):
             sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
             pooled = text["pooled"].to(self.device, self.dtype)
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.expand(noisy.shape[0], -1)}
-        states = text["states"].to(self.device, self.dtype)
+        states = replace_rows(text["states"].to(self.device, self.dtype), rows)
         noisy, timesteps = noisy.to(self.device, self.dtype), timesteps.to(self.device)
         with self.faces(rows):
             return self.host(noisy, timesteps, states, return_dict=False, **conditions)[0].float()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from feedface_core.conditioning import Rows, combine_references
+from feedface_core.conditioning import FaceControl, Rows, combine_references
 
 from ..config import LossSettings
 from ..data.batch import Batch
@@ -54,6 +55,7 @@ class Plan:
         kind: LossKind,
         null: str,
         near: Sequence[bool] | None = None,
+        beside: Sequence[bool] | None = None,
     ) -> Plan:
         """The plan for decisions drawn for each sample.
 
@@ -62,9 +64,11 @@ class Plan:
             kind: the loss of the others.
             null: what a dropped face is to the adapter; ``off`` leaves those rows out.
             near: for each sample, whether its predicted picture is decoded; None decodes none.
+            beside: for each sample, whether it teaches without a face as well, because of its background.
         """
         with_face = [row for row, dropped in enumerate(drop_face) if not dropped]
-        without = [row for row, dropped in enumerate(drop_face) if dropped and null != "off"]
+        kept = [null != "off"] * len(drop_face) if beside is None else [null != "off" or one for one in beside]
+        without = [row for row, dropped in enumerate(drop_face) if dropped and kept[row]]
         rows = (*with_face, *without)
         kinds: tuple[LossKind, ...] = tuple("standard" if standard[row] else kind for row in rows)
         originals = tuple(index for index, own in enumerate(kinds) if own == "regularised")
@@ -75,11 +79,12 @@ class Plan:
 @dataclass
 class Features:
     """What the frozen models make of a batch: ``(B, …)`` latents, text states, and the hidden states ``(R, T, E)`` of
-    all references (None without any)."""
+    all references and ``(G, T, E)`` of the backgrounds (None without any)."""
 
     latents: Tensor
     text: Text
     hidden: Tensor | None
+    background: Tensor | None = None
 
 
 def encode_batch(batch: Batch, frozen: FrozenModel, encoder: FaceEncoder) -> Features:
@@ -97,7 +102,11 @@ def encode_batch(batch: Batch, frozen: FrozenModel, encoder: FaceEncoder) -> Fea
         hidden = batch.hidden
         if hidden is None and batch.crops is not None:
             hidden = encoder.encode(batch.crops)
-    return Features(latents, text, None if hidden is None else hidden.to(device).float())
+        background = batch.background_hidden
+        if background is None and batch.backgrounds is not None:
+            background = encoder.encode(batch.backgrounds)
+    hidden, background = (None if one is None else one.to(device).float() for one in (hidden, background))
+    return Features(latents, text, hidden, background)
 
 
 class AdapterStep(nn.Module):
@@ -121,7 +130,9 @@ class AdapterStep(nn.Module):
     def plan(self, batch: Batch) -> Plan:
         """Which rows of the batch are trained, and how."""
         near = None if self.identity is None else self.identity.near(batch)
-        return Plan.of(batch.drop_face, batch.standard_loss, self.settings.kind, self.adapter.config.null, near)
+        second, config = self.adapter.config.background, self.adapter.config
+        beside = second and [not dropped or second.null != "off" for dropped in batch.drop_background]
+        return Plan.of(batch.drop_face, batch.standard_loss, self.settings.kind, config.null, near, beside)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Record]:
         """B samples → the loss to minimise, ``Σ losses / B``, and the losses of the trained rows with what they are
@@ -157,7 +168,7 @@ class AdapterStep(nn.Module):
             features, plan: of the batch.
         """
         frozen, device = self.frozen, self.frozen.device
-        touch = sum((value.sum() for value in self._unused(plan)), torch.zeros((), device=device)) * 0.0
+        touch = sum((value.sum() for value in self._unused(plan, batch)), torch.zeros((), device=device)) * 0.0
         if not plan.rows:
             return touch, torch.zeros(0, device=device), {}
         rows = torch.tensor(plan.rows, device=device)
@@ -199,23 +210,51 @@ class AdapterStep(nn.Module):
         return self.identity(clean, self.identity.judged(batch, rows, plan.decoded), references)
 
     def _face_rows(self, plan: Plan, batch: Batch, features: Features) -> Rows:
-        rows = []
+        """What acts on the plan's rows, as runs in which each stream is there for all rows or dropped for all."""
+        adapter, second, where = self.adapter, self.adapter.background, (self.frozen.device, torch.float32)
+        tokens = bias = None
         if plan.faces:
             # References come in the order of the samples, and so do the rows that carry a face.
             counts = [batch.reference_counts[row] for row in plan.rows[: plan.faces]]
-            tokens, bias = combine_references(features.hidden, counts, self.combination)
-            rows.append((plan.faces, self.adapter.control(self.adapter.project(tokens), bias)))
-        dropped = len(plan.rows) - plan.faces
-        if dropped:
-            rows.append((dropped, self.adapter.null_control(self.frozen.device, torch.float32)))
+            combination = "average" if adapter.config.text_tokens else self.combination
+            hidden, bias = combine_references(features.hidden, counts, combination)
+            tokens = adapter.project(hidden)
+        places = list(accumulate((not dropped for dropped in batch.drop_background), initial=0))
+        kinds = [(place < plan.faces, not batch.drop_background[row]) for place, row in enumerate(plan.rows)]
+        rows: list[tuple[int, FaceControl | None]] = []
+        for (face, beside), run in groupby(enumerate(kinds), key=lambda entry: entry[1]):
+            run = [place for place, _ in run]
+            own = slice(run[0], run[-1] + 1)
+            if second is None:
+                background = None
+            elif beside:
+                index = torch.tensor([places[plan.rows[place]] for place in run], device=where[0])
+                background = second.control(second.project(features.background[index]))
+            else:
+                background = second.null_control(*where)
+            if face:
+                control = adapter.control(tokens[own], None if bias is None else bias[own], background=background)
+            elif (null := adapter.null(*where)) is not None:
+                control = adapter.control(null, background=background)
+            else:
+                control = background and FaceControl(background=background)
+            rows.append((len(run), control))
         return rows
 
-    def _unused(self, plan: Plan) -> list[nn.Parameter]:
+    def _unused(self, plan: Plan, batch: Batch) -> list[nn.Parameter]:
         """Parameters this batch does not reach; several processes have to agree that their gradient is zero."""
-        if not plan.rows:
-            return list(self.adapter.parameters())
-        unused = []
-        if self.adapter.config.null == "learned":
-            unused += [] if plan.faces else list(self.adapter.projection.parameters())
-            unused += [] if plan.faces < len(plan.rows) else [self.adapter.null_tokens]
+        unused: list[nn.Parameter] = []
+        there = {
+            "face": [place < plan.faces for place in range(len(plan.rows))],
+            "background": [not batch.drop_background[row] for row in plan.rows],
+        }
+        for stream in self.adapter.streams:
+            own, null = there[stream.config.stream], stream.config.null
+            other = [] if stream.background is None else [*stream.background.parameters()]
+            parameters = [one for one in stream.parameters() if not any(one is different for different in other)]
+            if not any(own) and (null == "off" or all(own)):  # all of none: there are no rows
+                unused += parameters
+            elif null == "learned":
+                unused += [] if any(own) else list(stream.projection.parameters())
+                unused += [stream.null_tokens] if all(own) else []
         return unused

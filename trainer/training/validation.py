@@ -22,7 +22,7 @@ from feedface_core.config import EncoderConfig
 from ..config import Config, SamplingSettings
 from ..data import randomness
 from ..data.dataset import FaceDataset
-from ..data.reading import read_crop
+from ..data.reading import read_background, read_crop
 from ..errors import TrainerError
 from ..models.adapter import Models
 from ..models.frozen_model import Text
@@ -37,10 +37,12 @@ MARGIN, LINE = 4, 16
 
 @dataclass(frozen=True)
 class Person:
-    """Whose face the pictures show: crops ``(N, S, S, 3)`` in 0…1 and their hidden states ``(N, T, E)``."""
+    """Whose face the pictures show: crops ``(N, S, S, 3)`` in 0…1 and their hidden states ``(N, T, E)``, and those of a
+    photo without its face ``(1, T, E)`` for an adapter with a second stream."""
 
     crops: Tensor
     hidden: Tensor
+    background: Tensor | None = None
 
 
 def make_guidance(settings: SamplingSettings) -> guidance.Guidance:
@@ -84,7 +86,15 @@ class Validation:
         else:
             side = config.adapter.encoder.image_size
             crops = [read_crop(record, side).unsqueeze(0) for record in dataset.records[:SAMPLE_PEOPLE]]
-        self.people = [Person(own, models.encoder.encode(own).float()) for own in crops]
+        backgrounds: list[Tensor | None] = [None] * len(crops)
+        if models.adapter.background is not None and not self.settings.references:
+            side, records = config.adapter.encoder.image_size, dataset.records[:SAMPLE_PEOPLE]
+            pictures = [read_background(record, side, config.data.crop) for record in records]
+            backgrounds = [models.encoder.encode(picture[None]).float() for picture in pictures]
+        self.people = [
+            Person(own, models.encoder.encode(own).float(), background)
+            for own, background in zip(crops, backgrounds, strict=True)
+        ]
         self.texts: list[Text] = [models.frozen.encode_text([prompt]) for prompt in self.settings.prompts]
         models.frozen.null_text()
 
@@ -92,7 +102,12 @@ class Validation:
         """Without and with the face, each ``(3, H, W)`` in −1…1."""
         frozen, adapter, settings = self.models.frozen, self.models.adapter, self.settings
         fields = {"device": frozen.device, "dtype": torch.float32, "strength": settings.strength}
-        face = adapter.control_of(Face(person.hidden, combination=self.combination), **fields)
+        background = None
+        if adapter.background is not None:
+            background = adapter.background.null_control(**fields)
+            if person.background is not None:
+                background = adapter.background.control_of(Face(person.background), **fields)
+        face = adapter.control_of(Face(person.hidden, combination=self.combination), **fields, background=background)
         dropped = adapter.null_control(**fields)
         noise = randomness.normal(self.shape, seed, "validation")
         latents = [

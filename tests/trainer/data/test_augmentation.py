@@ -22,7 +22,7 @@ from trainer.data.order import GlobalBatches
 from trainer.data.reading import read_crop
 from trainer.data.references import Reference, References
 from trainer.models.face_encoder import load_face_encoder
-from trainer.models.features import FeatureCache, open_cache
+from trainer.models.feature_cache import FeatureCache, open_cache
 from trainer.models.frozen_model import load_frozen_model
 from trainer.training.step import encode_batch
 

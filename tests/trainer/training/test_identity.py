@@ -19,7 +19,7 @@ from trainer.data.manifest import read_manifest
 from trainer.data.reading import read_crop
 from trainer.errors import TrainerError
 from trainer.models.adapter import load_models
-from trainer.models.features import open_cache
+from trainer.models.feature_cache import open_cache
 from trainer.training.step import AdapterStep
 
 STEPS = torch.tensor([10, 900, 240, 250, 60, 100])
