@@ -115,7 +115,7 @@ class FaceDataset(torch.utils.data.Dataset):
         records: the photos.
         config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
         shapes: of the frozen model.
-        cache: features of exactly these records (:func:`trainer.models.feature_cache.open_cache`); None reads the photos.
+        cache: features of exactly these records (:func:`trainer.models.feature_cache.open_cache`); None reads photos.
     """
 
     def __init__(
