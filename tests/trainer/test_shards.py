@@ -27,7 +27,7 @@ from trainer.data.records import Records
 from trainer.data.shards import open_records, shard_name
 from trainer.errors import TrainerError
 from trainer.models.face_encoder import load_face_encoder
-from trainer.models.features import FeatureCache, open_cache
+from trainer.models.feature_cache import FeatureCache, open_cache
 from trainer.models.frozen_model import load_frozen_model
 from trainer.models.pack import arrange, open_shards
 from trainer.train import train
