@@ -35,7 +35,7 @@ from .people import caption
 
 SETTINGS = {
     "detect.detector": "whole image",
-    "model.precision": "fp32",
+    "model.precision": "bf16",
     "references": 4,
     "sampling.steps": 20,
     "sampling.batch_size": 8,

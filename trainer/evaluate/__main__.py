@@ -78,6 +78,8 @@ def _evaluate(
     encoder = subject.recogniser() if settings.recogniser == "encoder" and recogniser is None else None
     looker = Looker(settings, memo, encoder, recogniser)
     used = settings.references if subject is None else min(settings.references, subject.config.max_references)
+    for path in _counted([path for files in made.values() for path in files.values()], "pictures made elsewhere"):
+        looker(path)  # before hours of drawing, for one that cannot be read
     painter = _painter(settings, subject, made, output, memo)
     references = [look_at_photos(person, looker, used) for person in _counted(people, "photos of people")]
     if painter is not None:
@@ -191,6 +193,8 @@ def parse(arguments: Sequence[str] | None = None) -> EvaluateSettings:
     quick = " ".join(f"{name}={value}" for name, value in QUICK.items())
     parser.add_argument("--quick", action="store_true", help=f"a look in minutes: {quick}")
     options = parser.parse_intermixed_args(arguments)
+    if "=" in options.output:
+        parser.error(f"OUTPUT, the folder to write to, comes second; found the setting {options.output!r}")
     named = {name: getattr(options, name) for name in ("people", "output", "photos", "pictures")}
     values = list(options.settings)
     if options.quick:

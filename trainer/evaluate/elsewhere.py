@@ -88,8 +88,9 @@ def _by_summary(path: Path, requests: Sequence[Request]) -> dict[Request, Path]:
     for request in requests:
         own = known.get((request.person, request.prompt), [])
         chosen = own if len(own) == 1 else [job for job in own if job.seed == request.seed]
-        files = [path.parent / "pictures" / job.files[0] for job in chosen]
-        if files and files[0].is_file():
+        pictures = path.parent / "pictures"
+        files = [pictures / job.files[0] for job in chosen]
+        if files and files[0].is_file() and files[0].resolve().is_relative_to(pictures.resolve()):
             found[request] = files[0]
     return found
 

@@ -42,8 +42,9 @@ class PersonScores:
 
     Args:
         limits: ``self`` (mean similarity of two photos), ``closest`` (highest of any two), ``floor`` (mean of photos to
-            pictures of the unmodified model), and for ``clip_text`` and ``reward`` what the unmodified model's pictures
-            reach (``…_high``) and the photos (``…_low``).
+            pictures of the unmodified model), ``chance`` (that one more photo is of the closest pair), and for
+            ``clip_text`` and ``reward`` what the unmodified model's pictures reach (``…_high``) and the photos
+            (``…_low``).
     """
 
     references: References
@@ -91,6 +92,7 @@ def score_person(
         "self": float(pairs.mean()) if len(pairs) else NAN,
         "closest": highest,
         "floor": mean(one.values["similarity"] for one in plain),
+        "chance": 2.0 / (len(vectors) + 1) if len(pairs) else NAN,
         "clip_self": _clip_self(references),
         "clip_text_high": mean(one.values["clip_text"] for one in plain),
         "clip_text_low": mean(_text(prompts, prompt, look) for prompt in asked for look in references.looks),
@@ -181,6 +183,7 @@ def summarise(people: Sequence[PersonScores], kind: str, rounds: int) -> dict[st
 def summarise_photos(people: Sequence[PersonScores], rounds: int) -> dict[str, Estimate]:
     """The row of the photos themselves: what two photos of a person reach."""
     taken = {"similarity": "self", "clip_face": "clip_self", "clip_text": "clip_text_low", "reward": "reward_low"}
+    taken["copied"] = "chance"
     return {name: _estimate([[one.limits[limit]] for one in people], _plain, rounds) for name, limit in taken.items()}
 
 

@@ -152,7 +152,8 @@ def _notes(results: Mapping[str, Any], same: bool) -> list[str]:
         "− min), max between two photos of the person, min between the photos and pictures of the unmodified model.",
         "- CLIP text and ImageReward, normalised: max is the unmodified model, min the photos under the same prompts.",
         "- nearer than photos: share of pictures that are nearer to some photo of the person than any two photos to "
-        "each other; by: how much on average (below 0: not as near). An adapter that pastes has both high.",
+        "each other; by: how much on average (below 0: not as near). One more photo of the person is by chance in 2 "
+        "of (photos + 1) cases: that is the photos' row; an adapter that pastes is above it.",
         "- similarities are of the pictures in which a face was found.",
         "- published: 36 people of PPR10K, 5 to 8 prompts each, on UniDiffuser; other people, prompts or bases give "
         "other numbers for the same method.",
