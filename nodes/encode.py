@@ -13,7 +13,7 @@ from ..feedface_core.arithmetic import mix_faces
 from ..feedface_core.conditioning import Face, People
 from ..feedface_core.config import COMBINATIONS
 from ..feedface_core.errors import FeedFaceError
-from ..feedface_core.files.face_file import load_face, save_face
+from ..feedface_core.files.face_file import read_face, save_face
 from . import folders
 from .adapter import LoadedAdapter
 from .checks import checked
@@ -126,6 +126,7 @@ class SaveFace(io.ComfyNode):
                 FaceSocket.Input("face"),
                 io.String.Input("name", default="person"),
                 io.Boolean.Input("overwrite", default=False),
+                io.String.Input("consent", default="", optional=True),
             ],
             outputs=[FaceSocket.Output()],
             search_aliases=[
@@ -141,13 +142,13 @@ class SaveFace(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, face: Face, name: str, overwrite: bool) -> io.NodeOutput:
+    def execute(cls, face: Face, name: str, overwrite: bool, consent: str = "") -> io.NodeOutput:
         single_person(face)
         path, number = folders.face_path(name), 2
         while path.exists() and not overwrite:
             path = folders.face_path(f"{name.strip().removesuffix('.safetensors')}_{number}")
             number += 1
-        save_face(path, face)
+        save_face(path, face, consent)
         return io.NodeOutput(face, ui=ui.PreviewText(f"{len(face.hidden)} references saved as {path.name}"))
 
 
@@ -168,7 +169,8 @@ class LoadFace(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, face_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_face(folders.find(folders.FACES, face_name)))
+        face, consent = read_face(folders.find(folders.FACES, face_name))
+        return io.NodeOutput(face, ui=ui.PreviewText(f"consent: {consent}") if consent else None)
 
     @classmethod
     def fingerprint_inputs(cls, face_name: str):

@@ -248,7 +248,7 @@ def picture_of(server: ComfyServer, prompt: dict[str, Any]) -> tuple[np.ndarray,
     mark = len(server.log)
     run = server.run(prompt)
     assert "Traceback" not in server.log[mark:], server.tail()
-    (picture,) = server.pictures(run, node_of(prompt, "SaveImage"))
+    (picture,) = server.pictures(run, node_of(prompt, "FeedFaceSaveImage"))
     return picture.astype(int), run
 
 

@@ -17,6 +17,7 @@ import numpy
 from PIL import Image
 
 from feedface_core.errors import FeedFaceError
+from feedface_core.files.provenance import mark_file
 from tools.comfyui import device_arguments, installed_comfyui
 from tools.demo_graph import REPORT, comparison_graph, node
 from tools.demo_small import draw_people
@@ -95,6 +96,8 @@ def draw_portrait(options: argparse.Namespace) -> None:
         raise ServerError("the picture with the face is the same as without it")
     for name, picture in (("plain", plain), ("face", face), ("difference", difference(plain, face))):
         Image.fromarray(picture).save(output / f"{name}.png")
+        if options.mark:
+            mark_file(output / f"{name}.png")
     say(f"the face changes a pixel by {changed:.1f} of 255 on average")
     say(f"pictures in {output}: plain.png, face.png, difference.png")
 
@@ -105,6 +108,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--no-mark", dest="mark", action="store_false", help="do not mark the pictures as generated in their XMP"
+    )
     own = parser.add_argument_group("with models of your own")
     own.add_argument("--checkpoint", type=Path, help="a Stable Diffusion checkpoint")
     own.add_argument("--adapter", type=Path, help="a FeedFace adapter for it")
@@ -117,7 +123,7 @@ def main() -> None:
         if options.checkpoint or options.adapter or options.photo:
             draw_portrait(options)
         else:
-            print(f"the sheet: {draw_people(options.output, options.seed)}")
+            print(f"the sheet: {draw_people(options.output, options.seed, options.mark)}")
     except (ServerError, FeedFaceError) as problem:
         sys.exit(f"FeedFace: {problem}")
 

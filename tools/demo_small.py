@@ -17,6 +17,7 @@ from examples.small_model import system
 from examples.small_model.drawing import to_pixels
 from examples.small_model.evaluate import Examination
 from examples.small_model.showcase import read_people
+from feedface_core.files.provenance import mark_file
 from tools.comfyui import device_arguments, installed_comfyui
 from tools.demo_graph import comparison_graph, node
 from tools.find_comfyui import version_of
@@ -42,8 +43,8 @@ def person_graph(names: list[str], prompts: tuple[str, ...] = PROMPTS, seed: int
     return comparison_graph(loader, adapter, names, prompts, DETECTION, SAMPLER, system.picture_size(), seed)
 
 
-def draw_people(output: Path, seed: int = 1) -> Path:
-    """Draws the sheet; returns its file.
+def draw_people(output: Path, seed: int = 1, mark: bool = True) -> Path:
+    """Draws the sheet; returns its file, marked as generated or not.
 
     Raises:
         ServerError: no ComfyUI, or a graph failed.
@@ -71,6 +72,8 @@ def draw_people(output: Path, seed: int = 1) -> Path:
             )
     output.mkdir(parents=True, exist_ok=True)
     sheet(rows).save(output / "people.png")
+    if mark:
+        mark_file(output / "people.png")
     return output / "people.png"
 
 

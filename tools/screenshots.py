@@ -35,16 +35,21 @@ NODES = {
     "FeedFaceSetFace": ("two_people", "small", True),
     "FeedFaceRegions": ("several_people", "small", True),
     "FeedFaceSaveFace": ("save_face", "small", True),
+    "FeedFaceSaveImage": ("portrait", "small", True),
     "FeedFaceLoadFace": ("load_face", "small", True),
     "FeedFaceCombineFaces": ("blend", "small", True),
     "FeedFaceInterpolateFaces": ("between", "small", True),
     "FeedFaceLoadUniDiffuser": ("portrait", "released", False),
     "FeedFaceUniDiffuserUnconditional": ("portrait", "released", False),
 }
+#: Long reports are shown from their end: the beginning names the file, which lies elsewhere for everybody.
+TO_THE_END = """(number) => {
+  for (const one of document.querySelectorAll(`[data-node-id="${number}"] *`)) one.scrollTop = one.scrollHeight;
+}"""
+INFO = "FeedFaceAdapterInfo"
 ALONE = (
     "FeedFaceVaryFace",
     "FeedFaceAddDifference",
-    "FeedFaceAdapterInfo",
     "FeedFaceRandomFace",
     "FeedFaceFaceFromVector",
     "FeedFaceEncodeBackground",
@@ -57,11 +62,18 @@ def template(feature: str, base: str = "small") -> Template:
 
 
 def without_template(server: ComfyServer) -> Workflow:
-    """The nodes that no template has, :data:`ALONE`."""
+    """The nodes that no template has and that show nothing of a run, :data:`ALONE`."""
+    graph = Graph(server.object_info())
+    for column, kind in enumerate(ALONE):
+        graph.add(kind, column)
+    return graph.to_file()
+
+
+def adapter_info(server: ComfyServer) -> Workflow:
+    """The one node without a template that says something when it was run."""
     graph = Graph(server.object_info())
     adapter = graph.add("FeedFaceLoadAdapter", 0, adapter_name="feedface_small.safetensors", face_encoder="auto")
-    for column, kind in enumerate(ALONE, 1):
-        graph.add(kind, column, **({"adapter": adapter[0]} if kind == "FeedFaceAdapterInfo" else {}))
+    graph.add(INFO, 1, adapter=adapter[0])
     return graph.to_file()
 
 
@@ -79,6 +91,7 @@ def take_node(page: Frontend, kind: str, path: Path) -> None:
         kind,
     )
     page.settle(900)
+    page.page.evaluate(TO_THE_END, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.page.locator(f'[data-node-id="{number}"]').first.screenshot(path=path)
 
@@ -96,6 +109,11 @@ def take_nodes(page: Frontend, kinds: Collection[str]) -> None:
                 page.settle(1500)
             opened = feature, base
         take_node(page, kind, PAGES / kind / "node.png")
+    if INFO in kinds:
+        page.open_graph(adapter_info(page.server))
+        page.run()
+        page.settle(1500)
+        take_node(page, INFO, PAGES / INFO / "node.png")
     if set(ALONE) & set(kinds):
         page.open_graph(without_template(page.server))
         page.settle(1500)
@@ -121,15 +139,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nodes", nargs="*", help="all, and docs/images, when none is named", metavar="node")
     named = parser.parse_args().nodes
-    if unknown := sorted(set(named) - {*NODES, *ALONE}):
-        parser.error(f"no such node: {', '.join(unknown)}; there are {', '.join([*NODES, *ALONE])}")
+    if unknown := sorted(set(named) - {*NODES, *ALONE, INFO}):
+        parser.error(f"no such node: {', '.join(unknown)}; there are {', '.join([*NODES, *ALONE, INFO])}")
     with ComfyServer(installed_comfyui("demo")) as server, open_browser() as browser:
         for path in PEOPLE.glob("*.png"):  # as the user's photos
             for person, number in ((1, 1), (2, 1), (3, 1)):
                 if path.name == f"feedface_person{person}_3.png":
                     server.upload(path, f"person_{person}_photo_{number}.png")
         page = Frontend(browser, server, vue=True)
-        take_nodes(page, named or [*NODES, *ALONE])
+        take_nodes(page, named or [*NODES, *ALONE, INFO])
         page.page.close()
         if not named:
             take_graphs(Frontend(browser, server))

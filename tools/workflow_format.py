@@ -70,6 +70,8 @@ def widget_values(node: dict[str, Any], node_info: dict[str, Any]) -> dict[str, 
     for name, kind, options, required in inputs_of(node_info):
         if not is_widget(kind, options):
             continue
+        if not left and not required:  # a widget that is younger than the file: the frontend gives it its default
+            continue
         if not left:
             if not required:  # it came with a later version of the node, which has a default for it
                 continue

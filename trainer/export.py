@@ -17,7 +17,7 @@ from feedface_core.errors import located, typed
 from feedface_core.files.adapter_file import expected_shapes, save_adapter
 from feedface_core.state_dict import check_tensors
 
-from .config import Config
+from .config import Config, stated_licence
 from .config.fields import as_path
 from .errors import TrainerError, exit_code
 from .models.face_encoder import load_face_encoder
@@ -57,6 +57,7 @@ def export(
     title: str | None = None,
     encoder_path: str | None = None,
     more_metadata: Mapping[str, str] | None = None,
+    licence: str | None = None,
 ) -> Path:
     """Write an adapter file.
 
@@ -68,6 +69,7 @@ def export(
         title: None keeps that of the configuration.
         encoder_path: the encoder's folder, where it has moved since training.
         more_metadata: goes into the file's metadata, before anything of the same key.
+        licence: of the adapter; None keeps that of the configuration.
 
     Raises:
         TrainerError: for a checkpoint or an encoder that is missing, or that do not belong together.
@@ -98,7 +100,13 @@ def export(
                 f"{adapter.encoder.fingerprint}"
             )
         encoder_tensors = encoder.tensors()
+    licences = {
+        "modelspec.license": config.licence.adapter if licence is None else licence,
+        "license.base": config.licence.base or stated_licence(config.model.base),
+        "license.encoder": config.licence.encoder or stated_licence(encoder_path or config.adapter.encoder.path),
+    }
     metadata = {
+        **{key: text for key, text in licences.items() if text},
         "modelspec.resolution": f"{config.data.resolution}x{config.data.resolution}",
         "modelspec.description": f"Face adapter, {checkpoint.step} steps of {config.train.batch_size} samples"
         f" ({'moving average' if averaged else 'raw weights'})",
@@ -128,12 +136,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--precision", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--title")
+    parser.add_argument("--licence", help="of the adapter, such as an SPDX identifier")
     parser.add_argument("--encoder", help="the face encoder's folder, if it has moved since training")
     options = parser.parse_args(arguments)
 
     def run() -> None:
         path = export(
-            options.source, options.output, options.weights, options.precision, options.title, options.encoder
+            options.source,
+            options.output,
+            options.weights,
+            options.precision,
+            options.title,
+            options.encoder,
+            licence=options.licence,
         )
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
 

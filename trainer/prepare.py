@@ -26,6 +26,7 @@ import torch
 
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces import crop as crops
+from feedface_core.faces.detectors import INSIGHTFACE
 from feedface_core.faces.recognisers import Recogniser
 from feedface_core.files.atomic import replacing
 
@@ -48,6 +49,10 @@ logger = logging.getLogger(__name__)
 
 DUPLICATE_DISTANCE = 4
 LOCK = "prepare.lock"
+RESEARCH_ONLY = (
+    "InsightFace worked on these photos, and its model packs are for non-commercial research only; "
+    "detect.detector=mtcnn and identity.recogniser=dlib have no such limit."
+)
 _COLUMNS = ("id", "path", "caption", "width", "height", "bbox", "square_bbox", "mask_path", "crop_path", "identity")
 
 
@@ -139,9 +144,13 @@ def _prepare(
     )
     for photo in kept:
         row = {**photo.row, "id": photo.id, "path": _relative(photo.path, output), "identity": people.names[photo.id]}
+        if consent := photo.given.get("consent") or settings.consent:
+            row["consent"] = consent
         photo.row = {name: row[name] for name in (*_COLUMNS, *(name for name in row if name not in _COLUMNS))}
     dropped = [{"id": own.id, "reason": own.reason, "detail": own.detail} for own in photos if not own.kept]
     summary = summarise(photos, people, DUPLICATE_DISTANCE)
+    if INSIGHTFACE in summary["detectors"] or (recogniser is not None and recogniser.name.startswith(INSIGHTFACE)):
+        summary["notes"].append(RESEARCH_ONLY)
     write_rows(output / f"manifest.{settings.manifest}", [photo.row for photo in kept])
     write_rows(output / "dropped.jsonl", dropped)
     with replacing(output / "summary.json") as partial:

@@ -35,6 +35,8 @@ from .atomic import write_safetensors
 
 FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
+#: Whose licence an adapter file may state, and under which key of its metadata.
+LICENCES = {"licence": "modelspec.license", "of the base": "license.base", "of the encoder": "license.encoder"}
 _ENCODER = "encoder.vision_model."
 _STATISTICS = "statistics."
 _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
@@ -85,9 +87,10 @@ class AdapterFile:
             f"mean {encoder.image_mean}, std {encoder.image_std}",
             "defaults": f"strength {config.strength}, {config.combination}, at most {config.max_references} "
             f"references, dropped face: {config.null}",
-            **{key: self.metadata.get(f"modelspec.{key}") for key in ("author", "date", "hash_sha256", "license")},
+            **{key: self.metadata.get(f"modelspec.{key}") for key in ("author", "date", "hash_sha256")},
+            **{name: self.metadata.get(key) or "not stated" for name, key in LICENCES.items()},
         }
-        return "\n".join(f"{name:<13} {text}" for name, text in lines.items() if text)
+        return "\n".join(f"{name:<14} {text}" for name, text in lines.items() if text)
 
 
 def _stream_summary(config: AdapterConfig) -> dict[str, str]:

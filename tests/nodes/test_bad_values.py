@@ -60,7 +60,7 @@ NODES = {
         "crops": "IMAGE", "crops_3": "IMAGE", "weights": "STRING", "combination": "COMBO", "max_references": "INT",
     },
     "encode.CombineFaces": {"share_b": "FLOAT", "combination": "COMBO"},
-    "encode.SaveFace": {"name": "STRING"},
+    "encode.SaveFace": {"name": "STRING", "consent": "STRING"},
     "arithmetic.InterpolateFaces": {"steps": "INT", "first": "FLOAT", "last": "FLOAT", "path": "COMBO"},
     "arithmetic.VaryFace": {"amount": "FLOAT", "seed": "INT"},
     "arithmetic.AddFaceDifference": {"amount": "FLOAT"},
@@ -75,6 +75,9 @@ NODES = {
     "apply.SetFace": {"strength": "FLOAT", "mask": "MASK", "background_strength": "FLOAT"},
     "guider.Guider": {"text_scale": "FLOAT", "face_scale": "FLOAT", "both_scale": "FLOAT", "form": "COMBO"},
     "unidiffuser.load.UnconditionalText": {"seed": "INT"},
+    "save.SaveImage": {
+        "images": "IMAGE", "filename_prefix": "STRING", "mark": "COMBO", "format": "COMBO", "quality": "INT",
+    },
 }  # fmt: skip
 #: What these inputs may be although their type says otherwise: nothing connected, or an empty text.
 FINE = {("IMAGE", "crops_3", "none"), ("MASK", "mask", "none")}
@@ -112,6 +115,7 @@ def good(model, adapter, mixer, face, other_face, crops, model_folder) -> dict[s
             "form": "three weights",
         },
         "unidiffuser.load.UnconditionalText": {"seed": 1},
+        "save.SaveImage": {"images": crops[:1], "filename_prefix": "ann", "mark": "generated"},
     }  # fmt: skip
 
 

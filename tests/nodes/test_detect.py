@@ -48,7 +48,7 @@ def test_schema(detect):
     # ComfyUI 0.3.75 wants every id once among inputs and outputs.
     ids = [one.id for one in [*schema.inputs, *schema.outputs]]
     assert len(ids) == len(set(ids))
-    assert [one.display_name for one in schema.outputs] == ["crops", "boxes", "preview", "report"]
+    assert [one.display_name for one in schema.outputs] == ["crops", "face_boxes", "preview", "report"]
 
 
 def test_unknown_schema_fields_are_dropped_only_when_they_are_known_to_be_new(comfy, monkeypatch):

@@ -39,7 +39,7 @@ def test_the_shipped_graph_runs_as_it_is(server: ComfyServer, people: list[Perso
         server.upload(path)
     prompt = json.loads(api_path(GRAPH).read_text("utf-8"))
     run = server.run(prompt)
-    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "FeedFaceSaveImage")
     plain, face = (picture.astype(int) for picture in server.pictures(run, saved))
     assert plain.shape == face.shape == (256, 256, 3) and np.abs(plain - face).mean() > 3
 

@@ -106,7 +106,7 @@ def test_small_template_runs_as_it_is(server: ComfyServer, template: Template) -
     mark = len(server.log)
     run = server.run(prompt)
     assert "Traceback" not in server.log[mark:]
-    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "FeedFaceSaveImage")
     pictures = server.pictures(run, saved)
     assert len(pictures) == {"compare": 2, "batch": 3, "between": 5}.get(template.feature.key, 1)
     assert all(picture.std() > 10 for picture in pictures)
@@ -140,5 +140,5 @@ def test_released_template_runs(released: ComfyServer, template: Template, tmp_p
         if node["class_type"] in ("KSampler", "BasicScheduler"):
             inputs["steps"] = 2
     run = released.run(prompt)
-    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "FeedFaceSaveImage")
     assert all(picture.std() > 1 for picture in released.pictures(run, saved))

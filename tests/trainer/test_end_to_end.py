@@ -123,7 +123,7 @@ def test_picture_in_comfyui(adapter, shared_faces, newest_comfyui, tmp_path):
         inputs["LoadImage"]["image"] = server.upload(photo)
         without = deepcopy(workflow)
         next(entry for entry in without.values() if entry["class_type"] == "FeedFaceApply")["inputs"]["strength"] = 0.0
-        saved = next(name for name, entry in workflow.items() if entry["class_type"] == "SaveImage")
+        saved = next(name for name, entry in workflow.items() if entry["class_type"] == "FeedFaceSaveImage")
         (plain,), (faced,) = (server.pictures(server.run(one), saved) for one in (without, workflow))
     difference = numpy.abs(faced.astype(int) - plain.astype(int))
     assert difference.max() >= 3, f"the face changes the picture by at most {difference.max()} of 255"

@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.small_training import make_config, make_models, make_photos, train_in_process_of_its_own, weights
 
 from feedface_core.files.adapter_file import load_adapter
 from tools.tiny_diffusers import make_encoder
 from trainer import export
+from trainer.config import stated_licence
 from trainer.errors import TrainerError
 
 
@@ -52,6 +54,29 @@ def test_raw_weights_of_an_older_checkpoint(trained, tmp_path):
     assert found.tensors.keys() == raw.keys()
     assert all(torch.equal(found.tensors[name], value) for name, value in raw.items())
     assert found.config.title == "Other" and found.metadata["training.weights"] == "raw"
+
+
+def test_licences_are_stated(trained, tmp_path):
+    first = load_adapter(export.export(trained / "run", tmp_path / "a.safetensors")).metadata
+    assert not {"modelspec.license", "license.base", "license.encoder"} & first.keys()
+    base = trained / "models" / "base"
+    try:
+        (base / "README.md").write_text("---\ntags: [x]\nlicense: creativeml-openrail-m\n---\n# license: other\n")
+        told = load_adapter(export.export(trained / "run", tmp_path / "b.safetensors", licence="CC-BY-4.0")).metadata
+    finally:
+        (base / "README.md").unlink()
+    assert told["modelspec.license"] == "CC-BY-4.0" and told["license.base"] == "creativeml-openrail-m"
+    assert "license.encoder" not in told
+
+
+def test_stated_licence(tmp_path):
+    assert stated_licence(str(tmp_path / "nothing")) == stated_licence("runwayml/model") == ""
+    (tmp_path / "README.md").write_text("# Model\nlicense: none of the fields\n")
+    assert stated_licence(str(tmp_path)) == ""
+    (tmp_path / "README.md").write_text('---\nlicense: "mit"\n---\n')
+    assert stated_licence(str(tmp_path)) == "mit" and stated_licence(str(tmp_path / "model.ckpt")) == "mit"
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors", {"modelspec.license": "OpenRAIL"})
+    assert stated_licence(str(tmp_path / "m.safetensors")) == "OpenRAIL"
 
 
 def test_null_hidden_goes_along(trained, tmp_path):

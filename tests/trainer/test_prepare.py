@@ -256,6 +256,24 @@ def test_name_of_any_length_can_be_prepared(tmp_path):
     assert [row["id"] for row in rows_of(tmp_path / "out")] == [name]
 
 
+def test_note_on_consent_goes_into_the_manifest(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        make_photo(tmp_path / f"photos/{number}.png", seed=number)
+    rows = [{"path": f"{number}.png", "bbox": BOX} for number in range(3)]
+    rows[1]["consent"] = "signed 2026-11-30"
+    photos = write_table(tmp_path / "photos/t.jsonl", rows)
+    summary = run(photos, tmp_path / "out")
+    assert [row.get("consent") for row in rows_of(tmp_path / "out")] == [None, "signed 2026-11-30", None]
+    assert summary["consent"] == {"noted": 1, "not noted": 2}
+    summary = run(photos, tmp_path / "out", "consent=model release")
+    assert [row["consent"] for row in rows_of(tmp_path / "out")] == [
+        "model release", "signed 2026-11-30", "model release",
+    ]  # fmt: skip
+    assert summary["consent"] == {"noted": 3, "not noted": 0}
+    assert run(photos, tmp_path / "out")["consent"] == {"noted": 1, "not noted": 2}
+
+
 def test_captions_can_be_required(table, tmp_path):
     summary = run(table, tmp_path / "dataset", "caption.missing=drop")
     assert summary["kept"] == 3 and dropped_of(tmp_path / "dataset")["2.png"] == "no caption"

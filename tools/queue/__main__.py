@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from feedface_core.errors import FeedFaceError
+from feedface_core.files.provenance import SOURCE_TYPES
 from feedface_core.files.tasks import LARGEST_SEED
 from tools.comfy_client import ServerError
 from tools.queue.run import Order, run_queue
@@ -48,6 +49,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--attempts", type=at_least_one, default=3, help="how often a picture is tried (default 3)")
     parser.add_argument("--patience", type=float, default=300, help="seconds that a server may be away (default 300)")
     parser.add_argument("--timeout", type=float, help="seconds for a picture, others' work on the server included")
+    parser.add_argument(
+        "--mark",
+        choices=(*SOURCE_TYPES, "none"),
+        default="generated",
+        help="what the pictures are marked as in their XMP (default generated)",
+    )
     parser.add_argument(
         "--remake", action="store_true", help="make pictures anew whose prompt, photo or seed has changed"
     )
@@ -87,6 +94,7 @@ def order_of(options: argparse.Namespace) -> Order:
         settings=settings,
         names=names,
         limits=Limits(options.attempts, options.patience, options.timeout),
+        mark=None if options.mark == "none" else options.mark,
         remake=options.remake,
         dry_run=options.dry_run,
     )

@@ -25,6 +25,7 @@ class Pool:
         say: takes a line for the user.
         report: takes what happened: a job that ended (server, job, state, result).
         step: takes the progress of a job: (server, title of the node, steps done, all steps).
+        mark: what the pictures are marked as, a key of ``SOURCE_TYPES``; None leaves them as the server wrote them.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Pool:
         say: Callable[[str], None],
         report: Callable[[str, Job, str, dict[str, Any]], None],
         step: Callable[[str, str, int, int], None],
+        mark: str | None = None,
     ) -> None:
         self.say, self._report, self._step = say, report, step
-        self.workers = [Worker(client, self, journal, pictures, limits) for client in clients]
+        self.workers = [Worker(client, self, journal, pictures, limits, mark) for client in clients]
         self.stopping = threading.Event()
         self._change = threading.Condition()
         self._waiting = deque(rest.new)

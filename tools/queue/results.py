@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from feedface_core.errors import FeedFaceError
+from feedface_core.files.provenance import mark
 from tools.comfy_client import ComfyClient
 from tools.queue.files import write_whole
 from tools.queue.journal import DONE, FAILED, Entry
@@ -16,11 +17,16 @@ from tools.queue.plan import Job
 from tools.queue.workflow import numbered, title_of
 
 
-def save_pictures(client: ComfyClient, outputs: Mapping[str, Any], job: Job, folder: Path) -> dict[str, Any]:
+def save_pictures(
+    client: ComfyClient, outputs: Mapping[str, Any], job: Job, folder: Path, kind: str | None = None
+) -> dict[str, Any]:
     """Fetch what a run saved; names of the files, texts that nodes showed.
 
     A single picture is called like the job; several lie in a folder of that name, by the titles of their nodes.
-    The files are as the server wrote them: a picture of Save Image holds the workflow and :attr:`Job.metadata`.
+    A picture of Save Image holds the workflow and :attr:`Job.metadata`; the mark is added to what the server wrote.
+
+    Args:
+        kind: what the pictures are marked as, a key of ``SOURCE_TYPES``; None leaves the files as they are.
 
     Raises:
         ServerError: the server does not hand them out.
@@ -37,7 +43,8 @@ def save_pictures(client: ComfyClient, outputs: Mapping[str, Any], job: Job, fol
             inside = "_".join([*title, *([str(number)] if len(files) > 1 else [])])
             name = unused(f"{job.name}/{inside}" if inside else job.name, suffix, names)
             (folder / name).parent.mkdir(exist_ok=True)
-            write_whole(folder / name, client.request("GET", "/view", params=file).content)
+            content = client.request("GET", "/view", params=file).content
+            write_whole(folder / name, mark(content, kind) if kind else content)
             names.append(name)
     return {"files": names, "texts": texts_of(outputs, job)}
 

@@ -44,6 +44,7 @@ class Order:
     settings: dict[str, Any] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
     limits: Limits = Limits()
+    mark: str | None = "generated"
     remake: bool = False
     dry_run: bool = False
 
@@ -173,7 +174,7 @@ def carry_out(
             bar.set_postfix_str(f"{server.partition('://')[2]} {title} {value}/{maximum}")
 
     try:
-        Pool(rest, clients, journal, pictures, order.limits, say, report, step).run()
+        Pool(rest, clients, journal, pictures, order.limits, say, report, step, order.mark).run()
     except BaseException:
         with suppress(FeedFaceError):  # the first problem is the one to tell
             tell_summary(order.output, jobs, journal)

@@ -62,10 +62,14 @@ class Worker:
     Args:
         pool: where jobs come from; told what happens.
         pictures: folder for the results.
+        mark: what they are marked as, a key of ``SOURCE_TYPES``, or None.
     """
 
-    def __init__(self, client: ComfyClient, pool: Pool, journal: Journal, pictures: Path, limits: Limits) -> None:
+    def __init__(
+        self, client: ComfyClient, pool: Pool, journal: Journal, pictures: Path, limits: Limits, mark: str | None = None
+    ) -> None:
         self.client, self.pool, self.journal, self.pictures, self.limits = client, pool, journal, pictures, limits
+        self.mark = mark
         self.uploaded: dict[Path, str] = {}
         self.accepted = False  # whether this server took a job of ours
         self.away_since: float | None = None
@@ -211,7 +215,7 @@ class Worker:
         if "execution_interrupted" in happened:
             return {}, "interrupted on the server: run the same command again to make it", False
         try:
-            result = save_pictures(self.client, ended["outputs"], job, self.pictures)
+            result = save_pictures(self.client, ended["outputs"], job, self.pictures, self.mark)
         except OSError as problem:
             raise unwritable(problem, self.pictures) from problem
         if not result["files"]:

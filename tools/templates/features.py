@@ -117,7 +117,7 @@ def image_to_image(g: Graph, base: Base) -> None:
     start = g.add("LoadImage", 0, title="Picture to change", image=base.photo(3))
     latent = g.add("VAEEncode", 2, collapsed=True, pixels=start[0], vae=vae)
     sampled = sample(g, base, faced[0], pair, latent[0], denoise=0.7)
-    picture(g, base, sampled, vae, "image_to_image")
+    picture(g, base, sampled, vae, "image_to_image", mark="edited photo")
 
 
 def inpaint(g: Graph, base: Base) -> None:
@@ -129,7 +129,7 @@ def inpaint(g: Graph, base: Base) -> None:
     start = g.add("LoadImage", 0, title="Picture with the face painted over", image=base.masked)
     encoded = g.add("VAEEncode", 2, collapsed=True, pixels=start[0], vae=vae)
     latent = g.add("SetLatentNoiseMask", 2, collapsed=True, samples=encoded[0], mask=start[1])
-    picture(g, base, sample(g, base, faced[0], pair, latent[0]), vae, "inpaint")
+    picture(g, base, sample(g, base, faced[0], pair, latent[0]), vae, "inpaint", mark="edited photo")
 
 
 def beside(g: Graph, base: Base) -> None:

@@ -60,14 +60,15 @@ def sample(g: Graph, base: Base, model: Output, pair: tuple, latent: Output, col
 
 
 def picture(
-    g: Graph, base: Base, latent: Node, vae: Output, name: str, column: int = 3, title: str | None = None
+    g: Graph, base: Base, latent: Node, vae: Output, name: str, column: int = 3, title: str | None = None, **more: Any
 ) -> Node:
-    """VAE Decode → Save Image; the small model's pictures are enlarged between the two."""
+    """VAE Decode → FeedFace Save Marked Image; the small model's pictures are enlarged between the two."""
     images = g.add("VAEDecode", column, collapsed=True, samples=latent[0], vae=vae)
     if base is SMALL:
         images = g.add("ImageScaleBy", column, collapsed=True, image=images[0], upscale_method="lanczos", scale_by=4.0)
     prefix = f"feedface/{name}"
-    return g.add("SaveImage", column, title=title, node_height=290, images=images[0], filename_prefix=prefix)
+    more |= {"images": images[0], "filename_prefix": prefix}
+    return g.add("FeedFaceSaveImage", column, title=title, node_height=400, **more)
 
 
 def empty(g: Graph, base: Base, column: int = 2, width: int = 1) -> Node:

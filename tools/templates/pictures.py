@@ -41,7 +41,7 @@ def draw_one(server: ComfyServer, template: Template) -> tuple[list[Image.Image]
     prompt = json.loads(template.api.read_text("utf-8"))
     run = server.run(prompt)
     names = [node["inputs"]["image"] for node in prompt.values() if node["class_type"] == "LoadImage"]
-    saved = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
+    saved = [key for key, node in prompt.items() if node["class_type"] == "FeedFaceSaveImage"]
     photos = [Image.open(EXAMPLES / name).convert("RGB") for name in names]
     return photos, [one for key in saved for one in server.pictures(run, key)]
 

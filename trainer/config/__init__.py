@@ -7,6 +7,7 @@ checkpoint and into the metadata of the adapter (``config.to_json()``).
 """
 
 from .evaluation import EvaluateSettings
+from .licences import LicenceSettings, stated_licence
 from .losses import IdentityLossSettings, LossSettings
 from .preparation import PrepareSettings
 from .sampling import SamplingSettings

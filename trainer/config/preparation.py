@@ -121,6 +121,8 @@ class PrepareSettings(Settings):
     mask: MaskSettings = MaskSettings()
     caption: CaptionSettings = CaptionSettings()
     identity: IdentitySettings = IdentitySettings()
+    consent: Text = ""
+    """A note on the consent of the people, for photos whose table has none in a column ``consent``."""
     manifest: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the manifest."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0

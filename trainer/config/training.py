@@ -10,6 +10,7 @@ from typing_extensions import Self
 from feedface_core.errors import shorten
 
 from .fields import Count, Name, PathText, Seed, Text
+from .licences import LicenceSettings
 from .loop import OptimiserSettings, TrainSettings
 from .losses import LossSettings
 from .sampling import SamplingSettings, Side
@@ -224,6 +225,7 @@ class Config(Settings):
     optimiser: OptimiserSettings = OptimiserSettings()
     train: TrainSettings
     validation: ValidationSettings = ValidationSettings()
+    licence: LicenceSettings = LicenceSettings()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -110,6 +110,7 @@ class _Row(BaseModel):
     identity: Sentence | None = None
     bbox: Coordinates | None = None
     mask_path: PathText | None = None
+    consent: Text | None = None
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Photo:
     Args:
         id: stable name: the path below the input folder, or as the table gives it.
         path: the file.
-        given: columns of the table or of files beside the photo (caption, identity, bbox, mask_path).
+        given: columns of the table or of files beside the photo (caption, identity, bbox, mask_path, consent).
         row: columns of the manifest so far.
         reason, detail: why it was left out; an empty reason keeps it.
         vector: identity vector, where faces are compared; empty for a face that was not found again.

@@ -33,6 +33,7 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
         if row["identity"]:
             hashes[row["identity"]].append((int(row["photo_hash"], 16), int(row["crop_hash"], 16)))
     sizes = sorted(map(len, hashes.values()))
+    noted = sum("consent" in row for row in kept)
 
     def count(values: Iterable[str]) -> dict[str, int]:
         return dict(Counter(values).most_common())
@@ -46,6 +47,7 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
         "captions": count(
             "model" if row.get("captioned_by") else "given" if row["caption"] else "none" for row in kept
         ),
+        "consent": {"noted": noted, "not noted": len(kept) - noted} if noted else {},
         "identities": len(hashes),
         "identities_from": dict(people.origins.most_common()),
         "photos_per_identity": [sizes[0], median(sizes), sizes[-1]] if sizes else [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from dataclasses import replace
@@ -17,7 +18,7 @@ from feedface_core.errors import FeedFaceError
 from feedface_core.faces import CROP_SCALE, FILL
 from feedface_core.files.adapter_file import load_adapter, main, save_adapter
 from feedface_core.files.atomic import write_safetensors
-from feedface_core.files.face_file import load_face, save_face
+from feedface_core.files.face_file import LONGEST_NOTE, load_face, read_face, save_face
 from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.encoder import build_encoder
 
@@ -247,6 +248,24 @@ def test_faces_are_kept_with_weights_and_combination(tmp_path):
     found = load_face(save_face(tmp_path / "library" / "ann.safetensors", face))
     assert torch.equal(found.hidden, face.hidden)
     assert (found.weights, found.combination, found.encoder) == (face.weights, face.combination, face.encoder)
+
+
+def test_note_on_consent_is_kept_with_a_face(tmp_path):
+    face = Face(torch.randn(1, 5, 12), (1.0,), "concat", "0123456789ab")
+    for note, kept in (("Ann, 2026-11-30: portraits", "Ann, 2026-11-30: portraits"), (" ", ""), ("", "")):
+        found, consent = read_face(save_face(tmp_path / "ann.safetensors", face, note))
+        assert consent == kept and torch.equal(found.hidden, face.hidden)
+    with pytest.raises(FeedFaceError, match=f"consent: {LONGEST_NOTE + 1} characters"):
+        save_face(tmp_path / "long.safetensors", face, "x" * (LONGEST_NOTE + 1))
+    assert not (tmp_path / "long.safetensors").exists()
+
+
+def test_summary_states_every_licence(written):
+    file = load_adapter(written[0])
+    stated = {"modelspec.license": "CC-BY-4.0", "license.base": "CreativeML Open RAIL-M", "license.encoder": "MIT"}
+    lines = dataclasses.replace(file, metadata=file.metadata | stated).summary().splitlines()
+    assert lines[-3:] == ["licence        CC-BY-4.0", "of the base    CreativeML Open RAIL-M", "of the encoder MIT"]
+    assert file.summary().count("not stated") == 3
 
 
 def test_what_is_no_face_is_refused(written, tmp_path):

@@ -25,6 +25,7 @@ from support.fake_comfyui import (
     FakeComfyUI,
 )
 
+from feedface_core.files.provenance import SOURCE_TYPES, source_type
 from tools.queue import results, run, worker
 from tools.queue.journal import Journal
 from tools.server import HOST, free_port
@@ -57,6 +58,17 @@ def test_pictures_and_summary(desk: Any) -> None:
     assert job.items() >= (told | {"state": "done", "sent": 1, "seconds": 0.5, "files": ["anna_02.png"]}).items()
     table = (desk.output / "summary.md").read_text("utf-8")
     assert "| anna_02 | anna | prompt 2 | 1 | done | 0.5 | [anna_02.png](pictures/anna_02.png) |" in table
+
+
+@pytest.mark.parametrize("kind", ["generated", "edited photo", "none"])
+def test_pictures_are_marked(desk: Any, kind: str) -> None:
+    with FakeComfyUI() as server:
+        assert desk.run(desk.tasks(1), server, **({} if kind == "generated" else {"mark": kind})) == 0
+        (written,) = server.pictures.values()
+    (name,) = desk.pictures
+    saved = (desk.output / "pictures" / name).read_bytes()
+    assert source_type(saved) == SOURCE_TYPES.get(kind)
+    assert (saved == written) == (kind == "none")
 
 
 def test_again_makes_nothing_and_a_deleted_picture_alone(desk: Any) -> None:
