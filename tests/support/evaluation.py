@@ -34,8 +34,8 @@ class Small(NamedTuple):
         return EvaluateSettings.load(None, [*kept, *overrides], **given)
 
 
-def make_small(root: Path) -> Small:
-    """Everything that an evaluation reads."""
+def make_small(root: Path, **changes) -> Small:
+    """Everything that an evaluation reads; ``changes`` are of :func:`~support.small_training.make_config`."""
     models = make_models(root / "models")
     manifest = make_photos(root / "photos", 12, 4)
     lines = manifest.read_text("utf-8").splitlines()
@@ -43,10 +43,11 @@ def make_small(root: Path) -> Small:
         line.replace("a photo of person", f"number {index // 8}, a photo of person") for index, line in enumerate(lines)
     ]
     manifest.write_text("\n".join(told), encoding="utf-8")
-    loaded = load_models(make_config(models, manifest, root / "run"), "cpu")
+    loaded = load_models(make_config(models, manifest, root / "run", **changes), "cpu")
     torch.manual_seed(0)
-    for branch in loaded.adapter.branches:
-        torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
+    for weight in loaded.adapter.parameters():
+        if not weight.any():  # begins as the unmodified model
+            torch.nn.init.normal_(weight, std=0.2)
     state = loaded.adapter.state_dict()
     metadata = {"modelspec.resolution": "64x64"}
     save_adapter(root / "face.safetensors", loaded.adapter.config, state, loaded.encoder.tensors(), metadata)

@@ -90,7 +90,10 @@ class Painter:
     def _controls(self, references: References, combination: str) -> Controls:
         crops = self.subject.crops(references.shown)
         fields = {"device": self.frozen.device, "dtype": torch.float32, "strength": self.strength}
-        face = self.adapter.control_of(Face(self.subject.encode(crops), combination=combination), **fields)
+        second = self.adapter.background  # of another photo without its face: dropped here
+        background = None if second is None else second.null_control(**fields)
+        face = Face(self.subject.encode(crops), combination=combination)
+        face = self.adapter.control_of(face, **fields, background=background)
         return face, self.adapter.null_control(**fields)
 
     @torch.no_grad()

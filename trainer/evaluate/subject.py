@@ -87,7 +87,7 @@ def _encoder_of(file: AdapterFile, folder: str | None) -> nn.Module:
             f"adapter {file.path}: does not include its face encoder {own.name} ({own.fingerprint}); give its folder "
             "as encoder"
         )
-    fields = {name: getattr(own, name) for name in ("layer", "image_size", "image_mean", "image_std")}
+    fields = {name: getattr(own, name) for name in ("layer", "image_size", "image_mean", "image_std", "pooling")}
     loaded = load_face_encoder(EncoderSettings(path=folder, **fields))
     if loaded.config.fingerprint != own.fingerprint:
         raise TrainerError(

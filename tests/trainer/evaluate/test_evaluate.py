@@ -140,6 +140,23 @@ def test_pictures_made_elsewhere(small, evaluated, tmp_path):
     assert less["pictures"] == 7 and any("1 pictures are missing" in note for note in less["notes"])
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [{"adapter__background": True}, {"adapter__text_tokens": {}, "adapter__encoder": {"pooling": "class"}}],
+    ids=["two streams", "text tokens"],
+)
+def test_other_kinds_of_adapters(tmp_path, kind):
+    encoder = {
+        "path": str(tmp_path / "small" / "models" / "clip"),
+        "image_size": 64,
+        **kind.get("adapter__encoder", {}),
+    }
+    small = make_small(tmp_path / "small", **{**kind, "adapter__encoder": encoder})
+    evaluate(small.settings(tmp_path / "out", "most_people=1", "unmodified=1"))
+    for path in (tmp_path / "out" / "pictures").iterdir():
+        assert (pixels(path) != pixels(tmp_path / "out" / "unmodified" / path.name)).any()
+
+
 @pytest.mark.slow
 def test_checkpoint_instead_of_a_file(small, tmp_path):
     config = make_config(small.root / "models", small.manifest, tmp_path / "run", train__steps=2)
