@@ -163,7 +163,7 @@ class Packer:
                 for prefix, group, wanted in rows
                 for name in group[wanted[0]]
             }
-            _save(path, tensors, place, {"format": FORMAT, "digest": digest, "about": json.dumps(self.settings())})
+            save_shard(path, tensors, place, {"format": FORMAT, "digest": digest, "about": json.dumps(self.settings())})
         return not unreadable, unreadable, pictures_made
 
     def finish(self) -> None:
@@ -191,7 +191,7 @@ class Packer:
         (self.folder / HEADER).unlink(missing_ok=True)
         rows = (_with_size(record) for record in self.records)
         index = write_index(self.folder / "index", {"shards": key_of(digests)}, rows, False)
-        _write_places(index.folder / "places.arrow", places)
+        write_places(index.folder / "places.arrow", places)
         for path in self.folder.glob("shard-*.safetensors"):
             if int(path.stem.partition("-")[2]) >= self.count:
                 path.unlink()
@@ -211,9 +211,20 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _save(
+def save_shard(
     path: Path, tensors: dict[str, Tensor], place: Mapping[str, Sequence[int]], metadata: Mapping[str, str]
 ) -> None:
+    """Write a shard in one piece, with a check sum for each row.
+
+    Args:
+        path: of the shard.
+        tensors: ``(rows, …)`` each.
+        place: ``photo``, ``text`` and ``face``: number of each photo, row of its caption, first row of its face.
+        metadata: texts by name.
+
+    Raises:
+        TrainerError: it cannot be written.
+    """
     checks = {}
     for name, tensor in tensors.items():
         rows = tensor.contiguous().view(len(tensor), -1).view(torch.uint8).numpy()
@@ -231,7 +242,8 @@ def _with_size(record: Record) -> Record:
     return record if size is None else replace(record, width=size[0], height=size[1])
 
 
-def _write_places(path: Path, places: Mapping[str, np.ndarray]) -> None:
+def write_places(path: Path, places: Mapping[str, np.ndarray]) -> None:
+    """Write ``places.arrow``: for each of :data:`~trainer.data.shards.PLACES` a number a photo, ``(N,)`` int32."""
     import pyarrow as pa
 
     batch = pa.record_batch(dict(places))
