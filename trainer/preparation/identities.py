@@ -16,6 +16,7 @@ import regex
 
 from ..config.preparation import IdentitySettings
 from ..errors import TrainerError
+from .neighbours import neighbour_groups
 from .photo import Photo
 
 PATTERN_SECONDS = 1.0
@@ -149,20 +150,43 @@ def folder_of(photo: Photo) -> str | None:
 def cluster(photos: Sequence[Photo], distance: float) -> dict[str, str]:
     """Names of persons by photo id: average linkage of the vectors, cut at a mean distance.
 
-    Persons are numbered by their number of photos, then by their first photo.
+    More than :data:`MOST_CLUSTERED` photos are clustered in the groups of :func:`~.neighbours.neighbour_groups`, which
+    gives the same persons as far as faiss finds the neighbours. Persons are numbered by their number of photos, then by
+    their first photo.
 
     Raises:
-        TrainerError: for more photos than all pairwise distances fit in memory for.
+        TrainerError: many photos and no faiss, or a group that is too large for all of its pairwise distances.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage
-
-    if len(photos) > MOST_CLUSTERED:
-        raise TrainerError(
-            f"identity.source=cluster compares all pairs, for at most {MOST_CLUSTERED} photos; there are "
-            f"{len(photos)}. Give identities (a folder a person, or a column of the table) or prepare parts"
-        )
     vectors = np.array([photo.vector for photo in photos])
-    labels = fcluster(linkage(vectors, "average"), distance, "distance").tolist() if len(photos) > 1 else [1]
+    if len(photos) <= MOST_CLUSTERED:
+        labels = _linked(vectors, distance).tolist()
+    else:
+        labels = _in_groups(vectors, distance).tolist()
     # Counter keeps the order of first photos, and so does most_common among equals.
     numbers = {label: number for number, (label, _) in enumerate(Counter(labels).most_common(), 1)}
-    return {photo.id: f"person-{numbers[label]:04d}" for photo, label in zip(photos, labels, strict=False)}
+    return {photo.id: f"person-{numbers[label]:04d}" for photo, label in zip(photos, labels, strict=True)}
+
+
+def _linked(vectors: np.ndarray, distance: float) -> np.ndarray:
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if len(vectors) < 2:
+        return np.ones(len(vectors), np.int64)
+    return fcluster(linkage(vectors, "average"), distance, "distance")
+
+
+def _in_groups(vectors: np.ndarray, distance: float) -> np.ndarray:
+    groups = neighbour_groups(vectors, distance)
+    order = np.argsort(groups, kind="stable")
+    labels, taken = np.zeros(len(vectors), np.int64), 0
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        if len(members) > MOST_CLUSTERED:
+            raise TrainerError(
+                f"identity.source=cluster: {len(members)} of {len(vectors)} photos form one chain of similar faces; at "
+                f"most {MOST_CLUSTERED} can be compared with one another. Lower identity.distance ({distance:g}), give "
+                "identities (a folder a person, or a column of the table), or prepare parts"
+            )
+        own = _linked(vectors[members], distance)
+        labels[members] = taken + own
+        taken += int(own.max())
+    return labels

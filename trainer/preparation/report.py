@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces import clamp_square, square_box
 
 from ..data import pictures
 from .identities import People
+from .neighbours import near_pairs
 from .photo import Photo
 
 if TYPE_CHECKING:
@@ -52,13 +54,15 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
         "identities_from": dict(people.origins.most_common()),
         "photos_per_identity": [sizes[0], median(sizes), sizes[-1]] if sizes else [],
         "without_other_photo": len(kept) - sum(size for size in sizes if size > 1),
-        "near_duplicate_pairs": sum(
-            any(pictures.hash_distance(*pair) <= duplicate_distance for pair in zip(first, second, strict=True))
-            for own in hashes.values()
-            for first, second in combinations(own, 2)
-        ),
+        "near_duplicate_pairs": sum(_near_duplicates(own, duplicate_distance) for own in hashes.values()),
         "notes": people.notes,
     }
+
+
+def _near_duplicates(hashes: Sequence[tuple[int, int]], distance: int) -> int:
+    """Pairs of a person's photos of which photos or crops are nearly the same."""
+    pairs = [near_pairs(np.array(kind, np.uint64), distance) for kind in zip(*hashes, strict=True)]
+    return len(np.unique(np.concatenate(pairs), axis=0))
 
 
 def table(summary: dict[str, Any]) -> str:
