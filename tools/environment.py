@@ -19,7 +19,7 @@ TORCH = "torch==2.14.1 torchvision==0.29.1 torchaudio==2.11.0"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 TORCH_CUDA = "cu130"  # the CUDA build of these versions
 DRIVER = Path("/proc/driver/nvidia/gpus")  # Linux: a folder for each GPU
-EXTRAS = ("faces", "train", "dev")
+EXTRAS = ("faces", "train", "docs", "dev")
 
 # Run by the environment's own interpreter: where packages go, and which torch is there.
 PROBE = """

@@ -1,4 +1,4 @@
-"""The addresses in pyproject.toml that depend on where the repository lies.
+"""The addresses in pyproject.toml and mkdocs.yml that depend on where the repository lies.
 
     python -m tools.registry                     writes them for REPOSITORY
     python -m tools.registry https://github.com/OWNER/ComfyUI-FeedFace --publisher OWNER
@@ -54,6 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     path = ROOT / "pyproject.toml"
     path.write_text(rewritten(path.read_text("utf-8"), options.repository, options.publisher), encoding="utf-8")
+    site = ROOT / "mkdocs.yml"
+    site.write_text(re.sub(r"(?m)^repo_url: .*$", f"repo_url: {options.repository}", site.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":
