@@ -52,6 +52,10 @@ DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: traini
 QUICK_ADAPTER = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
 
 VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
+STREAMS = ("face0", "mixer", "mixer-text")
+"""Other kinds of adapters: the face among the text's tokens, and a second stream for the background."""
+#: The encoder's last class token is what it tells people apart by.
+TEXT = ("adapter.text_tokens.width=512", "adapter.encoder.pooling=class", "adapter.encoder.layer=-1")
 
 
 def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
@@ -66,6 +70,9 @@ def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
         "no-self-attention": ["adapter.self_attention=false"],
         "every-second-site": [f"adapter.sites={json.dumps(names[::2])}"],
         "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
+        "face0": [*TEXT],
+        "mixer": ["adapter.background=true"],
+        "mixer-text": [*TEXT, "adapter.background=true"],
     }
     return changes.get(variant, [])
 
@@ -191,7 +198,7 @@ class Build:
 
     def variants(self) -> None:
         for training in range(self.settings.trainings):
-            for name in self.only or ("full", *VARIANTS):
+            for name in self.only or ("full", *VARIANTS, *STREAMS):
                 self.train_adapter(name, training)
 
     def train_adapter(self, variant: str, training: int = 0) -> None:
@@ -209,7 +216,7 @@ class Build:
             "adapter.encoder.path=output/face_encoder",
             f"adapter.encoder.image_size={self.settings.crop}",
             f"data.manifest={manifest}",
-            "data.cache=adapters/cache",
+            f"data.cache=adapters/cache{'-text' if variant in ('face0', 'mixer-text') else ''}",
             f"data.resolution={self.settings.people.size}",
             f"train.output=adapters/{name}",
             *overrides_of(variant, unet),
@@ -244,8 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=WORK, help=f"data and checkpoints (default {WORK})")
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="the recipe (default small.yaml)")
     parser.add_argument("--output", type=Path, default=system.FOLDER, help="where publish puts the finished model")
-    names = ", ".join(("full", *VARIANTS))
-    parser.add_argument("--only", nargs="+", default=(), choices=("full", *VARIANTS), help=f"of the variants: {names}")
+    names = ("full", *VARIANTS, *STREAMS)
+    listed = ", ".join(names)
+    parser.add_argument("--only", nargs="+", default=(), choices=names, help=f"of the variants: {listed}")
     parser.add_argument("--quick", action="store_true", help="a few people and steps; needs a --work of its own")
     parser.add_argument("--threads", type=int, default=1, help="for models this small one is fastest (default 1)")
     options = parser.parse_args(arguments)
