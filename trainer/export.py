@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, Field, TypeAdapter
 
+from feedface_core.arithmetic import FaceStatistics
 from feedface_core.config import AdapterConfig
 from feedface_core.errors import located, typed
 from feedface_core.files.adapter_file import expected_shapes, save_adapter
@@ -19,8 +21,10 @@ from feedface_core.state_dict import check_tensors
 
 from .config import Config, stated_licence
 from .config.fields import as_path
+from .data.manifest import read_manifest
+from .data.reading import read_crop
 from .errors import TrainerError, exit_code
-from .models.face_encoder import load_face_encoder
+from .models.face_encoder import FaceEncoder, load_face_encoder
 from .models.frozen_model import DTYPES
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
 
@@ -58,6 +62,7 @@ def export(
     encoder_path: str | None = None,
     more_metadata: Mapping[str, str] | None = None,
     licence: str | None = None,
+    statistics: int = 0,
 ) -> Path:
     """Write an adapter file.
 
@@ -70,6 +75,7 @@ def export(
         encoder_path: the encoder's folder, where it has moved since training.
         more_metadata: goes into the file's metadata, before anything of the same key.
         licence: of the adapter; None keeps that of the configuration.
+        statistics: faces of the manifest whose mean and components go into the file, for random faces; 0 for none.
 
     Raises:
         TrainerError: for a checkpoint or an encoder that is missing, or that do not belong together.
@@ -83,13 +89,13 @@ def export(
         shapes, raw = expected_shapes(adapter), checkpoint.tensors["trainables"]
         check_tensors("trainables", shapes, raw)
         if averaged:  # of what is trained; a dropped face that is a crop of zeros is not
-            trained = {name: shape for name, shape in shapes.items() if name != "null_hidden"}
+            trained = {name: shape for name, shape in shapes.items() if not name.endswith("null_hidden")}
             check_tensors("ema", trained, checkpoint.tensors["ema"])
     if title is not None:
         adapter = dataclasses.replace(adapter, title=title)
     run = checkpoint.path.parent
-    encoder_tensors = None
-    if adapter.encoder.included:
+    encoder_tensors = faces = None
+    if adapter.encoder.included or statistics:
         settings = config.adapter.encoder
         if encoder_path is not None:
             settings = settings.model_copy(update={"path": encoder_path})
@@ -99,7 +105,8 @@ def export(
                 f"{settings.path} is not the encoder of this run: fingerprint {encoder.config.fingerprint}, expected "
                 f"{adapter.encoder.fingerprint}"
             )
-        encoder_tensors = encoder.tensors()
+        encoder_tensors = encoder.tensors() if adapter.encoder.included else None
+        faces = face_statistics(config, encoder, statistics) if statistics else None
     licences = {
         "modelspec.license": config.licence.adapter if licence is None else licence,
         "license.base": config.licence.base or stated_licence(config.model.base),
@@ -118,7 +125,24 @@ def export(
         **(more_metadata or {}),
     }
     target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
-    return save_adapter(target, adapter, tensors, encoder_tensors, metadata, DTYPES[precision])
+    return save_adapter(target, adapter, tensors, encoder_tensors, metadata, DTYPES[precision], faces)
+
+
+def face_statistics(config: Config, encoder: FaceEncoder, count: int) -> FaceStatistics:
+    """The statistics of at most ``count`` faces of a run, evenly spaced over its manifest.
+
+    Raises:
+        TrainerError: a manifest or photos that cannot be read, or fewer than two faces.
+    """
+    records, _ = read_manifest(config.data.manifest, config.data.root, config.data.drop_missing)
+    chosen = [records[len(records) * place // count] for place in range(count)] if count < len(records) else records
+    if len(chosen) < 2:
+        raise TrainerError(f"statistics of {len(chosen)} face(s) say nothing; give a run of more, or --statistics 0")
+    hidden = []
+    for start in range(0, len(chosen), config.data.cache_batch):
+        group = chosen[start : start + config.data.cache_batch]
+        hidden.append(encoder.encode(torch.stack([read_crop(one, encoder.config.image_size) for one in group])))
+    return FaceStatistics.of(torch.cat(hidden))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title")
     parser.add_argument("--licence", help="of the adapter, such as an SPDX identifier")
     parser.add_argument("--encoder", help="the face encoder's folder, if it has moved since training")
+    parser.add_argument(
+        "--statistics", type=int, default=0, metavar="N", help="with the statistics of N faces, for random faces"
+    )
     options = parser.parse_args(arguments)
+    if not 0 <= options.statistics <= 100_000:
+        parser.error(f"--statistics: expected 0 to 100000, found {options.statistics}")
 
     def run() -> None:
         path = export(
@@ -148,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.precision,
             options.title,
             options.encoder,
+            statistics=options.statistics,
             licence=options.licence,
         )
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
