@@ -2,7 +2,8 @@
 
 With ∅ for dropped, t text and f face, every form is one linear combination of the four predictions ε(∅,∅), ε(t,∅),
 ε(∅,f), ε(t,f) whose coefficients sum to one, so it holds alike for ε, v and denoised pictures. A prediction with
-coefficient zero need not be computed.
+coefficient zero need not be computed. A background, of an adapter with a second stream, goes with the face, but where
+a form has a scale of its own for it; then ε(t,f) is with it, and a fifth prediction without.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from torch import Tensor
 
 from .errors import FeedFaceError
 
-PREDICTIONS = ("dropped", "text", "face", "both")
+PREDICTIONS = ("dropped", "text", "face", "both", "no_background")
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """``dropped·ε(∅,∅) + text·ε(t,∅) + face·ε(∅,f) + both·ε(t,f)``; the coefficients sum to one."""
+    """``dropped·ε(∅,∅) + text·ε(t,∅) + face·ε(∅,f) + both·ε(t,f)``, and ``no_background`` times ε(t,f) without the
+    background; the coefficients sum to one."""
 
     dropped: float
     text: float
     face: float
     both: float
+    no_background: float = 0.0
 
     def __post_init__(self):
         values = [getattr(self, name) for name in PREDICTIONS]
@@ -58,8 +61,8 @@ class Guidance:
         """The conditional prediction of that form, a mean of the predictions that are not ε(∅,∅)."""
         if self.dropped == 0.0 or abs(1.0 - self.dropped) <= 1e-9:
             return self.combine(predictions)
-        rest = Guidance(0.0, self.text / self.scale, self.face / self.scale, self.both / self.scale)
-        return rest.combine(predictions)
+        rest = (getattr(self, name) / self.scale for name in PREDICTIONS[1:])
+        return Guidance(0.0, *rest).combine(predictions)
 
 
 def joint(scale: float) -> Guidance:
@@ -77,15 +80,29 @@ def face_then_text(text_scale: float, face_scale: float) -> Guidance:
     return Guidance(dropped=1.0 - face_scale, text=0.0, face=face_scale - text_scale, both=text_scale)
 
 
-FORMS = ("text_then_face", "face_then_text", "three_weights", "joint")
+def text_face_background(text_scale: float, face_scale: float, background_scale: float) -> Guidance:
+    """:func:`text_then_face`, and ``+ s_b·(ε(t,f,b) − ε(t,f))``: a scale for each stream of an adapter with two."""
+    return Guidance(
+        dropped=1.0 - text_scale,
+        text=text_scale - face_scale,
+        face=0.0,
+        both=background_scale,
+        no_background=face_scale - background_scale,
+    )
+
+
+FORMS = ("text_then_face", "face_then_text", "three_weights", "joint", "text_face_background")
 
 
 def by_name(form: str, text_scale: float, face_scale: float, both_scale: float = 0.0) -> Guidance:
-    """One of :data:`FORMS` by its name. ``joint`` uses ``text_scale``. Raises :class:`FeedFaceError`."""
+    """One of :data:`FORMS` by its name. ``joint`` uses ``text_scale``; ``both_scale`` is for ``three_weights``, and the
+    background's in ``text_face_background``. Raises :class:`FeedFaceError`."""
     if form == "joint":
         return joint(text_scale)
     if form == "three_weights":
         return three_weights(text_scale, face_scale, both_scale)
+    if form == "text_face_background":
+        return text_face_background(text_scale, face_scale, both_scale)
     if form not in FORMS:
         raise FeedFaceError(f"guidance form {form!r}, expected one of {', '.join(FORMS)}")
     return (text_then_face if form == "text_then_face" else face_then_text)(text_scale, face_scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..feedface_core import guidance
 from ..feedface_core.errors import FeedFaceError
 from .checks import checked
-from .model_patch import CONTROLS, USE_FACE
+from .model_patch import CONTROLS, USE_BACKGROUND, USE_FACE
 from .types import make_schema
 from .unidiffuser.model import UNCONDITIONAL_KEY
 
@@ -21,14 +21,16 @@ FORMS = {
     "face, then text": "face_then_text",
     "three weights": "three_weights",
     "joint": "joint",
+    "text, face, background": "text_face_background",
 }
 
-#: The guider's names of the four predictions. ComfyUI itself looks for "positive" and "negative".
+#: The guider's names of the predictions. ComfyUI itself looks for "positive" and "negative".
 CONDITIONINGS = {
     "both": "positive",
     "dropped": "negative",
     "text": "positive_without_face",
     "face": "negative_with_face",
+    "no_background": "positive_without_background",
 }
 
 #: What belongs to the text of a conditioning, beside its states.
@@ -36,14 +38,16 @@ TEXT_VALUES = ("pooled_output", UNCONDITIONAL_KEY)
 
 
 class FeedFaceGuider(comfy.samplers.CFGGuider):
-    """Combines the predictions ε(∅,∅), ε(t,∅), ε(∅,f) and ε(t,f); see :mod:`feedface_core.guidance`."""
+    """Combines the predictions ε(∅,∅), ε(t,∅), ε(∅,f) and ε(t,f), this with and without the background; see
+    :mod:`feedface_core.guidance`."""
 
     weights: guidance.Guidance
 
     def set_conds(self, positive, negative) -> None:
         without = node_helpers.conditioning_set_values(positive, {USE_FACE: False})
+        alone = node_helpers.conditioning_set_values(positive, {USE_BACKGROUND: False})
         with_face = with_faces_of(negative, positive)
-        conds = dict(zip(CONDITIONINGS.values(), (positive, negative, without, with_face), strict=True))
+        conds = dict(zip(CONDITIONINGS.values(), (positive, negative, without, with_face, alone), strict=True))
         self.inner_set_conds(conds)
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:

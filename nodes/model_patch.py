@@ -35,6 +35,8 @@ from .block_patch import BlockWithBranch, Evaluation, Run, Shared, follow_model
 CONTROLS = "feedface"
 #: Key of a conditioning's dict: True gives it the model's face although it is negative, False takes it away.
 USE_FACE = "feedface_use_face"
+#: Key of a conditioning's dict: False takes its background away, of an adapter with a second stream.
+USE_BACKGROUND = "feedface_use_background"
 MASKED_TEXT = (
     "this adapter puts the face into the text's tokens, which act on the whole picture, so a mask of the face does "
     "nothing. Put the mask on the prompt (Conditioning Set Mask)"
@@ -127,7 +129,7 @@ class FacePatch(Shared):
     def control_for(self, kind: str, cond: Mapping[str, Any]) -> FaceControl:
         """The face of a conditioning's dict, else the model's unless ``kind``, the guider's word, is negative."""
         use = cond.get(USE_FACE)
-        if use is False:
+        if use is False or (self.loaded.config.stream == "background" and cond.get(USE_BACKGROUND) is False):
             return _NO_FACE
         own = cond.get(CONTROLS, {})
         anywhere = (None,) if self.loaded.config.stream == "face" else ()  # set for any adapter

@@ -12,12 +12,13 @@ from feedface_core.guidance import (
     by_name,
     face_then_text,
     joint,
+    text_face_background,
     text_then_face,
     three_weights,
 )
 
-EPS = dict(zip(PREDICTIONS, torch.randn(4, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), strict=True))
-NONE, TEXT, FACE, BOTH = (EPS[name] for name in PREDICTIONS)
+EPS = dict(zip(PREDICTIONS, torch.randn(5, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), strict=True))
+NONE, TEXT, FACE, BOTH, ALONE = (EPS[name] for name in PREDICTIONS)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ NONE, TEXT, FACE, BOTH = (EPS[name] for name in PREDICTIONS)
         (text_then_face(6.0, 4.0), NONE + 6 * (TEXT - NONE) + 4 * (BOTH - TEXT)),
         (face_then_text(6.0, 4.0), NONE + 4 * (FACE - NONE) + 6 * (BOTH - FACE)),
         (three_weights(2.0, 1.0, 3.0), NONE + 2 * (TEXT - NONE) + 1 * (FACE - NONE) + 3 * (BOTH - NONE)),
+        (text_face_background(6.0, 4.0, 2.0), NONE + 6 * (TEXT - NONE) + 4 * (ALONE - TEXT) + 2 * (BOTH - ALONE)),
     ],
 )
 def test_forms(guidance, expected):
@@ -45,6 +47,9 @@ def test_forms(guidance, expected):
         (face_then_text(6.0, 4.0), ("dropped", "face", "both")),
         (three_weights(0.7, 0.2, 0.1), ("text", "face", "both")),
         (three_weights(0.0, 0.0, 7.5), ("dropped", "both")),
+        (text_face_background(6.0, 4.0, 2.0), ("dropped", "text", "both", "no_background")),
+        (text_face_background(6.0, 4.0, 4.0), ("dropped", "text", "both")),
+        (text_face_background(6.0, 4.0, 0.0), ("dropped", "text", "no_background")),
     ],
 )
 def test_needed_predictions(guidance, needed):
@@ -98,6 +103,7 @@ def test_forms_by_name():
         "text_then_face": text_then_face(6.0, 4.0),
         "face_then_text": face_then_text(6.0, 4.0),
         "three_weights": three_weights(6.0, 4.0, 2.0),
+        "text_face_background": text_face_background(6.0, 4.0, 2.0),
     }
     with pytest.raises(ValueError, match="guidance form 'both', expected one of"):
         by_name("both", 1.0, 1.0)

@@ -171,3 +171,19 @@ def test_a_vector_that_is_none(pack, mixer, adapter, given):
 def test_an_adapter_of_tokens_takes_no_vector(pack, adapter):
     error = pack.format.FeedFaceError
     refused(lambda: pack.number_nodes.FaceFromVector.execute(adapter, [0.5] * 48), "tokens", error=error)
+
+
+def test_the_background_has_a_scale_of_its_own(pack, model, either, crops):
+    """Against the formula, written out, from predictions of runs of their own."""
+    face, background = encode(pack, either, crops[:1]), encode_background(pack, either, crops[1:2])
+    model_with_both, model_with_face = both(pack, model, either, face, background), both(pack, model, either, face)
+
+    def one(model, seed):
+        return sample(model, prompt(seed), prompt(12), cfg=1.0, steps=1)
+
+    none, text, faced, full = one(model, 12), one(model, 11), one(model_with_face, 11), one(model_with_both, 11)
+    expected = none + 3.0 * (text - none) + 2.0 * (faced - text) + 1.5 * (full - faced)
+    make = pack.guidance.Guider.execute
+    guider = make(model_with_both, prompt(11), prompt(12), 3.0, 2.0, "text, face, background", 1.5).args[0]
+    found = sample(model_with_both, guider=guider, steps=1)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feedface_core.faces import image_from_pil
-from feedface_core.faces.background import background_picture, largest_square
+from feedface_core.faces.background import largest_square
 
 from . import pictures
 from .augmentation import Augmentation, augmented_crop
@@ -89,6 +89,8 @@ def read_background(record: Record, size: int, crop: str, open_photo: OpenPhoto 
     photo = open_photo(record.path)
     record.check_place(*photo.size)
     left, top, side = largest_square(*photo.size, record.square if crop == "face" else None)
-    face = [value - offset for value, offset in zip(record.square, (left, top, left, top), strict=True)]
-    square = image_from_pil(photo.crop((left, top, left + side, top + side)))
-    return background_picture(square, [tuple(face)], size, 1.0, record.crop_fill)
+    x0, y0, x1, y1 = record.square
+    blank = photo.copy()
+    grey = (round(255 * record.crop_fill),) * 3
+    blank.paste(grey, (max(math.floor(x0), 0), max(math.floor(y0), 0), math.ceil(x1), math.ceil(y1)))
+    return pictures.cut_box(blank, (left, top, left + side, top + side), size, record.crop_fill)
