@@ -134,7 +134,10 @@ def make_cache(config: Config, prune: bool = False, progress: bool = True) -> Ca
     if config.data.cache is None:
         raise TrainerError("data.cache is null: give the folder of the cache, such as data.cache=dataset/cache")
     state, records, base, encoder = _start(config, make_folder(config.data.cache, "data.cache"))
-    cache = FeatureCache(config, records, base, encoder)
+    with state.main_process_first():  # which hashes the files; the others find its hashes
+        cache = FeatureCache(config, records, base, encoder)
+        if state.is_main_process:
+            cache.hashes.save()
     state.wait_for_everyone()
     share = state.process_index, state.num_processes
     summary = fill_cache(cache, config, base, encoder, *share, progress and state.is_main_process)

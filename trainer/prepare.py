@@ -35,7 +35,7 @@ from .config.fields import as_path, make_folder
 from .data import pictures
 from .data.manifest import write_rows
 from .errors import TrainerError
-from .preparation import masks
+from .preparation import masks, on_ray
 from .preparation.identities import compares_faces, identify, named_identity
 from .preparation.inputs import find_photos
 from .preparation.journal import NAME as PROGRESS
@@ -179,7 +179,7 @@ def _recogniser(settings: PrepareSettings, photos: Sequence[Photo]) -> tuple[Rec
 def _work(
     settings: PrepareSettings, root: Path, todo: Sequence[Photo], recognise: bool, progress: bool
 ) -> Iterator[Photo]:
-    """The photos through the pipeline, here or in other processes, in their order."""
+    """The photos through the pipeline, here, in other processes, or on Ray."""
     from tqdm import tqdm
 
     if not todo:
@@ -191,7 +191,10 @@ def _work(
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(todo), unit="photo", disable=None if progress else True))
         results = map(pipeline, batches)
-        if settings.workers:
+        if settings.runner == "ray":
+            gpus = float(settings.detect.device.startswith("cuda"))
+            results = on_ray.work(Pipeline, arguments, batches, settings.workers, gpus)
+        elif settings.workers:
             # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
             pool = ProcessPoolExecutor(settings.workers, get_context("spawn"), _start_worker, arguments)
             results = stack.enter_context(pool).map(_work_on, batches)

@@ -127,6 +127,8 @@ class PrepareSettings(Settings):
     """Format of the manifest."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that work on photos side by side; 0 works in this one."""
+    runner: Literal["processes", "ray"] = "processes"
+    """Who runs them: this machine, or Ray Data (pip install 'feedface[ray]'; RAY_ADDRESS names a cluster)."""
     batch_size: Annotated[int, Field(gt=0, le=4096)] = 8
     """Photos that go through the stages together."""
     sheet: Annotated[int, Field(ge=0, le=1000)] = 64
