@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from feedface_core.conditioning import Face, FaceControl
 from feedface_core.files.atomic import replacing
+from feedface_core.files.provenance import mark
 
 from ..config import EvaluateSettings
 from ..data import pictures, randomness
@@ -145,14 +147,16 @@ def stamp_of(path: Path) -> str | None:
 
 
 def write_picture(pixels: Tensor, path: Path, stamp: str) -> None:
-    """``(3, H, W)`` in −1…1 as PNG, in one piece. Raises ``TrainerError`` if it cannot be written."""
+    """``(3, H, W)`` in −1…1 as PNG, marked as generated, in one piece. Raises ``TrainerError`` if it cannot be
+    written."""
     from PIL.PngImagePlugin import PngInfo
 
-    told = PngInfo()
+    told, file = PngInfo(), BytesIO()
     told.add_text(STAMP, stamp)
+    pictures.to_picture((pixels.movedim(0, -1) + 1.0) / 2.0).save(file, format="PNG", pnginfo=told)
     try:
         with replacing(path) as partial:
-            pictures.to_picture((pixels.movedim(0, -1) + 1.0) / 2.0).save(partial, format="PNG", pnginfo=told)
+            partial.write_bytes(mark(file.getvalue()))
     except OSError as error:
         why = error.strerror or error
         raise TrainerError(f"{path}: cannot be written: {why}; run the same command again, it goes on here") from error

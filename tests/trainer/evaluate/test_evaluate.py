@@ -12,6 +12,7 @@ from PIL import Image
 from support.evaluation import make_small
 from support.small_training import make_config, train_in_process_of_its_own
 
+from feedface_core.files.provenance import SOURCE_TYPES, source_type
 from trainer.errors import TrainerError
 from trainer.evaluate import __main__ as command
 from trainer.evaluate import drawing
@@ -42,7 +43,7 @@ def test_files_tell_the_same(evaluated):
     assert json.loads((output / "results.json").read_text("utf-8")) == json.loads(json.dumps(results))
     rows = list(csv.DictReader(open(output / "results.csv", encoding="utf-8")))
     assert [sum(row["kind"] == kind for row in rows) for kind in ("face", "unmodified")] == [8, 12]
-    assert all((output / row["file"]).is_file() for row in rows)
+    assert {source_type((output / row["file"]).read_bytes()) for row in rows} == {SOURCE_TYPES["generated"]}
     own = [row for row in rows if row["person"] == "person 1" and row["kind"] == "face"]
     person = next(one for one in results["people"] if one["id"] == "person 1")
     assert np.mean([float(row["similarity"]) for row in own]) == pytest.approx(person["face"]["similarity"], abs=1e-5)
