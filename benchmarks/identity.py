@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ import torch
 from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import chain
 from benchmarks.support.identity_ladder import draw_ladder
+from benchmarks.support.identity_pull import pulling
 from benchmarks.support.identity_report import MEASURES, text_table, write_report
 from benchmarks.support.identity_rows import OTHERS, PAIRS, TRAININGS, Row, all_rows, without_face
 from examples.small_model import system
@@ -119,7 +120,10 @@ class Bench:
         if row.references:
             self._attach(self.files_of(replace(row, trainings=TRAININGS))[training])
         how = (row.references, row.combination, row.crop)
-        return self.model.draw(people, self.asked(row), row.guidance, *how, steps=self.steps)
+        change = None
+        if row.pull:
+            change = partial(pulling, self.model, self.examination(row.people), scale=row.pull, steps=self.steps)
+        return self.model.draw(people, self.asked(row), row.guidance, *how, steps=self.steps, change_clean=change)
 
     def judged(self, row: Row, training: int = 0) -> tuple[Readings, np.ndarray | None]:
         """What the judges say of the pictures of a row, and the drift of each where a model drew them."""

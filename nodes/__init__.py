@@ -13,7 +13,19 @@ from . import folders  # noqa: E402
 
 folders.register()  # before the nodes' schemas list the files
 
-from . import apply, arithmetic, background, detect, encode, guider, load, regions, save, small_model  # noqa: E402
+from . import (  # noqa: E402
+    apply,
+    arithmetic,
+    background,
+    detect,
+    encode,
+    guider,
+    identity_guidance,
+    load,
+    regions,
+    save,
+    small_model,
+)
 from .unidiffuser import load as load_unidiffuser  # noqa: E402
 
 # ComfyUI writes the module of an error's class before the message unless the class is built in, and calls a pack's
@@ -30,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     *regions.NODES,
     *arithmetic.NODES,
     *guider.NODES,
+    *identity_guidance.NODES,
     *load_unidiffuser.NODES,
     *small_model.NODES,
     *save.NODES,

@@ -85,9 +85,8 @@ class LoadedAdapter:
             file = load_adapter(self.path)
         return file
 
-    def encode(self, crops: Tensor, stream: str = "face") -> Tensor:
-        """What a stream's encoder sees ``(N, H, W, 3)``, values 0…1 → hidden states ``(N, T, E)``, fp32, on the CPU."""
-        config = next(one.encoder for one in self.config.streams if one.stream == stream)
+    def encoder_patcher(self) -> ModelPatcher:
+        """The face encoder as ``["model"]`` of a patcher's model, made once and moved between devices by ComfyUI."""
         if self._encoder is None:
             model = build_encoder(self.config.encoder, self._encoder_tensors, dtype=torch.float32)
             self._encoder_tensors = {}
@@ -97,12 +96,18 @@ class LoadedAdapter:
                 comfy.model_management.get_torch_device(),
                 comfy.model_management.text_encoder_offload_device(),
             )
-        comfy.model_management.load_model_gpu(self._encoder)
+        return self._encoder
+
+    def encode(self, crops: Tensor, stream: str = "face") -> Tensor:
+        """What a stream's encoder sees ``(N, H, W, 3)``, values 0…1 → hidden states ``(N, T, E)``, fp32, on the CPU."""
+        config = next(one.encoder for one in self.config.streams if one.stream == stream)
+        patcher = self.encoder_patcher()
+        comfy.model_management.load_model_gpu(patcher)
         progress = comfy.utils.ProgressBar(crops.shape[0])
         states = []
         for batch in crops.split(_ENCODER_BATCH):
-            batch = batch.to(self._encoder.load_device)
-            states.append(encode(self._encoder.model["model"], config, batch).float().cpu())
+            batch = batch.to(patcher.load_device)
+            states.append(encode(patcher.model["model"], config, batch).float().cpu())
             progress.update(batch.shape[0])
         return torch.cat(states)
 

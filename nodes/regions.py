@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..feedface_core.conditioning import Face, People
 from ..feedface_core.errors import FeedFaceError
-from ..feedface_core.faces.regions import box_masks, column_masks, draw_regions, match_faces
+from ..feedface_core.faces.regions import BOX_SCALE, box_masks, column_masks, draw_regions, match_faces
 from .checks import checked
 from .encode import single_person
 from .types import FaceSocket, make_schema
@@ -29,7 +29,7 @@ class Regions(io.ComfyNode):
                 io.Int.Input("width", **size),
                 io.Int.Input("height", **size),
                 io.String.Input("boxes", default="", optional=True, placeholder="[[0, 0, 200, 512], …] in pixels"),
-                io.Float.Input("box_scale", default=1.5, min=0.1, max=10.0, step=0.1, optional=True),
+                io.Float.Input("box_scale", default=BOX_SCALE, min=0.1, max=10.0, step=0.1, optional=True),
                 io.Mask.Input("masks", optional=True),
                 FaceSocket.Input("found", optional=True),
             ],
@@ -48,7 +48,7 @@ class Regions(io.ComfyNode):
         width: int,
         height: int,
         boxes: str = "",
-        box_scale: float = 1.5,
+        box_scale: float = BOX_SCALE,
         masks: Tensor | None = None,
         found: Face | None = None,
         **more: Face | None,

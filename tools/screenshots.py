@@ -53,6 +53,7 @@ ALONE = (
     "FeedFaceRandomFace",
     "FeedFaceFaceFromVector",
     "FeedFaceEncodeBackground",
+    "FeedFaceIdentityGuidance",
 )
 
 

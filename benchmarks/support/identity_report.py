@@ -13,6 +13,7 @@ TITLES = {
     "drawings": "Drawings instead of the model's pictures",
     "ladder": "What the examiner goes by: strangers given one feature of the person after the other",
     "again": "Other noise, other people",
+    "guidance": "Identity guidance",
     "crops": "What is cut out",
     "losses": "Losses",
     "retrieval": "Retrieval",

@@ -10,6 +10,7 @@ from feedface_core.guidance import Guidance, joint, text_then_face
 
 SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
 TRAININGS = 3
+PULLS = (0.02, 0.05, 0.1)  # scales of the identity guidance
 GRID = (1.0, 2.0, 3.0, 5.0)
 EQUAL = ", equal colours"
 LADDER = (*rungs(), WITHOUT_COLORS)
@@ -19,6 +20,7 @@ PAIRS = (
     ("4 references", "1 reference"),
     (f"4 references{EQUAL}", f"1 reference{EQUAL}"),
     ("4 references, averaged", "4 references"),
+    *((f"4 references, identity guidance {pull:g}", "4 references") for pull in PULLS),
     ("4 references, a detector's box", "4 references, the whole head"),
     ("regularised loss", "standard loss"),
     ("regularised loss", "mask loss"),
@@ -52,6 +54,7 @@ class Row:
         noise: seeds the noise.
         percent: of the adapter's training.
         trainings: most trainings of the adapter, with other seeds, that the row is the mean of.
+        pull: scale of the identity guidance; 0 is none.
         drawing: what is judged instead of the model's pictures: ``drawn`` or ``decoded`` references, ``color``, or the
             name of a rung of the ladder.
     """
@@ -68,6 +71,7 @@ class Row:
     noise: int = 0
     percent: int = 100
     trainings: int = 1
+    pull: float = 0.0
     drawing: str | None = None
 
 
@@ -84,6 +88,8 @@ def all_rows(quick: bool) -> Iterator[Row]:
         yield Row(f"the face's colour alone{equal}", "drawings", None, 0, people=split, drawing="color")
     if quick:
         return
+    for pull in PULLS:
+        yield Row(f"4 references, identity guidance {pull:g}", "guidance", pull=pull)
     for rung in LADDER:
         yield Row(f"ladder: {rung}", "ladder", None, 0, drawing=rung)
     for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):

@@ -6,7 +6,7 @@ the benchmark draws the same pictures but for what the row changes, and differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,15 +90,15 @@ class SmallModel:
         found = load_adapter(path)
         self.adapter, self._hidden = found.build(torch.float32), {}
         self.frozen.attach(self.adapter)
-        self._settings = found.config.encoder
-        self._encoder = build_encoder(self._settings, found.encoder_tensors)
+        self.encoder_config = found.config.encoder
+        self.encoder = build_encoder(self.encoder_config, found.encoder_tensors)
 
     def encode_faces(self, people: People, index: Sequence[int], crop: str = "head") -> Tensor:
         """Hidden states ``(N, T, E)`` of the faces of pictures, in the adapter's encoder."""
         boxes = [people.records[i]["box"] for i in index]
         boxes = [detector_box(box) for box in boxes] if crop == "detector" else boxes
-        faces = crops(people.pixels(index), torch.tensor(boxes), self._settings.image_size)  # (N, 3, S, S) in −1…1
-        return encode(self._encoder, self._settings, (faces.movedim(1, -1) + 1) / 2)
+        faces = crops(people.pixels(index), torch.tensor(boxes), self.encoder_config.image_size)  # (N, 3, S, S) in −1…1
+        return encode(self.encoder, self.encoder_config, (faces.movedim(1, -1) + 1) / 2)
 
     def _references(self, people: People, crop: str) -> Tensor:
         """Hidden states ``(people, REFERENCES, T, E)`` of everybody's references."""
@@ -108,11 +108,15 @@ class SmallModel:
             self._hidden[key] = self.encode_faces(people, index.ravel(), crop).unflatten(0, index.shape)
         return self._hidden[key]
 
+    def references(self, people: People, persons: Sequence[int], count: int, crop: str = "head") -> Tensor:
+        """Hidden states ``(rows, count, T, E)`` of the first references of several people, a row for each."""
+        return self._references(people, crop)[list(persons), :count]
+
     def faces(
         self, people: People, persons: Sequence[int], references: int, combination: str, crop: str = "head"
     ) -> FaceControl:
         """The faces of several people, a row for each."""
-        hidden = self._references(people, crop)[list(persons), :references]  # (rows, references, T, E)
+        hidden = self.references(people, persons, references, crop)
         tokens, bias = combine_references(hidden.flatten(0, 1), [references] * len(persons), combination)
         with torch.autocast("cpu", torch.bfloat16):
             return self.adapter.control(self.adapter.project(tokens), bias)
@@ -133,22 +137,28 @@ class SmallModel:
         crop: str = "head",
         steps: int = 20,
         batch: int = 32,
+        change_clean: Callable[[Tensor], Callable[[Tensor, int], Tensor]] | None = None,
     ) -> Tensor:
         """Pictures ``(N, 3, S, S)`` in −1…1 of some of ``people``.
 
         With ``references`` 0 they are drawn without a face, under the same guidance, and ``people`` may be None.
 
         ``crop`` is how the references are cropped: the whole ``head``, or the smaller box of a face ``detector``.
+        ``change_clean`` makes of the references ``(B, references, T, E)`` of some pictures what changes their predicted
+        clean latents, see :func:`trainer.training.sampling.sample`.
         """
         shape, done = self.frozen.latent_shape(self.size, self.size), []
         for first in range(0, len(asked), batch):
             chunk = asked[first : first + batch]
             persons = [request.person for request in chunk]
             face = self.faces(people, persons, references, combination, crop) if references else None
+            change = None
+            if change_clean is not None:
+                change = change_clean(self.references(people, persons, references, crop))
             text = self.frozen.encode_text([caption(r.scene) for r in chunk])
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk])
             with torch.autocast("cpu", torch.bfloat16):
-                latents = sample(self.frozen, noise, text, guidance, face, steps=steps)
+                latents = sample(self.frozen, noise, text, guidance, face, steps=steps, change_clean=change)
             done.append(self.frozen.decode(latents))
         return torch.cat(done)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,37 @@ def mean_vectors(vectors: Tensor, counts: Sequence[int], weights: Sequence[float
     if weights is not None:
         vectors = vectors * vectors.new_tensor(list(weights))[:, None]
     return functional.normalize(torch.stack([own.sum(0) for own in vectors.split(list(counts))]), dim=-1)
+
+
+def pull(
+    clean: Tensor,
+    crops_of: Callable[[Tensor], Tensor],
+    likeness: Likeness,
+    references: Tensor,
+    distances: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """Predicted clean latents, moved towards a person: a step up the gradient of the likeness (identity guidance).
+
+    The gradient says where to, ``distances`` how far: near a person's likeness it is small, and large elsewhere, for no
+    reason that a picture shows.
+
+    Args:
+        clean: ``(N, C, h, w)``; also of ComfyUI's inference mode.
+        crops_of: latents → face crops ``(N, 3, S, S)`` in 0…1, with a gradient.
+        references: ``(N, D)`` unit vectors, or ``(1, D)`` for all.
+        distances: Euclidean length of each picture's step.
+
+    Returns:
+        The latents, in their number format, and the likeness ``(N,)`` before the step.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(clean.device.type, enabled=False):
+        latents = clean.float().clone().requires_grad_()
+        found = likeness.vectors(crops_of(latents))
+        cosines = (found * references.clone().to(found)).sum(1)
+        (gradient,) = torch.autograd.grad(cosines.sum(), latents)
+        step = functional.normalize(gradient.flatten(1), dim=1).view_as(gradient).nan_to_num()
+        step = step * step.new_tensor(list(distances)).view(-1, 1, 1, 1)
+        return (latents.detach() + step).to(clean.dtype), cosines.detach()
 
 
 class Likeness(ABC):

@@ -122,6 +122,27 @@ def mixer(make_mixer):
 
 
 @pytest.fixture(scope="session")
+def vae(comfy):
+    """ComfyUI's own autoencoder of Stable Diffusion's layout, with few channels and random weights; as nodes load it,
+    its weights are of inference mode."""
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    config = {
+        "double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        network = AutoencoderKL(ddconfig=config, embed_dim=4)
+        weights = {
+            name: torch.randn_like(one) * max(one[0].numel(), 1) ** -0.5 + (one.ndim == 1)
+            for name, one in network.state_dict().items()
+        }
+        return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": config, "embed_dim": 4}}, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
 def crops() -> Tensor:
     return torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(3))
 

@@ -73,6 +73,9 @@ NODES = {
         "strength": "FLOAT", "start": "FLOAT", "end": "FLOAT", "mask": "MASK", "background_strength": "FLOAT",
     },
     "apply.SetFace": {"strength": "FLOAT", "mask": "MASK", "background_strength": "FLOAT"},
+    "identity_guidance.IdentityGuidanceNode": {
+        "scale": "FLOAT", "start": "FLOAT", "end": "FLOAT", "every": "INT", "boxes": "STRING",
+    },
     "guider.Guider": {"text_scale": "FLOAT", "face_scale": "FLOAT", "both_scale": "FLOAT", "form": "COMBO"},
     "unidiffuser.load.UnconditionalText": {"seed": "INT"},
     "save.SaveImage": {
@@ -92,7 +95,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.fixture
-def good(model, adapter, mixer, face, other_face, crops, model_folder) -> dict[str, dict[str, Any]]:
+def good(model, adapter, mixer, face, other_face, crops, vae, model_folder) -> dict[str, dict[str, Any]]:
     """Inputs with which each node works."""
     positive, negative = prompt(1), prompt(2)
     return {
@@ -110,6 +113,10 @@ def good(model, adapter, mixer, face, other_face, crops, model_folder) -> dict[s
             "model": model, "adapter": adapter, "face": face, "strength": 1.0, "start": 0.0, "end": 1.0,
         },
         "apply.SetFace": {"conditioning": positive, "face": face, "strength": 1.0},
+        "identity_guidance.IdentityGuidanceNode": {
+            "model": model, "adapter": adapter, "face": face, "vae": vae, "scale": 0.1, "start": 0.0, "end": 1.0,
+            "every": 2, "boxes": "[[10, 10, 50, 50]]",
+        },
         "guider.Guider": {
             "model": model, "positive": positive, "negative": negative, "text_scale": 5.0, "face_scale": 3.0,
             "form": "three weights",

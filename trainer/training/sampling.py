@@ -14,6 +14,13 @@ from feedface_core.guidance import Guidance
 from ..models.frozen_model import FrozenModel, Text
 
 
+def predicted(model: FrozenModel, noisy: Tensor, clean: Tensor, timestep: int) -> Tensor:
+    """The prediction that amounts to these clean latents; all of the latents' shape."""
+    level = model.scheduler.alphas_cumprod[timestep].to(noisy.device)
+    noise = (noisy - level.sqrt() * clean) / (1.0 - level).sqrt()
+    return noise if model.prediction == "epsilon" else level.sqrt() * noise - (1.0 - level).sqrt() * clean
+
+
 @torch.no_grad()
 def sample(
     model: FrozenModel,
@@ -24,6 +31,7 @@ def sample(
     dropped: FaceControl | None = None,
     steps: int = 20,
     before_step: Callable[[], None] = lambda: None,
+    change_clean: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Denoise with DDIM (Song et al. 2021), without randomness after the initial noise.
 
@@ -37,6 +45,7 @@ def sample(
         dropped: what a dropped face is to the adapter; None adds nothing.
         steps: denoising steps.
         before_step: called before each of them; an exception from it breaks the sampling off.
+        change_clean: changes the predicted clean latents of a step; called with them and the number of the step.
 
     Returns:
         Latents of the noise's shape.
@@ -52,12 +61,15 @@ def sample(
     if all(face is None for _, face in rows):  # no adapter is needed
         rows = None
     latents = noise.to(model.device, torch.float32)
-    for timestep in scheduler.timesteps.tolist():
+    for number, timestep in enumerate(scheduler.timesteps.tolist()):
         before_step()
         batch = torch.cat([latents] * len(names))  # (predictions · B, …)
         times = torch.full((len(batch),), timestep, device=model.device)
         with model.sampling():
             predictions = model.predict(batch, times, states, rows)
         guided = guidance.combine(dict(zip(names, predictions.chunk(len(names)), strict=True)))
+        if change_clean is not None:
+            clean = change_clean(model.clean(latents, guided, times[:count]), number)
+            guided = predicted(model, latents, clean, timestep)
         latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents
