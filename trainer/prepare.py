@@ -119,6 +119,8 @@ def _prepare(
     recogniser, why_not = _recogniser(settings, photos)
     # What the outcome of the stages depends on.
     depends = settings.model_dump(include={"detect", "filter", "crop", "mask"})
+    if settings.filter.people == 1:
+        del depends["filter"]["people"]  # what earlier versions did is still good
     depends["versions"] = [crops.VERSION, masks.VERSION, pictures.VERSION]
     depends["caption"] = settings.caption.model_dump(include={"model", "prompt", "most_tokens"})
     journal = Journal(output, json.dumps(depends, sort_keys=True), recogniser and recogniser.name)

@@ -13,8 +13,10 @@ from torch.nn import functional
 from ..arithmetic import check_same_encoder
 from ..conditioning import Face
 from ..errors import FeedFaceError
-from .box import faces_from_json
+from .box import Box, faces_from_json
 
+BOX_SCALE = 1.5
+"""Sides of a region over those of its face's box: a head is larger than a face."""
 _LONGEST_SIDE = 2048  # of a mask, which serves in any resolution of the picture's shape
 
 
@@ -46,15 +48,25 @@ def box_masks(boxes: str, scale: float, height: int, width: int) -> Tensor:
     faces = faces_from_json(boxes, 1)[0]
     if not faces:
         raise FeedFaceError("boxes: none are given; expected one for each face, for example [[40, 30, 120, 130]]")
+    return region_masks([face.box for face in faces], scale, height, width)
+
+
+def region_masks(boxes: Sequence[Box], scale: float, height: int, width: int) -> Tensor:
+    """The same for boxes that have been read.
+
+    Raises:
+        FeedFaceError: a box whose middle lies outside the picture.
+    """
     regions, distances = [], []
     down_to, across_to = mask_size(height, width)
     rows = (torch.arange(down_to)[:, None] + 0.5) * (height / down_to)  # centres, in pixels of the picture
     columns = (torch.arange(across_to)[None, :] + 0.5) * (width / across_to)
-    for number, face in enumerate(faces, 1):
-        x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
-        across, down = (columns - x).abs() / (face.width * scale / 2), (rows - y).abs() / (face.height * scale / 2)
+    for number, box in enumerate(boxes, 1):
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        across, down = ((box[2] - box[0]) * scale / 2, (box[3] - box[1]) * scale / 2)
+        across, down = (columns - x).abs() / across, (rows - y).abs() / down
         if not 0 <= x <= width or not 0 <= y <= height:
-            found = ", ".join(f"{value:g}" for value in face.box)
+            found = ", ".join(f"{value:g}" for value in box)
             raise FeedFaceError(f"boxes: box {number} ({found}) lies outside the picture of {width} × {height} pixels")
         regions.append(torch.maximum(across, down) <= 1.0)
         distances.append(across**2 + down**2)

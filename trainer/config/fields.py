@@ -21,6 +21,9 @@ MOST_TEXT = 10_000
 MOST_PATH = 2000
 """Bytes of a path: with the folder that it is relative to, it stays below what systems take (4096)."""
 
+MOST_FACES = 16
+"""Of one photo."""
+
 Count = Annotated[int, Field(strict=True, ge=0, le=10**6)]
 Positive = Annotated[int, Field(strict=True, gt=0, le=10**6)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e6)]

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from feedface_core.errors import shorten
 
-from .fields import Device, NotNegative, PathText, Positive, Probability, Text
+from .fields import MOST_FACES, Device, NotNegative, PathText, Positive, Probability, Text
 from .settings import Section, Settings
 
 
@@ -43,7 +43,11 @@ class DetectSettings(Section):
 
 
 class FilterSettings(Section):
-    """Which photos are kept: those with exactly one recognisable face."""
+    """Which photos are kept: those with exactly one recognisable face, or with up to so many people."""
+
+    people: Annotated[int, Field(ge=1, le=MOST_FACES)] = 1
+    """Most people in a photo. With 2 and more, photos of several are kept: a row has all their faces, and training
+    shows each region of the picture the references of its own person."""
 
     minimum_face: Positive = 48
     """Smallest longer side of the face box, in pixels of the photo."""

@@ -234,4 +234,9 @@ class Config(Settings):
                 f"train.batch_size ({self.train.batch_size}) has to divide by "
                 f"optimiser.accumulation ({self.optimiser.accumulation})"
             )
+        if self.data.shards is not None and self.loss.identity.sees_crops:
+            raise ValueError(
+                "loss.identity.recogniser=facenet looks at the photos, and data.shards has none; with shards take the "
+                "recogniser encoder"
+            )
         return self

@@ -39,7 +39,8 @@ class Batch:
         timesteps: ``(B,)`` int64.
         drop_face, drop_background, drop_text, standard_loss: a decision for each sample, as plain lists: no device is
             read back.
-        faces: where the faces of each sample are; empty lists where nobody asks.
+        people: for each sample the references of each person in it; with several, a picture token sees only its own.
+        faces: where these people are; empty where nobody asks.
         unreadable: id and reason of each photo that could not be read; their samples are replaced by others.
     """
 
@@ -62,7 +63,8 @@ class Batch:
     drop_background: list[bool]
     drop_text: list[bool]
     standard_loss: list[bool]
-    faces: list[list[Place]]
+    people: list[tuple[int, ...]]
+    faces: list[tuple[Place, ...]]
     unreadable: list[tuple[str, str]]
 
     def __len__(self) -> int:
@@ -124,6 +126,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         drop_background=[draw.drop_background for draw in draws],
         drop_text=[draw.drop_text for draw in draws],
         standard_loss=[draw.standard_loss for draw in draws],
-        faces=[sample.get("faces", []) for sample in samples],
+        people=[draw.people for draw in draws],
+        faces=[draw.faces for draw in draws],
         unreadable=[photo for photos in each("unreadable") for photo in photos],
     )

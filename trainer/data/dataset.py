@@ -28,7 +28,7 @@ from feedface_core.errors import FeedFaceError
 from ..errors import TrainerError
 from . import pictures, randomness
 from .batch import collate
-from .faces import place_faces
+from .faces import Place, place_faces
 from .manifest import Record
 from .order import Entry, GlobalBatches
 from .reading import OpenPhoto, read_background, read_picture, read_reference
@@ -95,6 +95,8 @@ class Draws:
         standard_loss: the sample is trained without its mask.
         flip: photo and mask are mirrored.
         references: the face crops, none if the face is dropped.
+        people: how many of them are of each person in the picture, one after the other.
+        faces: where these people are; empty where nobody asks.
         drop_background: the photo without its face is dropped, or not wanted at all.
     """
 
@@ -104,6 +106,8 @@ class Draws:
     standard_loss: bool
     flip: bool
     references: tuple[Reference, ...]
+    people: tuple[int, ...]
+    faces: tuple[Place, ...] = ()
     drop_background: bool = True
 
 
@@ -125,6 +129,7 @@ class FaceDataset(torch.utils.data.Dataset):
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
         self.crop_size, self.background = config.adapter.encoder.image_size, config.adapter.background
         self.references = References(self.records, config.data)
+        self._one_person = config.adapter.text_tokens is not None  # the text's tokens know no regions
         self._places = config.loss.identity.active  # whether anybody asks where the faces are
         self._always_crops = config.loss.identity.sees_crops  # which the cache does not hold
         self._warned: set[str] = set()
@@ -143,16 +148,33 @@ class FaceDataset(torch.utils.data.Dataset):
         def chance(probability: float, purpose: str) -> bool:
             return randomness.chance(probability, seed, purpose, name, visit)
 
-        drop_face = chance(loss.face_dropout, "drop face")
+        drop_face, flip = chance(loss.face_dropout, "drop face"), self.data.flip and chance(0.5, "flip")
+        shown, places = self.shown(index, flip)
+        drawn = [] if drop_face else [self.references.draw(face, seed, visit) for face in shown]
         return Draws(
             timestep=randomness.integer(self.shapes.timesteps, seed, "timestep", name, visit),
             drop_face=drop_face,
             drop_text=chance(loss.text_dropout, "drop text"),
             standard_loss=loss.kind == "standard" or chance(loss.standard_probability, "standard loss"),
-            flip=self.data.flip and chance(0.5, "flip"),
-            references=() if drop_face else self.references.draw(index, seed, visit),
+            flip=flip,
+            references=tuple(reference for own in drawn for reference in own),
+            people=tuple(map(len, drawn)),
+            faces=places,
             drop_background=not self.background or chance(loss.background_dropout, "drop background"),
         )
+
+    def shown(self, index: int, flip: bool) -> tuple[Sequence[int], tuple[Place, ...]]:
+        """The records of the people whom a sample's picture shows, its own first, and where they are."""
+        record = self.records[index]
+        faces = [index] if record.face_count == 1 or self._one_person else self.records.faces_of(index)
+        if len(faces) == 1 and not self._places:
+            return faces, ()
+        with _reading(record):
+            places = place_faces([self.records[face] for face in faces], self.data, flip)
+        kept = [place for place, found in enumerate(places) if place == 0 or found.square is not None]
+        if places[0].square is None and len(kept) > 1:  # it is somebody else's picture
+            kept = kept[1:]
+        return [faces[place] for place in kept], tuple(places[place] for place in kept)
 
     def __getitem__(self, entry: Entry) -> dict[str, Any]:
         """The sample, with id and reason of the photos that could not be read as ``unreadable``.
@@ -185,9 +207,6 @@ class FaceDataset(torch.utils.data.Dataset):
                 raise _Unreadable(error.shard, str(error)) from error
             if self._always_crops:
                 sample["crops"] = self._read_references(draws)
-        if self._places:
-            with _reading(record):
-                sample["faces"] = place_faces([record], self.data, draws.flip)
         # Inside an empty mask there is nothing to learn from: a loss normalised by its area would be 0 / 0.
         empty = float(sample["mask"].sum()) == 0.0
         if empty and record.id not in self._warned:

@@ -10,7 +10,7 @@ from feedface_core.faces.box import Box
 
 from ..errors import TrainerError
 from . import pictures
-from .manifest import Record
+from .record import Record
 
 if TYPE_CHECKING:
     from ..config import DataSettings
@@ -25,10 +25,12 @@ class Place(NamedTuple):
     Args:
         square: of its crop, in pixels of the training picture; may reach past the border. None when its middle lies
             outside, or it is so large that nothing but skin would be seen.
+        box: of the face alone, likewise.
         identity: the person; the record's id where nobody said who it is.
     """
 
     square: Box | None
+    box: Box
     identity: str
 
 
@@ -42,12 +44,15 @@ def place_face(record: Record, square: pictures.Square, resolution: int, flip: b
     """
     left, top, side = square
     scale = resolution / side
-    x0, y0, x1, y1 = ((value - start) * scale for value, start in zip(record.square, (left, top) * 2, strict=True))
-    if flip:
-        x0, x1 = resolution - x1, resolution - x0
-    inside = 0 <= x0 + x1 <= 2 * resolution and 0 <= y0 + y1 <= 2 * resolution
-    shown = inside and x1 - x0 <= LARGEST * resolution
-    return Place((x0, y0, x1, y1) if shown else None, record.identity or record.id)
+
+    def placed(box: Box) -> Box:
+        x0, y0, x1, y1 = ((value - start) * scale for value, start in zip(box, (left, top) * 2, strict=True))
+        return (resolution - x1, y0, resolution - x0, y1) if flip else (x0, y0, x1, y1)
+
+    crop, face = placed(record.square), placed(record.bbox)
+    inside = all(0 <= box[axis] + box[axis + 2] <= 2 * resolution for box in (crop, face) for axis in (0, 1))
+    shown = inside and crop[2] - crop[0] <= LARGEST * resolution
+    return Place(crop if shown else None, face, record.identity or record.id)
 
 
 def place_faces(records: Iterable[Record], settings: DataSettings, flip: bool) -> list[Place]:

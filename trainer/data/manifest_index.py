@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "feedface-manifest-index-1"
+FORMAT = "feedface-manifest-index-2"
 """Changes with what is written, and with what is checked of a row."""
 BATCH = 1024
 """Rows read at once."""
@@ -48,12 +48,14 @@ def _schema() -> pyarrow.Schema:
     box = pa.list_(pa.float64(), 4)
     types = dict.fromkeys(_PATHS, pa.binary()) | dict.fromkeys(_BOXES, box)  # a path may be no text
     types |= {"width": pa.int32(), "height": pa.int32(), "crop_scale": pa.float64(), "crop_fill": pa.float64()}
-    types |= {"photo_hash": pa.uint64(), "crop_hash": pa.uint64()}
+    types |= {"photo_hash": pa.uint64(), "crop_hash": pa.uint64(), "face_number": pa.int32(), "face_count": pa.int32()}
+    types["other_masks"] = pa.list_(pa.binary())
     return pa.schema([(field.name, types.get(field.name, pa.string())) for field in fields(Record)])
 
 
 def _row(record: Record) -> dict[str, Any]:
     row = {field.name: getattr(record, field.name) for field in fields(record)}
+    row["other_masks"] = [os.fsencode(path) for path in record.other_masks]
     return row | {name: None if row[name] is None else os.fsencode(row[name]) for name in _PATHS}
 
 
@@ -102,6 +104,7 @@ class IndexedRecords(Records):
             row.validate(full=True)  # what a damaged disk gives must not be followed as an address
             (values,) = row.to_pylist()
             values |= {name: None if values[name] is None else Path(os.fsdecode(values[name])) for name in _PATHS}
+            values["other_masks"] = tuple(Path(os.fsdecode(path)) for path in values["other_masks"])
             return Record(**values)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise TrainerError(

@@ -28,7 +28,8 @@ def read_picture(
     """Read a photo and its mask and cut the training square out of both.
 
     Returns:
-        Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells.
+        Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells, of all people who
+            have one.
 
     Raises:
         TrainerError: a photo or mask that cannot be read, or a mask of another shape than its photo.
@@ -38,8 +39,8 @@ def read_picture(
     square = largest_square(*photo.size, record.square if crop == "face" else None)
     mask = torch.ones(1, resolution // cell, resolution // cell)
     if record.mask_path is not None:
-        mask = pictures.read_mask(record.mask_path, photo.size)
-        mask = pictures.cut_mask(mask, photo.size, square, resolution // cell)
+        read = [pictures.read_mask(path, photo.size) for path in (record.mask_path, *record.other_masks)]
+        mask = torch.stack([pictures.cut_mask(one, photo.size, square, resolution // cell) for one in read]).amax(0)
     return pictures.cut_pixels(photo, square, resolution), mask
 
 

@@ -136,6 +136,12 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: Any) -> Any:
         return self._list[index]
 
+    def faces_of(self, index: int) -> list[int]:
+        """The records of all people in a photo, that of ``index`` first; those that may teach beside it."""
+        record = self[index]
+        first = index - record.face_number
+        return [index, *(other for other in range(first, first + record.face_count) if other != index)]
+
     @cached_property
     def people(self) -> People:
         """Who is in which photo."""
@@ -190,4 +196,6 @@ def fingerprint_line(record: Record) -> bytes:
     values = {name: getattr(record, name) for name in ("id", "caption", "square", "identity", "rule")}
     values |= {"box": record.bbox, "photo_hash": record.photo_hash, "crop_hash": record.crop_hash}
     values |= {"mask": record.mask_path is not None, "crop": record.crop_path is not None}
+    if record.face_count > 1:
+        values["faces"] = [record.face_number, record.face_count, len(record.other_masks)]
     return json.dumps(values, sort_keys=True).encode() + b"\n"

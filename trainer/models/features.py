@@ -133,7 +133,7 @@ class PictureFeatures(Features):
         for index, record in enumerate(self.records):
             square = record.square if self.data.crop == "face" else None
             for flip in (False, True) if self.data.flip else (False,):
-                content = hash_of(record.path), hash_of(record.mask_path), square, flip
+                content = *map(hash_of, (record.path, record.mask_path, *record.other_masks)), square, flip
                 keys[index, flip] = key_of(self.settings, *content)
         return keys
 

@@ -45,7 +45,7 @@ class People:
 
 
 def identify(photos: Sequence[Photo], settings: IdentitySettings, distance: float | None, why_not: str = "") -> People:
-    """The people of all photos.
+    """The people of all photos; those of further faces go into their columns.
 
     Args:
         photos: those that are kept; where faces are compared, with their vectors.
@@ -57,7 +57,19 @@ def identify(photos: Sequence[Photo], settings: IdentitySettings, distance: floa
         TrainerError: see :func:`named_identity` and :func:`cluster`.
     """
     people, folders = People(), defaultdict(list)
-    names = cluster(photos, distance) if settings.source == "cluster" else {}
+    others = {
+        (photo.id, number): Photo(f"{photo.id}/{number + 2}", photo.path, vector=vector)
+        for photo in photos
+        for number, vector in enumerate(photo.vectors)
+        if vector
+    }
+    names = cluster([*photos, *others.values()], distance) if settings.source == "cluster" else {}
+    for photo in photos:
+        given = photo.given.get("faces", ())
+        for number, face in enumerate(photo.row.get("faces", ())):
+            same = others.get((photo.id, number))
+            named = given[number].get("identity") if given and settings.source in ("auto", "given") else None
+            face["identity"] = named if same is None or same.id not in names else names[same.id]
     for photo in photos:
         if photo.id in names:
             people.add(photo, names[photo.id], "cluster")

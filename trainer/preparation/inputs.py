@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from feedface_core.errors import shorten
 
-from ..config.fields import MOST_TEXT, Name, PathText, Text, as_path, writable
+from ..config.fields import MOST_FACES, MOST_TEXT, Name, PathText, Text, as_path, writable
 from ..data.manifest import Coordinates, read_rows
 from ..errors import TrainerError, explain
 from .photo import Photo
@@ -101,6 +101,13 @@ def _from_table(path: Path) -> list[Photo]:
     return photos
 
 
+class _Face(BaseModel):
+    """A further face of a photo with several people."""
+
+    bbox: Coordinates
+    identity: Sentence | None = None
+
+
 class _Row(BaseModel):
     """What a table says of a photo; further columns are left out."""
 
@@ -111,6 +118,7 @@ class _Row(BaseModel):
     bbox: Coordinates | None = None
     mask_path: PathText | None = None
     consent: Text | None = None
+    faces: Annotated[list[_Face], Field(max_length=MOST_FACES - 1)] | None = None
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,20 @@ from ..errors import TrainerError, explain, first_of
 from .photo import Photo
 
 logger = logging.getLogger(__name__)
+_Crop = Annotated[str, Field(pattern=r"^crops/[0-9a-f]{2}/[0-9a-f]{32}\.png$")]
 _Hexadecimal = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 NAME = "progress.jsonl"
-FINDINGS = ("reason", "detail", "vector", "row")
+FINDINGS = ("reason", "detail", "vector", "vectors", "row")
+
+
+class _Face(BaseModel):
+    """The same of a further face."""
+
+    bbox: Box
+    square_bbox: Box
+    crop_hash: _Hexadecimal
+    crop_path: _Crop
 
 
 class _Row(BaseModel):
@@ -36,12 +46,13 @@ class _Row(BaseModel):
     photo_hash: _Hexadecimal
     crop_hash: _Hexadecimal
     mask_path: Annotated[str, Field(pattern=r"^masks/[0-9a-f]{2}/[0-9a-f]{32}\.png$")]
-    crop_path: Annotated[str, Field(pattern=r"^crops/[0-9a-f]{2}/[0-9a-f]{32}\.png$")]
+    crop_path: _Crop
     mask_kind: Text
     mask_area: Probability
     detector: Text
     confidence: Probability
     caption: Text = ""
+    faces: list[_Face] = []
 
 
 class _Entry(BaseModel):
@@ -51,6 +62,7 @@ class _Entry(BaseModel):
     reason: Text
     detail: Text
     vector: list[FiniteFloat] | None
+    vectors: list[list[FiniteFloat]] = []
     row: dict[str, Any]
 
 
@@ -98,10 +110,11 @@ class Journal:
             or (vector != "no" and (entry["vector"] is None or entry.get("recogniser") != self.recogniser))
             or (vector == "found" and not entry["vector"])
             or not all((self.output / row[column]).is_file() for column in ("mask_path", "crop_path"))
+            or not all((self.output / face["crop_path"]).is_file() for face in row.get("faces", ()))
         ):
             return False
         for name in FINDINGS:
-            setattr(photo, name, entry[name])
+            setattr(photo, name, entry.get(name, []))  # of before there were several people: no vectors
         return True
 
     def add(self, photo: Photo) -> None:
@@ -117,4 +130,6 @@ class Journal:
             state = [status.st_size, status.st_mtime_ns]
         except OSError:
             state = None
-        return [self.settings, str(photo.path), state, photo.given.get("bbox"), photo.given.get("mask_path")]
+        # Without several people the key is that of earlier versions.
+        given = [photo.given["faces"]] if "faces" in photo.given else []
+        return [self.settings, str(photo.path), state, photo.given.get("bbox"), photo.given.get("mask_path"), *given]

@@ -35,10 +35,13 @@ class Photo:
         row: columns of the manifest so far.
         reason, detail: why it was left out; an empty reason keeps it.
         vector: identity vector, where faces are compared; empty for a face that was not found again.
+        vectors: the same of the other faces.
         picture: the upright photo. This and what follows is there while the photo is worked on.
-        face: the one face.
+        face: the face, the largest one.
         crop: ``(S, S, 3)``.
-        mask: ``(H, W)`` bool.
+        mask: ``(H, W)`` bool, of all faces.
+        others: the further faces of a photo with several people; their columns are ``row["faces"]``.
+        crops: of them.
     """
 
     id: str
@@ -48,10 +51,13 @@ class Photo:
     reason: str = ""
     detail: str = ""
     vector: list[float] | None = None
+    vectors: list[list[float]] = field(default_factory=list)
     picture: Image | None = None
     face: DetectedFace | None = None
     crop: Tensor | None = None
     mask: Tensor | None = None
+    others: list[DetectedFace] = field(default_factory=list)
+    crops: list[Tensor] = field(default_factory=list)
 
     @property
     def kept(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces.recognisers import Recogniser
 from feedface_core.faces.recognisers import load_recogniser as load
@@ -42,4 +44,10 @@ class Recognise(Stage):
         vector = self.recogniser.vector(photo.image, photo.face)
         if vector is None and self.settings.source == "cluster":
             raise Drop("face not recognised", self.recogniser.name)
-        photo.vector = [] if vector is None else [round(value, 6) for value in vector.tolist()]
+        photo.vector = [] if vector is None else _rounded(vector)
+        others = self.recogniser.vectors(photo.image, photo.others) if photo.others else []
+        photo.vectors = [[] if one is None else _rounded(one) for one in others]
+
+
+def _rounded(vector: Tensor) -> list[float]:
+    return [round(value, 6) for value in vector.tolist()]

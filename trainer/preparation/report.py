@@ -31,9 +31,10 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
     """Counts of photos by what became of them, and sentences that the user should read."""
     kept = [photo.row for photo in photos if photo.kept]
     hashes: dict[str, list[tuple[int, int]]] = defaultdict(list)  # of each person's photos and crops
-    for row in kept:
-        if row["identity"]:
-            hashes[row["identity"]].append((int(row["photo_hash"], 16), int(row["crop_hash"], 16)))
+    faces = [(row, face) for row in kept for face in (row, *row.get("faces", ()))]
+    for row, face in faces:
+        if face["identity"]:
+            hashes[face["identity"]].append((int(row["photo_hash"], 16), int(face["crop_hash"], 16)))
     sizes = sorted(map(len, hashes.values()))
     noted = sum("consent" in row for row in kept)
 
@@ -44,6 +45,7 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
         "photos": len(photos),
         "kept": len(kept),
         "dropped": count(photo.reason for photo in photos if not photo.kept),
+        **({"further_faces": len(faces) - len(kept)} if len(faces) > len(kept) else {}),
         "masks": count(row["mask_kind"] for row in kept),
         "detectors": count(row["detector"] for row in kept),
         "captions": count(
@@ -53,7 +55,7 @@ def summarise(photos: Sequence[Photo], people: People, duplicate_distance: int) 
         "identities": len(hashes),
         "identities_from": dict(people.origins.most_common()),
         "photos_per_identity": [sizes[0], median(sizes), sizes[-1]] if sizes else [],
-        "without_other_photo": len(kept) - sum(size for size in sizes if size > 1),
+        "without_other_photo": len(faces) - sum(size for size in sizes if size > 1),
         "near_duplicate_pairs": sum(_near_duplicates(own, duplicate_distance) for own in hashes.values()),
         "notes": people.notes,
     }

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,11 +54,16 @@ class FindFace(Stage):
         open_photo(photo)
         box = photo.given.get("bbox")
         try:
-            faces = self.detector.detect(photo.image) if box is None else [DetectedFace(box, source="given")]
+            given = [box, *(face["bbox"] for face in photo.given.get("faces", ()))]
+            faces = (
+                self.detector.detect(photo.image)
+                if box is None
+                else [DetectedFace(one, source="given") for one in given]
+            )
         except FeedFaceError as error:
             raise Drop("unreadable photo" if box is None else "bad face box", str(error)) from error
         choose_face(photo, faces, self.keep)
-        cut_crop(photo, self.crop)
+        cut_crops(photo, self.crop)
 
 
 def open_photo(photo: Photo) -> None:
@@ -75,13 +81,33 @@ def open_photo(photo: Photo) -> None:
 
 
 def choose_face(photo: Photo, faces: Sequence[DetectedFace], settings: FilterSettings) -> None:
-    """Fills ``face`` if there is exactly one recognisable face that is large and sharp enough."""
+    """Fills ``face`` and ``others`` if there are not too many recognisable faces, and these are large and sharp
+    enough."""
     if not faces:
         raise Drop("no face", "")
-    face, *others = sorted(faces, key=lambda face: -face.size)
-    sizes = [f"{one.size:.0f}" for one in (face, *others) if one.size >= settings.ignore_below * face.size]
-    if len(sizes) > 1:
+    face, *others = faces
+    if face.source != "given":  # given ones are all meant, in the order of the table
+        face, *others = sorted(faces, key=lambda face: -face.size)
+        others = [one for one in others if one.size >= settings.ignore_below * face.size]
+    if 1 + len(others) > settings.people:
+        sizes = [f"{one.size:.0f}" for one in (face, *others)]
         raise Drop("several faces", f"{len(sizes)}, of {', '.join(sizes)} pixels")
+    value = check_face(photo, face, settings)
+    for one in others:
+        check_face(photo, one, settings)
+    photo.face, photo.others = face, others
+    photo.row |= {
+        "bbox": [round(value, 2) for value in face.box],
+        "detector": face.source,
+        "confidence": round(face.confidence, 4),
+        "sharpness": round(value, 3),
+    }
+    if others:
+        photo.row["faces"] = [{"bbox": [round(value, 2) for value in one.box]} for one in others]
+
+
+def check_face(photo: Photo, face: DetectedFace, settings: FilterSettings) -> float:
+    """The sharpness of a face. Raises :class:`Drop` for one that is too small, not sharp enough or not in the photo."""
     if face.size < settings.minimum_face:
         raise Drop("small face", f"{face.size:.0f} pixels, wanted {settings.minimum_face}")
     x0, y0, x1, y1 = face.box
@@ -90,13 +116,7 @@ def choose_face(photo: Photo, faces: Sequence[DetectedFace], settings: FilterSet
     value = sharpness(resample(photo.image, face.box, SHARPNESS_SIDE, SHARPNESS_SIDE))
     if value < settings.minimum_sharpness:
         raise Drop("blurred face", f"sharpness {value:.3f}, wanted {settings.minimum_sharpness:g}")
-    photo.face = face
-    photo.row |= {
-        "bbox": [round(value, 2) for value in face.box],
-        "detector": face.source,
-        "confidence": round(face.confidence, 4),
-        "sharpness": round(value, 3),
-    }
+    return value
 
 
 def sharpness(image: Tensor) -> float:
@@ -111,19 +131,24 @@ def sharpness(image: Tensor) -> float:
     return (edges.var() / (grey.var() + 1.0)).item()
 
 
-def cut_crop(photo: Photo, settings: CropSettings) -> None:
-    """Fills ``crop`` with the square around the face, and the columns that say how it was cut."""
-    square = square_box(photo.face.box, settings.scale)
+def cut_crops(photo: Photo, settings: CropSettings) -> None:
+    """Fills ``crop`` and ``crops`` with the squares around the faces, and the columns that say how they were cut."""
+    photo.crop, columns = cut_crop(photo, photo.face, settings)
+    photo.row |= columns | {"crop_scale": settings.scale, "crop_border": settings.border, "crop_fill": FILL}
+    for number, face in enumerate(photo.others):
+        crop, columns = cut_crop(photo, face, settings)
+        photo.crops.append(crop)
+        photo.row["faces"][number] |= columns
+
+
+def cut_crop(photo: Photo, face: DetectedFace, settings: CropSettings) -> tuple[Tensor, dict[str, Any]]:
+    """The square around a face, and its columns."""
+    square = square_box(face.box, settings.scale)
     if settings.border == "clamp":
         square = clamp_square(square, *photo.picture.size)
-    photo.crop = resample(photo.image, square, settings.size, settings.size)
-    photo.row |= {
-        "square_bbox": [round(value, 2) for value in square],
-        "crop_scale": settings.scale,
-        "crop_border": settings.border,
-        "crop_fill": FILL,
-        "crop_hash": f"{pictures.perceptual_hash(pictures.to_picture(photo.crop)):016x}",
-    }
+    crop = resample(photo.image, square, settings.size, settings.size)
+    digest = pictures.perceptual_hash(pictures.to_picture(crop))
+    return crop, {"square_bbox": [round(value, 2) for value in square], "crop_hash": f"{digest:016x}"}
 
 
 class Mask(Stage):
@@ -154,6 +179,8 @@ class Mask(Stage):
                 mask, kind = pictures.read_mask(self.folder / Path(given).expanduser(), photo.picture.size), "given"
             else:
                 mask, kind = face_mask(photo.image, photo.face, self.parser)
+                for face in photo.others:
+                    mask = torch.maximum(mask, face_mask(photo.image, face, self.parser)[0])
         except FeedFaceError as error:
             raise Drop("unreadable mask" if given else "no mask", str(error)) from error
         photo.mask = mask > 0.5
@@ -224,11 +251,14 @@ class Write(Stage):
     def __call__(self, batch: Batch) -> Batch:
         for photo in super().__call__(batch):
             photo.picture = photo.face = photo.crop = photo.mask = None
+            photo.others, photo.crops = [], []
         return batch
 
     def process(self, photo: Photo) -> None:
         photo.row["mask_path"] = self._write("masks", photo.mask.float())
         photo.row["crop_path"] = self._write("crops", photo.crop)
+        for number, crop in enumerate(photo.crops):
+            photo.row["faces"][number]["crop_path"] = self._write("crops", crop)
 
     def _write(self, folder: str, image: Tensor) -> str:
         """Write a picture, and return its path from the output folder.

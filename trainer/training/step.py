@@ -15,7 +15,8 @@ import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from feedface_core.conditioning import FaceControl, Rows, combine_references
+from feedface_core.conditioning import Face, FaceControl, People, Rows, combine_references, latent_masks
+from feedface_core.faces.regions import BOX_SCALE, region_masks
 
 from ..config import LossSettings
 from ..data.batch import Batch
@@ -206,11 +207,13 @@ class AdapterStep(nn.Module):
         self, plan: Plan, batch: Batch, features: Features, clean: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rows = plan.rows[: plan.faces]
-        references = self.identity.references(batch, features.hidden, [batch.reference_counts[row] for row in rows])
+        counts = [count for row in rows for count in batch.people[row]]
+        references = self.identity.references(batch, features.hidden, counts)
         return self.identity(clean, self.identity.judged(batch, rows, plan.decoded), references)
 
     def _face_rows(self, plan: Plan, batch: Batch, features: Features) -> Rows:
-        """What acts on the plan's rows, as runs in which each stream is there for all rows or dropped for all."""
+        """What acts on the plan's rows, as runs in which each stream is there for all rows or dropped for all; a
+        picture with several people is a run by itself."""
         adapter, second, where = self.adapter, self.adapter.background, (self.frozen.device, torch.float32)
         tokens = bias = None
         if plan.faces:
@@ -220,9 +223,13 @@ class AdapterStep(nn.Module):
             hidden, bias = combine_references(features.hidden, counts, combination)
             tokens = adapter.project(hidden)
         places = list(accumulate((not dropped for dropped in batch.drop_background), initial=0))
-        kinds = [(place < plan.faces, not batch.drop_background[row]) for place, row in enumerate(plan.rows)]
+        several = {place for place in range(plan.faces) if len(batch.people[plan.rows[place]]) > 1}
+        kinds = [
+            (place < plan.faces, not batch.drop_background[row], place if place in several else None)
+            for place, row in enumerate(plan.rows)
+        ]
         rows: list[tuple[int, FaceControl | None]] = []
-        for (face, beside), run in groupby(enumerate(kinds), key=lambda entry: entry[1]):
+        for (face, beside, group), run in groupby(enumerate(kinds), key=lambda entry: entry[1]):
             run = [place for place, _ in run]
             own = slice(run[0], run[-1] + 1)
             if second is None:
@@ -232,7 +239,9 @@ class AdapterStep(nn.Module):
                 background = second.control(second.project(features.background[index]))
             else:
                 background = second.null_control(*where)
-            if face:
+            if group is not None:
+                control = self._people(batch, plan.rows[group], features.hidden.split(counts)[group], background)
+            elif face:
                 control = adapter.control(tokens[own], None if bias is None else bias[own], background=background)
             elif (null := adapter.null(*where)) is not None:
                 control = adapter.control(null, background=background)
@@ -240,6 +249,19 @@ class AdapterStep(nn.Module):
                 control = background and FaceControl(background=background)
             rows.append((len(run), control))
         return rows
+
+    def _people(self, batch: Batch, row: int, hidden: Tensor, background: FaceControl | None) -> FaceControl:
+        """The control of a row with several people, each in the region of the own box, as FeedFace Regions makes it of
+        boxes.
+
+        Args:
+            hidden: of the references of all of them.
+        """
+        faces = [Face(own, combination=self.combination) for own in hidden.split(list(batch.people[row]))]
+        height, width = (cells * self.frozen.cell for cells in batch.masks.shape[-2:])
+        masks = region_masks([face.box for face in batch.faces[row]], BOX_SCALE, height, width)
+        fields = {"regions": latent_masks(masks, batch.masks), "background": background}
+        return self.adapter.control_of(People(tuple(faces), masks), self.frozen.device, torch.float32, **fields)
 
     def _unused(self, plan: Plan, batch: Batch) -> list[nn.Parameter]:
         """Parameters this batch does not reach; several processes have to agree that their gradient is zero."""

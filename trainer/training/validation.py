@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy
@@ -16,8 +17,10 @@ from torchvision.transforms.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 
 from feedface_core import guidance
-from feedface_core.conditioning import Face
+from feedface_core.conditioning import Face, People
 from feedface_core.config import EncoderConfig
+from feedface_core.faces import Box
+from feedface_core.faces.regions import BOX_SCALE, region_masks
 
 from ..config import Config, SamplingSettings
 from ..data import randomness
@@ -38,11 +41,15 @@ MARGIN, LINE = 4, 16
 @dataclass(frozen=True)
 class Person:
     """Whose face the pictures show: crops ``(N, S, S, 3)`` in 0…1 and their hidden states ``(N, T, E)``, and those of a
-    photo without its face ``(1, T, E)`` for an adapter with a second stream."""
+    photo without its face ``(1, T, E)`` for an adapter with a second stream.
+
+    Several people have one crop each, and ``boxes`` says where each face is in a picture of side 1.
+    """
 
     crops: Tensor
     hidden: Tensor
     background: Tensor | None = None
+    boxes: tuple[Box, ...] | None = None
 
 
 def make_guidance(settings: SamplingSettings) -> guidance.Guidance:
@@ -79,21 +86,23 @@ class Validation:
         self.folder = Path(config.train.output) / "validation"
         size = self.settings.size or config.data.resolution
         self.shape = (1, *models.frozen.latent_shape(size, size))
+        self.cells = (size // models.frozen.cell,) * 2
         self.guidance = make_guidance(self.settings)
         if self.settings.references:
             encoder = models.adapter.config.encoder
-            crops = [torch.stack([_crop_of(path, encoder) for path in self.settings.references])]
+            faces = [(torch.stack([_crop_of(path, encoder) for path in self.settings.references]), None)]
         else:
             side = config.adapter.encoder.image_size
-            crops = [read_crop(record, side).unsqueeze(0) for record in dataset.records[:SAMPLE_PEOPLE]]
-        backgrounds: list[Tensor | None] = [None] * len(crops)
+            photos = (index for index in range(len(dataset)) if dataset.records[index].face_number == 0)
+            shown = list(islice(photos, SAMPLE_PEOPLE))
+            faces = [_faces_of(dataset, index, side) for index in shown]
+        backgrounds: list[Tensor | None] = [None] * len(faces)
         if models.adapter.background is not None and not self.settings.references:
-            side, records = config.adapter.encoder.image_size, dataset.records[:SAMPLE_PEOPLE]
-            pictures = [read_background(record, side, config.data.crop) for record in records]
+            pictures = [read_background(dataset.records[index], side, config.data.crop) for index in shown]
             backgrounds = [models.encoder.encode(picture[None]).float() for picture in pictures]
         self.people = [
-            Person(own, models.encoder.encode(own).float(), background)
-            for own, background in zip(crops, backgrounds, strict=True)
+            Person(own, models.encoder.encode(own).float(), background, boxes)
+            for (own, boxes), background in zip(faces, backgrounds, strict=True)
         ]
         self.texts: list[Text] = [models.frozen.encode_text([prompt]) for prompt in self.settings.prompts]
         models.frozen.null_text()
@@ -107,7 +116,8 @@ class Validation:
             background = adapter.background.null_control(**fields)
             if person.background is not None:
                 background = adapter.background.control_of(Face(person.background), **fields)
-        face = adapter.control_of(Face(person.hidden, combination=self.combination), **fields, background=background)
+        face = adapter.control_of(self._face(person), **fields, background=background)
+        face = replace(face, **face.at_latents(torch.empty(1, 1, *self.cells)))
         dropped = adapter.null_control(**fields)
         noise = randomness.normal(self.shape, seed, "validation")
         latents = [
@@ -115,6 +125,14 @@ class Validation:
             for shown in (None, face)
         ]
         return [frozen.decode(own)[0].float().cpu() for own in latents]
+
+    def _face(self, person: Person) -> Face | People:
+        if person.boxes is None:
+            return Face(person.hidden, combination=self.combination)
+        height, width = (cells * self.models.frozen.cell for cells in self.cells)
+        boxes = [(x0 * width, y0 * height, x1 * width, y1 * height) for x0, y0, x1, y1 in person.boxes]
+        faces = tuple(Face(own, combination=self.combination) for own in person.hidden.split(1))
+        return People(faces, region_masks(boxes, BOX_SCALE, height, width))
 
     def _go_on(self) -> None:
         if self.interrupted():
@@ -142,6 +160,16 @@ class Validation:
                 tracker.log_images({"validation": [grid]}, step=step)
         logger.info("wrote %s", path)
         return path
+
+
+def _faces_of(dataset: FaceDataset, index: int, side: int) -> tuple[Tensor, tuple[Box, ...] | None]:
+    """The crops ``(N, side, side, 3)`` of the people in a sample's picture, and where they are if these are several."""
+    shown, places = dataset.shown(index, flip=False)
+    crops = torch.stack([read_crop(dataset.records[face], side) for face in shown])
+    if len(shown) == 1:
+        return crops, None
+    resolution = dataset.data.resolution
+    return crops, tuple(tuple(value / resolution for value in place.box) for place in places)
 
 
 def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:

@@ -14,7 +14,7 @@ from feedface_core.faces import DetectedFace, clamp_square
 from trainer.config.preparation import CaptionSettings, CropSettings, FilterSettings, MaskSettings
 from trainer.errors import TrainerError
 from trainer.preparation.photo import Drop
-from trainer.preparation.stages import Caption, Mask, choose_face, cut_crop, sharpness
+from trainer.preparation.stages import Caption, Mask, choose_face, cut_crops, sharpness
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_crop_at_the_border_is_padded_or_clamped():
     photos = {}
     for border in ("pad", "clamp"):
         photos[border] = make_staged(box=[-10, 30, 50, 90])
-        cut_crop(photos[border], CropSettings(border=border, size=66))
+        cut_crops(photos[border], CropSettings(border=border, size=66))
     assert photos["pad"].row["square_bbox"] == [-13.0, 27.0, 53.0, 93.0]
     assert photos["clamp"].row["square_bbox"] == [0.0, 27.0, 66.0, 93.0]
     assert (photos["pad"].crop[:, :10] - 0.5).abs().max() < 1e-5  # grey past the border
