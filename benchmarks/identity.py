@@ -40,6 +40,7 @@ from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import chain
 from benchmarks.support.identity_ladder import draw_ladder
 from benchmarks.support.identity_pull import pulling
+from benchmarks.support.identity_regions import measure_regions
 from benchmarks.support.identity_report import MEASURES, text_table, write_report
 from benchmarks.support.identity_rows import OTHERS, PAIRS, TRAININGS, Row, all_rows, without_face
 from examples.small_model import system
@@ -261,6 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     prompts = options.prompts or (1 if options.quick else 4)
     draw_people(options.work, options.model)
     bench = Bench(identities, prompts, options.steps, options.model, options.work)
+    several = "regions" in options.groups if options.groups else not options.quick
     wanted = [row for row in all_rows(options.quick) if not options.groups or row.group in options.groups]
     rows, results, began = [], [], time.monotonic()
     absent = [row for row in wanted if row.adapter and not bench.files_of(row)]
@@ -279,6 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         "absent": [row.name for row in absent],
         "rows": results,
         "chain": [] if options.quick else bench.chain(),
+        "regions": measure_regions(bench) if several else [],
         "seconds": round(time.monotonic() - began),
     }
     print(text_table(results, result["chance"]))
