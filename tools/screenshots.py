@@ -54,6 +54,8 @@ ALONE = (
     "FeedFaceFaceFromVector",
     "FeedFaceEncodeBackground",
     "FeedFaceIdentityGuidance",
+    "FeedFacePairs",
+    "FeedFaceGrid",
 )
 
 
