@@ -38,14 +38,14 @@ import torch
 
 from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import chain
-from benchmarks.support.identity_ladder import draw_ladder
+from benchmarks.support.identity_ladder import draw_ladder, draw_people
 from benchmarks.support.identity_pull import pulling
 from benchmarks.support.identity_regions import measure_regions
 from benchmarks.support.identity_report import MEASURES, text_table, write_report
-from benchmarks.support.identity_rows import OTHERS, PAIRS, TRAININGS, Row, all_rows, without_face
+from benchmarks.support.identity_rows import OTHERS, TRAININGS, Row, all_rows, pairs_of, site_rows, without_face
 from examples.small_model import system
 from examples.small_model.build import WORK
-from examples.small_model.drawing import People, draw
+from examples.small_model.drawing import People
 from examples.small_model.evaluate import (
     REFERENCES,
     Examination,
@@ -124,7 +124,8 @@ class Bench:
         change = None
         if row.pull:
             change = partial(pulling, self.model, self.examination(row.people), scale=row.pull, steps=self.steps)
-        return self.model.draw(people, self.asked(row), row.guidance, *how, steps=self.steps, change_clean=change)
+        with self.model.without(row.without):
+            return self.model.draw(people, self.asked(row), row.guidance, *how, steps=self.steps, change_clean=change)
 
     def judged(self, row: Row, training: int = 0) -> tuple[Readings, np.ndarray | None]:
         """What the judges say of the pictures of a row, and the drift of each where a model drew them."""
@@ -149,6 +150,11 @@ class Bench:
             scores = self.examination(row.people).scores(read, self.asked(row))
             found.append(scores if drift is None else scores | {"background": drift})
         return {measure: np.stack([one[measure] for one in found]) for measure in found[0]}
+
+    def sites(self) -> list[str]:
+        """Names of the blocks at which the full adapter has branches."""
+        self._attach(self.files_of(Row("", ""))[0])
+        return [site.name for site in self.model.adapter.config.sites]
 
     def _attach(self, file: Path) -> None:
         if file != self._attached:
@@ -202,9 +208,9 @@ class Bench:
         return result
 
     def differences(self, rows: Sequence[Row]) -> list[dict]:
-        """Paired differences of the rows of :data:`PAIRS` that were measured."""
+        """Paired differences of those rows that were measured."""
         found, measured = [], {row.name: row for row in rows}
-        for one, other in PAIRS:
+        for one, other in pairs_of(rows):
             if one in measured and other in measured:
                 own, theirs = self.scores(measured[one]), self.scores(measured[other])
                 both = min(len(own["top1"]), len(theirs["top1"]))
@@ -235,14 +241,6 @@ class Bench:
         )
 
 
-def draw_people(work: Path, folder: Path) -> None:
-    """Draws the test people and the examiner's with the settings of a model, unless they are there (needs Node.js)."""
-    chosen = system.people_settings(folder)
-    absent = [split for split in (*OTHERS, "examiner") if not (work / "people" / split / "manifest.jsonl").is_file()]
-    if absent:
-        draw(work / "people", chosen, absent, log=say)
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -260,10 +258,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     identities = options.identities or (40 if options.quick else 100)
     prompts = options.prompts or (1 if options.quick else 4)
-    draw_people(options.work, options.model)
+    whole = not (options.quick or options.groups)
+    draw_people(options.work, options.model, (*OTHERS, "examiner") if whole else tuple(OTHERS), say)
     bench = Bench(identities, prompts, options.steps, options.model, options.work)
     several = "regions" in options.groups if options.groups else not options.quick
-    wanted = [row for row in all_rows(options.quick) if not options.groups or row.group in options.groups]
+    known = [*all_rows(options.quick), *(() if options.quick else site_rows(bench.sites()))]
+    wanted = [row for row in known if not options.groups or row.group in options.groups]
     rows, results, began = [], [], time.monotonic()
     absent = [row for row in wanted if row.adapter and not bench.files_of(row)]
     for row in wanted:
@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         "differences": bench.differences(rows),
         "absent": [row.name for row in absent],
         "rows": results,
-        "chain": [] if options.quick else bench.chain(),
+        "chain": bench.chain() if whole else [],
         "regions": measure_regions(bench) if several else [],
         "seconds": round(time.monotonic() - began),
     }

@@ -3,7 +3,8 @@
     python run.py bench sampling                 Stable Diffusion 1.5: branches at its 16 sites
     python run.py bench sampling --host uvit     UniDiffuser (952 M) with branches of the released shape (694 M),
                                                  and the same step with branches computed the plain way
-    python run.py bench sampling --no-self-attention --sites 5      cheaper branches on fewer sites
+    python run.py bench sampling --no-self-attention --no-mlp --sites 5      cheaper branches on fewer sites
+    python run.py bench sampling --count         counts the operations of every kind of branch, and times nothing
 
 Two rows of guidance, so only one of them carries a face. The last line is one JSON object.
 """
@@ -14,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,18 @@ from benchmarks.support.comfy_models import (
     stable_diffusion,
     unidiffuser,
 )
-from benchmarks.support.step_speed import Say, measure, table
+from benchmarks.support.step_speed import Say, Steps, measure, table
 
 HOSTS = {"sd": stable_diffusion, "uvit": unidiffuser}
 RELEASED_STRENGTH = 0.8  # that the released adapter is meant for
+LIGHT = {"self_attention": False, "mlp": False}
+#: Kinds of branches by name, with what they change in an adapter's config.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no self-attention": {"self_attention": False},
+    "light": LIGHT,
+    "light, rank 64": {**LIGHT, "rank": 64},
+}
 
 
 def run(
@@ -40,7 +50,7 @@ def run(
     latent: int,
     rounds: int,
     say: Say,
-    self_attention: bool = True,
+    kind: dict[str, Any] | None = None,
     site_count: int | None = None,
     **size: Any,
 ) -> dict[str, float | int]:
@@ -49,16 +59,41 @@ def run(
     Args:
         latent: side of the latent.
         rounds: timed steps of each variant.
+        kind: what the branches change in the adapter's config, such as those of :data:`KINDS`.
         site_count: spreads that many branches evenly over the host's sites.
         size: ``size=…`` for a smaller model (:data:`HOSTS`).
     """
     say(f"building {host} and an adapter with random weights in bfloat16")
     model = HOSTS[host](**size)
+    adapter, face, crop, strength = make(host, model, kind or {}, site_count)
+    built = branches_of(adapter)
+    sizes = f"model {millions(model.model.diffusion_model)}, branches {millions(built.branches)}"
+    say(f"{sizes}; latent {latent} x {latent}")
+    plain = patch_plainly(model, built, face.hidden, strength) if host == "uvit" else None
+    return measure(model, adapter, face, crop, strength, latent, rounds, say, plain)
+
+
+def count(host: str, latent: int, say: Say, kinds: Mapping[str, dict[str, Any]] = KINDS, **size: Any) -> list[dict]:
+    """For each kind of branches at all sites the operations that a face adds to a step, over those of the model alone,
+    and its parameters."""
+    model, steps, rows = HOSTS[host](**size), Steps(latent), []
+    alone = steps.operations(model)
+    for name, kind in kinds.items():
+        adapter, face, _, strength = make(host, model, kind, None)
+        counted = steps.operations(apply(model, adapter, face, strength)) / alone - 1
+        parameters = sum(parameter.numel() for parameter in branches_of(adapter).branches.parameters())
+        rows.append({"branches": name, "counted_overhead": counted, "parameters": parameters})
+        say(f"{name:<20} +{counted:.2%} operations a step, {parameters / 1e6:.1f} M parameters")
+    return rows
+
+
+def make(host: str, model, kind: dict[str, Any], site_count: int | None) -> tuple[Any, Any, torch.Tensor, float]:
+    """An adapter with random weights for a model, a face, another crop, and the strength."""
     diffusion_model = model.model.diffusion_model
     sites = pack(f"feedface_core.hosts.{'uvit' if host == 'uvit' else 'sd_unet'}").default_sites(diffusion_model)
     if site_count:
         sites = tuple(sites[round(index * (len(sites) - 1) / max(site_count - 1, 1))] for index in range(site_count))
-    context, fields, strength = 768, {"self_attention": self_attention}, 1.0
+    context, fields, strength = 768, dict(kind), 1.0
     if host == "uvit":
         context, strength = sites[0].width, RELEASED_STRENGTH
         fields |= {"tap": "output", "strength": strength}
@@ -68,10 +103,7 @@ def run(
         adapter = random_adapter(Path(folder), family, sites, context, **fields)
         face = encode(adapter, crops[:1])
         apply(model, adapter, face, strength)  # builds the branches while the file is there
-    built = branches_of(adapter)
-    say(f"model {millions(diffusion_model)}, branches {millions(built.branches)}; latent {latent} x {latent}")
-    plain = patch_plainly(model, built, face.hidden, strength) if host == "uvit" else None
-    return measure(model, adapter, face, crops[1:], strength, latent, rounds, say, plain)
+    return adapter, face, crops[1:], strength
 
 
 def millions(module: torch.nn.Module) -> str:
@@ -84,13 +116,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--latent", type=int, default=32, help="side of the latent (default 32)")
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each variant (default 9)")
     parser.add_argument("--no-self-attention", action="store_true", help="branches that only attend to the face")
+    parser.add_argument("--no-mlp", action="store_true", help="branches without an MLP")
+    parser.add_argument("--rank", type=int, help="rank of the branches' projections")
+    parser.add_argument("--count", action="store_true", help="only count the operations of every kind of branch")
     parser.add_argument("--sites", type=int, metavar="N", help="branches on N of the host's sites")
     options = parser.parse_args(arguments)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    result = run(options.host, options.latent, options.rounds, say, not options.no_self_attention, options.sites)
+    if options.count:
+        rows = count(options.host, options.latent, say)
+        print("\n".join(f"{row['branches']:<20} +{row['counted_overhead']:.2%}" for row in rows))
+        print(json.dumps(rows))
+        return 0
+    kind = {"self_attention": not options.no_self_attention, "mlp": not options.no_mlp, "rank": options.rank}
+    result = run(options.host, options.latent, options.rounds, say, kind, options.sites)
     print(table(result))
     print(json.dumps(result))
     return 0

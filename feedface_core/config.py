@@ -170,6 +170,8 @@ class AdapterConfig:
         context_width: width C of the projected face tokens; that of the text with ``text_tokens``.
         tap: which tensor a branch reads, the frozen block's ``input`` (the paper) or ``output`` (the released code).
         self_attention: False for the cheaper branch that only attends to the face.
+        mlp: False for the lightest branch, which together with no self-attention is one attention to the face.
+        rank: of the projections of a branch's attention and of its last linear; None for full ones.
         depth: transformer blocks in one branch.
         null: what a prediction without a face means: ``off`` (the branch adds nothing), ``learned`` (trained null
             tokens) or ``zero_crop`` (the encoding of a crop of zeros).
@@ -189,6 +191,8 @@ class AdapterConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     tap: Literal["input", "output"] = "input"
     self_attention: bool = True
+    mlp: bool = True
+    rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     depth: Annotated[int, Field(ge=1, le=64)] = 1
     null: Literal["off", "learned", "zero_crop"] = "off"
     combination: Literal["concat", "average", "weighted_average"] = "concat"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from examples.small_model.drawing import install_renderer, parts_of, render, to_pixels
+from examples.small_model import system
+from examples.small_model.drawing import draw, install_renderer, parts_of, render, to_pixels
 from examples.small_model.evaluate import Request
 from examples.small_model.people import identity, picture
 from examples.small_model.settings import PeopleSettings
@@ -75,3 +76,11 @@ def draw_ladder(settings: PeopleSettings, split: str, asked: Sequence[Request], 
             specs.append(spec | size)
         drawn[name] = to_pixels(render(renderer, specs)[0])
     return drawn
+
+
+def draw_people(work: Path, folder: Path, splits: Sequence[str], log: Callable[[str], None]) -> None:
+    """Draws people with the settings of a model in ``folder``, unless they are there (needs Node.js)."""
+    chosen = system.people_settings(folder)
+    absent = [split for split in splits if not (work / "people" / split / "manifest.jsonl").is_file()]
+    if absent:
+        draw(work / "people", chosen, absent, log=log)

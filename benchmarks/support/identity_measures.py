@@ -82,13 +82,15 @@ def branch_gflop(adapter: FaceAdapter, references: int, unet: Mapping[str, Any])
     ``unet`` is the U-Net's diffusers configuration.
 
     A branch of width C on N tokens with L face tokens: projections 4·N·C² (self) and 2·N·C² (cross), attention 2·N²·C
-    and 2·N·L·C, MLP 12·N·C², last linear N·C². Keys and values of the face are computed once a run and not counted.
+    and 2·N·L·C, MLP 12·N·C², last linear N·C²; of rank R, 2·N·C·R for a projection's N·C². Keys and values of the face
+    are computed once a run and not counted.
     """
     total, face_tokens = 0.0, references * adapter.config.encoder.tokens
     for site in adapter.config.sites:
-        n, c = tokens_at(site.name, unet), site.width
-        own = 4 * n * c * c + 2 * n * n * c if adapter.config.self_attention else 0
-        total += own + 2 * n * c * c + 2 * n * face_tokens * c + 12 * n * c * c + n * c * c
+        n, c, config = tokens_at(site.name, unet), site.width, adapter.config
+        linear = n * c * c if config.rank is None else 2 * n * c * config.rank
+        own = 4 * linear + 2 * n * n * c if config.self_attention else 0
+        total += own + 3 * linear + 2 * n * face_tokens * c + (12 * n * c * c if config.mlp else 0)
     return 2 * total / 1e9
 
 

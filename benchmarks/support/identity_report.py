@@ -18,6 +18,7 @@ TITLES = {
     "losses": "Losses",
     "retrieval": "Retrieval",
     "branches": "Cheaper branches",
+    "sites": "Without one of the blocks",
     "training": "Along the training",
     "scales": "Text and face scales",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.support.identity_ladder import WITHOUT_COLORS, rungs
@@ -28,7 +28,9 @@ PAIRS = (
     ("no self-attention", "full branches"),
     ("every second site", "full branches"),
     ("one a resolution", "full branches"),
+    ("light", "full branches"),
 )
+ALL_SITES = "all sites"
 
 
 def without_face(guidance: Guidance) -> Guidance:
@@ -55,6 +57,7 @@ class Row:
         percent: of the adapter's training.
         trainings: most trainings of the adapter, with other seeds, that the row is the mean of.
         pull: scale of the identity guidance; 0 is none.
+        without: name of the site whose branch is switched off, or nothing.
         drawing: what is judged instead of the model's pictures: ``drawn`` or ``decoded`` references, ``color``, or the
             name of a rung of the ladder.
     """
@@ -72,6 +75,7 @@ class Row:
     percent: int = 100
     trainings: int = 1
     pull: float = 0.0
+    without: str = ""
     drawing: str | None = None
 
 
@@ -107,7 +111,7 @@ def all_rows(quick: bool) -> Iterator[Row]:
     yield Row("retrieval", "retrieval", trainings=TRAININGS)
     yield Row("no retrieval", "retrieval", "no-retrieval", trainings=TRAININGS)
     yield Row("full branches", "branches", trainings=TRAININGS)
-    for name in ("no self-attention", "every second site", "one a resolution"):
+    for name in ("no self-attention", "every second site", "one a resolution", "light"):
         yield Row(name, "branches", name.replace(" ", "-"), trainings=TRAININGS)
     for percent in (25, 50, 100):
         yield Row(f"{percent} % of the training", "training", percent=percent, point=(percent,))
@@ -115,3 +119,15 @@ def all_rows(quick: bool) -> Iterator[Row]:
         for face in GRID:
             guidance = text_then_face(text, face)
             yield Row(f"text {text:g}, face {face:g}", "scales", guidance=guidance, point=(text, face))
+
+
+def site_rows(sites: Sequence[str]) -> Iterator[Row]:
+    """The full adapter, and it without each of its sites: which of them a cheaper adapter could leave out."""
+    yield Row(ALL_SITES, "sites")
+    for name in sites:
+        yield Row(f"without {name.removesuffix('.transformer_blocks.0')}", "sites", without=name)
+
+
+def pairs_of(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The pairs of rows that are compared picture by picture."""
+    return [*PAIRS, *((row.name, ALL_SITES) for row in rows if row.without)]

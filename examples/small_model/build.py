@@ -9,6 +9,7 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
     recogniser   trains the networks that only judge, on people of their own
     adapter      trains the FeedFace adapter with ``trainer.train``
     publish      copies the finished model to ``models/feedface_small``
+    published    takes the model of ``--output`` instead of training all of it; only when asked for
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
     words        says how much a wrong word raises the U-Net's loss so far; only when asked for
     preview      draws 48 pictures with the U-Net so far; only when asked for
@@ -33,7 +34,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from feedface_core.files.adapter_file import load_adapter
 from feedface_core.hosts import sd_unet
+from feedface_core.modules.encoder import build_encoder
 from trainer.config import load_config
 from trainer.data.manifest import write_rows
 from trainer.errors import TrainerError
@@ -52,6 +55,7 @@ DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: traini
 QUICK_ADAPTER = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
 
 VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
+VARIANTS += ("light",)
 STREAMS = ("face0", "mixer", "mixer-text")
 """Other kinds of adapters: the face among the text's tokens, and a second stream for the background."""
 #: The encoder's last class token is what it tells people apart by.
@@ -70,6 +74,7 @@ def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
         "no-self-attention": ["adapter.self_attention=false"],
         "every-second-site": [f"adapter.sites={json.dumps(names[::2])}"],
         "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
+        "light": ["adapter.self_attention=false", "adapter.mlp=false"],
         "face0": [*TEXT],
         "mixer": ["adapter.background=true"],
         "mixer-text": [*TEXT, "adapter.background=true"],
@@ -196,6 +201,12 @@ class Build:
         model.load_state_dict(checkpoint.weights())
         return model.eval(), checkpoint.step
 
+    def published(self) -> None:
+        """The published model as if its stages had run here, so that other adapters can be trained for it."""
+        shutil.copytree(self.target, self.output, dirs_exist_ok=True)
+        found = load_adapter(self.output / system.ADAPTER)
+        system.save_encoder(self.output, build_encoder(found.config.encoder, found.encoder_tensors))
+
     def variants(self) -> None:
         for training in range(self.settings.trainings):
             for name in self.only or ("full", *VARIANTS, *STREAMS):
@@ -243,7 +254,7 @@ STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    known = (*STAGES, "variants", "words", "preview")
+    known = (*STAGES, "published", "variants", "words", "preview")
     parser = argparse.ArgumentParser(prog="python -m examples.small_model.build", description=__doc__.split("\n")[0])
     parser.add_argument(
         "stages", nargs="*", metavar="stage", help=f"any of {', '.join(known)}; default all up to publish"

@@ -6,7 +6,8 @@ the benchmark draws the same pictures but for what the row changes, and differen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,21 @@ class SmallModel:
         self.frozen.attach(self.adapter)
         self.encoder_config = found.config.encoder
         self.encoder = build_encoder(self.encoder_config, found.encoder_tensors)
+
+    @contextmanager
+    def without(self, site: str) -> Iterator[None]:
+        """Within it the branch at a site, named canonically, adds nothing; an empty name changes nothing."""
+        sites = [own.name for own in self.adapter.config.sites] if site else []
+        branches = [self.adapter.branches[place] for place, name in enumerate(sites) if name == site]
+        weights = [weight for branch in branches for weight in branch.zero_linear.parameters()]
+        kept = [weight.clone() for weight in weights]
+        try:
+            for weight in weights:
+                weight.zero_()
+            yield
+        finally:
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before)
 
     def encode_faces(self, people: People, index: Sequence[int], crop: str = "head") -> Tensor:
         """Hidden states ``(N, T, E)`` of the faces of pictures, in the adapter's encoder."""

@@ -103,7 +103,8 @@ def _stream_summary(config: AdapterConfig) -> dict[str, str]:
     return {
         f"{stream}sites": f"{len(config.sites)} of widths {widths}; {config.sites[0].name} … {config.sites[-1].name}",
         f"{stream}branch": f"tap {config.tap}, {config.depth} block(s), "
-        f"{'with' if config.self_attention else 'without'} self-attention",
+        f"{'with' if config.self_attention else 'without'} self-attention"
+        f"{'' if config.mlp else ', without MLP'}{f', rank {config.rank}' if config.rank else ''}",
         f"{stream or 'face '}tokens": f"{tokens} → {config.context_width}",
     }
 

@@ -53,14 +53,13 @@ class FaceAdapter(nn.Module):
         self.config, encoder, width = config, config.encoder, config.context_width
         factory = {"dtype": dtype, "device": device}
         options = {"operations": operations, "attention": attention}
+        parts = (config.depth, config.self_attention, config.mlp, config.rank)
         if config.text_tokens:
             self.projection = TextTokenProjection(encoder.width, width, config.text_tokens, operations, **factory)
         else:
             self.projection = operations.Linear(encoder.width, width, bias=False, **factory)
         self.branches = nn.ModuleList(
-            ControlBranch(
-                site.width, width, site.heads, site.head_dim, config.depth, config.self_attention, **options, **factory
-            )
+            ControlBranch(site.width, width, site.heads, site.head_dim, *parts, **options, **factory)
             for site in config.sites
         )
         if config.null == "learned":

@@ -22,6 +22,25 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, ma
     return out.transpose(1, 2).flatten(2)
 
 
+class LowRank(nn.Module):
+    """A linear whose matrix is a product of two, of rank at most ``rank`` (Hu et al. 2022, arXiv:2106.09685)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, bias: bool, operations, **factory):
+        super().__init__()
+        self.down = operations.Linear(inputs, rank, bias=False, **factory)
+        self.up = operations.Linear(rank, outputs, bias=bias, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
+def make_linear(inputs: int, outputs: int, rank: int | None, operations, bias: bool = False, **factory) -> nn.Module:
+    """A linear, of low rank unless ``rank`` is None."""
+    if rank is None:
+        return operations.Linear(inputs, outputs, bias=bias, **factory)
+    return LowRank(inputs, outputs, rank, bias, operations, **factory)
+
+
 class CrossAttention(nn.Module):
     """Attention of ``(B, N, width)`` to keys and values of another sequence, or of its own.
 
@@ -30,17 +49,26 @@ class CrossAttention(nn.Module):
         heads, head_dim: inner width is their product.
         attention: ``(q, k, v, heads) -> out`` on ``(B, N, heads · D)``.
         operations: where ``Linear`` comes from; ``torch.nn``, or ``comfy.ops`` for casting and offloading.
+        rank: of the four projections; None for full ones.
     """
 
     def __init__(
-        self, width: int, context_width: int, heads: int, head_dim: int, attention: Attention, operations, **factory
+        self,
+        width: int,
+        context_width: int,
+        heads: int,
+        head_dim: int,
+        attention: Attention,
+        operations,
+        rank: int | None = None,
+        **factory,
     ):
         super().__init__()
-        self.heads, self.attention = heads, attention
-        self.to_q = operations.Linear(width, heads * head_dim, bias=False, **factory)
-        self.to_k = operations.Linear(context_width, heads * head_dim, bias=False, **factory)
-        self.to_v = operations.Linear(context_width, heads * head_dim, bias=False, **factory)
-        self.to_out = nn.ModuleList([operations.Linear(heads * head_dim, width, **factory)])
+        self.heads, self.attention, inner = heads, attention, heads * head_dim
+        self.to_q = make_linear(width, inner, rank, operations, **factory)
+        self.to_k = make_linear(context_width, inner, rank, operations, **factory)
+        self.to_v = make_linear(context_width, inner, rank, operations, **factory)
+        self.to_out = nn.ModuleList([make_linear(inner, width, rank, operations, bias=True, **factory)])
 
     def project(self, context: Tensor) -> KeysValues:
         """``(B, L, context_width)`` → keys and values, each ``(B, L, heads · head_dim)``."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..conditioning import KeysValues
-from .attention import Attention, CrossAttention, scaled_dot_product_attention
+from .attention import Attention, CrossAttention, LowRank, make_linear, scaled_dot_product_attention
 
 
 class GEGLU(nn.Module):
@@ -43,7 +43,8 @@ class FeedForward(nn.Module):
 
 
 class BranchBlock(nn.Module):
-    """Pre-norm transformer block: self-attention (optional), cross-attention to the face, MLP, each with a residual."""
+    """Pre-norm transformer block: self-attention, cross-attention to the face, MLP, each with a residual; the first and
+    the last are optional."""
 
     def __init__(
         self,
@@ -54,24 +55,27 @@ class BranchBlock(nn.Module):
         self_attention: bool,
         attention: Attention,
         operations,
+        mlp: bool = True,
+        rank: int | None = None,
         **factory,
     ):
         super().__init__()
-        self.self_attention = self_attention
+        self.self_attention, self.mlp = self_attention, mlp
         if self_attention:
             self.norm1 = operations.LayerNorm(width, **factory)
-            self.attn1 = CrossAttention(width, width, heads, head_dim, attention, operations, **factory)
+            self.attn1 = CrossAttention(width, width, heads, head_dim, attention, operations, rank, **factory)
         self.norm2 = operations.LayerNorm(width, **factory)
-        self.attn2 = CrossAttention(width, context_width, heads, head_dim, attention, operations, **factory)
-        self.norm3 = operations.LayerNorm(width, **factory)
-        self.ff = FeedForward(width, operations, **factory)
+        self.attn2 = CrossAttention(width, context_width, heads, head_dim, attention, operations, rank, **factory)
+        if mlp:
+            self.norm3 = operations.LayerNorm(width, **factory)
+            self.ff = FeedForward(width, operations, **factory)
 
     def forward(self, x: Tensor, face_kv: KeysValues, bias: Tensor | None = None) -> Tensor:
         if self.self_attention:
             normed = self.norm1(x)
             x = x + self.attn1(normed, self.attn1.project(normed))  # (B, N, W)
         x = x + self.attn2(self.norm2(x), face_kv, bias)  # (B, N, W)
-        return x + self.ff(self.norm3(x))  # (B, N, W)
+        return x + self.ff(self.norm3(x)) if self.mlp else x  # (B, N, W)
 
 
 class ControlBranch(nn.Module):
@@ -84,6 +88,8 @@ class ControlBranch(nn.Module):
         depth: transformer blocks in the branch.
         self_attention: False leaves the self-attention out, which is close to half of a branch's operations at 512
             pixels.
+        mlp: False leaves the MLP out; without both, a branch is one attention to the face.
+        rank: of the attention's projections and of the last linear; None for full ones.
         operations: where ``Linear`` and ``LayerNorm`` come from; ``torch.nn``, or ``comfy.ops`` for casting and
             offloading.
         attention: see :class:`CrossAttention`.
@@ -97,6 +103,8 @@ class ControlBranch(nn.Module):
         head_dim: int,
         depth: int = 1,
         self_attention: bool = True,
+        mlp: bool = True,
+        rank: int | None = None,
         *,
         operations=nn,
         dtype: torch.dtype | None = None,
@@ -106,9 +114,10 @@ class ControlBranch(nn.Module):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         sizes = (width, context_width, heads, head_dim, self_attention, attention, operations)
-        self.blocks = nn.ModuleList(BranchBlock(*sizes, **factory) for _ in range(depth))
-        self.zero_linear = operations.Linear(width, width, bias=False, **factory)
-        nn.init.zeros_(self.zero_linear.weight)  # a fresh branch adds exactly nothing
+        self.blocks = nn.ModuleList(BranchBlock(*sizes, mlp=mlp, rank=rank, **factory) for _ in range(depth))
+        self.zero_linear = last = make_linear(width, width, rank, operations, **factory)
+        # A fresh branch adds exactly nothing.
+        nn.init.zeros_((last.up if isinstance(last, LowRank) else last).weight)
 
     def project_face(self, tokens: Tensor) -> list[KeysValues]:
         """Face tokens ``(B, L, context_width)`` → keys and values for each block; they do not change over a run."""

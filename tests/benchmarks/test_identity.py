@@ -14,7 +14,7 @@ from benchmarks.support.identity_chain import probe
 from benchmarks.support.identity_ladder import COLORS, give, rungs
 from benchmarks.support.identity_measures import branch_gflop, tokens_at
 from benchmarks.support.identity_report import MEASURES, findings, verdicts, write_report
-from benchmarks.support.identity_rows import EQUAL, LADDER, OTHERS, all_rows, without_face
+from benchmarks.support.identity_rows import EQUAL, LADDER, OTHERS, all_rows, pairs_of, site_rows, without_face
 from examples.small_model import settings
 from examples.small_model.evaluate import bootstrap, requests
 from feedface_core.config import SiteConfig
@@ -41,12 +41,14 @@ def test_operations_of_a_branch_agree_with_pytorchs_own_count():
 
     site = SiteConfig("input_blocks.1.1.transformer_blocks.0", 128, 4, 32)
     encoder = SimpleNamespace(tokens=37)
-    for self_attention in (True, False):
-        branch = ControlBranch(128, 128, 4, 32, 1, self_attention, attention=attend)
+    light = {"mlp": False, "rank": 16}
+    for self_attention, more in ((True, {}), (False, {}), (False, {"mlp": False}), (False, light), (True, light)):
+        branch = ControlBranch(128, 128, 4, 32, 1, self_attention, attention=attend, **more)
         kv = branch.project_face(torch.randn(1, 2 * 37, 128))
         with FlopCounterMode(display=False) as counter:
             branch(torch.randn(1, 64, 128), kv)
-        config = SimpleNamespace(sites=(site,), self_attention=self_attention, encoder=encoder)
+        fields = {"mlp": True, "rank": None, "self_attention": self_attention} | more
+        config = SimpleNamespace(sites=(site,), encoder=encoder, **fields)
         counted = branch_gflop(SimpleNamespace(config=config), 2, {"sample_size": 8, "block_out_channels": (128, 128)})
         assert counted == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-6)
 
@@ -134,6 +136,10 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
         "training",
         "scales",
     }
+    cheaper = list(site_rows(["input_blocks.1.1.transformer_blocks.0", "middle_block.1.transformer_blocks.0"]))
+    assert [row.name for row in cheaper] == ["all sites", "without input_blocks.1.1", "without middle_block.1"]
+    assert pairs_of(cheaper)[-2:] == [(row.name, "all sites") for row in cheaper[1:]]
+    assert cheaper[1].without == "input_blocks.1.1.transformer_blocks.0" and not cheaper[0].without
     main = ["no face", "1 reference", "2 references", "4 references"]
     drawn = [row.name for row in all_rows(quick=True) if row.drawing is None]
     assert drawn == [*main, *(name + EQUAL for name in main)]
@@ -262,3 +268,18 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
     assert "| 4 references − 1 reference | +0.500 [+0.450, +0.550] |" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"identity_references.png", "identity_scales.png"}
     assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
+
+
+def test_a_block_that_is_switched_off_comes_back():
+    from examples.small_model import system
+    from examples.small_model.evaluate import SmallModel
+
+    model = SmallModel()
+    model.use(system.FOLDER / system.ADAPTER)
+    weights = [branch.zero_linear.weight for branch in model.adapter.branches]
+    kept = [weight.clone() for weight in weights]
+    with model.without(model.adapter.config.sites[2].name):
+        assert [bool(weight.any()) for weight in weights] == [True, True, False, True, True, True, True]
+    with model.without(""):
+        assert all(map(torch.equal, weights, kept))
+    assert all(map(torch.equal, weights, kept))

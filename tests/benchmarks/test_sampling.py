@@ -50,9 +50,18 @@ def test_keys_and_counts_of_the_u_net(models):
 
     result = run("sd", 8, 1, print, site_count=3, size=TINY)
     assert result.keys() == KEYS and result["kv_projections"] == result["sites"] == 3
-    cheaper = run("sd", 8, 1, print, self_attention=False, site_count=3, size=TINY)
+    cheaper = run("sd", 8, 1, print, {"self_attention": False}, site_count=3, size=TINY)
     assert 0 < cheaper["counted_overhead"] < result["counted_overhead"]
     assert "for 3 sites" in table(result) and "plain" not in table(result)
+
+
+def test_every_kind_of_branch_is_counted(models):
+    from benchmarks.sampling import KINDS, count
+
+    rows = {row["branches"]: row for row in count("sd", 8, print, {**KINDS, "rank 4": {"rank": 4}}, size=TINY)}
+    full, attending, light, low = (rows[name] for name in ("full", "no self-attention", "light", "rank 4"))
+    assert full["counted_overhead"] > attending["counted_overhead"] > 3 * light["counted_overhead"] > 0
+    assert low["counted_overhead"] < full["counted_overhead"] and low["parameters"] < full["parameters"]
 
 
 def test_keys_and_counts_of_the_u_vit(comfy, models):

@@ -12,7 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from examples.small_model import autoencoder, denoiser, drawing, examiner, identity, people, settings, text, training
+from examples.small_model import (
+    autoencoder,
+    denoiser,
+    drawing,
+    examiner,
+    identity,
+    people,
+    settings,
+    system,
+    text,
+    training,
+)
 from examples.small_model.muon import orthogonalise
 from trainer.errors import TrainerError
 from trainer.training.checkpoint import load_latest
@@ -328,3 +339,19 @@ def _overlap(a: list[float], b: list[float]) -> float:
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return width * height / (sum(areas) - width * height)
+
+
+def test_the_published_model_stands_in_for_its_stages(tmp_path):
+    """Another adapter can then be trained for it: base, and the face encoder that the adapter file carries."""
+    from examples.small_model.build import Build
+    from feedface_core.files.adapter_file import load_adapter
+    from trainer.config.training import EncoderSettings
+    from trainer.models.face_encoder import load_face_encoder
+
+    build = Build(tmp_path, system.FOLDER, settings.load())
+    build.published()
+    assert (tmp_path / "output/unet/diffusion_pytorch_model.safetensors").is_file()
+    wanted = load_adapter(system.FOLDER / system.ADAPTER)
+    chosen = {"image_size": 48, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "name": "feedface-small"}
+    found = load_face_encoder(EncoderSettings(path=str(tmp_path / "output/face_encoder"), **chosen))
+    assert found.config.fingerprint == wanted.config.encoder.fingerprint

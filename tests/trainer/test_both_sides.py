@@ -46,16 +46,20 @@ def trained_adapter(models: Models, path):
     """An adapter that has learned something, written to a file."""
     torch.manual_seed(1)
     for branch in models.adapter.branches:
-        torch.nn.init.normal_(branch.zero_linear.weight, std=0.2)
+        last = branch.zero_linear
+        torch.nn.init.normal_((last.up if models.adapter.config.rank else last).weight, std=0.2)
     return save_adapter(path, models.adapter.config, models.adapter.state_dict(), models.encoder.tensors())
 
 
-@pytest.mark.parametrize("tap", ["input", "output"])
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_same_prediction(comfy, tmp_path, family, tap):
+LIGHT = {"adapter__self_attention": False, "adapter__mlp": False, "adapter__rank": 8}
+CASES = [(family, {"adapter__tap": tap}) for family in SIZES for tap in ("input", "output")]
+
+
+@pytest.mark.parametrize(("family", "settings"), [*CASES, ("sd1", LIGHT)])
+def test_same_prediction(comfy, tmp_path, family, settings):
     make_base(tmp_path / "base", family, SIZES[family])
     make_encoder(tmp_path / "clip", image_size=64)
-    config = make_config(tmp_path, tmp_path / "none.jsonl", tmp_path / "run", adapter__tap=tap)
+    config = make_config(tmp_path, tmp_path / "none.jsonl", tmp_path / "run", **settings)
     models = load_models(config, "cpu")
     base = models.frozen
     assert len(models.adapter.branches) == BRANCHES[family]

@@ -118,6 +118,10 @@ class AdapterSettings(Section):
     """Which tensor of the frozen block the branch reads."""
     self_attention: bool = True
     """Whether a branch has self-attention; without it a branch costs about half."""
+    mlp: bool = True
+    """Whether a branch has an MLP; with neither it is one attention to the face, at a sixth of the cost."""
+    rank: Annotated[int, Field(gt=0, le=4096)] | None = None
+    """Rank of a branch's projections and last linear, for a smaller file; null leaves them full."""
     depth: Annotated[int, Field(gt=0, le=64)] = 1
     """Transformer blocks in a branch."""
     heads: Annotated[int, Field(gt=0, le=1024)] | None = None

@@ -90,7 +90,7 @@ def adapter_config(config: Config, frozen: FrozenModel, encoder: FaceEncoder, ru
         "encoder": replace(encoder.config, crop_scale=rule.scale, crop_border=rule.border, crop_fill=rule.fill),
         "null": settings.null,
         "prediction": frozen.prediction,
-        **settings.model_dump(include={"tap", "self_attention", "depth"}),
+        **settings.model_dump(include={"tap", "self_attention", "mlp", "rank", "depth"}),
     }
     tokens, background = None, None
     try:
@@ -134,8 +134,8 @@ def make_adapter(config: Config, described: AdapterConfig, encoder: FaceEncoder)
 
 def first_difference(found: AdapterConfig, wanted: AdapterConfig) -> tuple[str, Any, Any] | None:
     """Name and both values of what keeps the weights of one adapter from going into another; None if nothing does."""
-    names = ("host", "sites", "context_width", "tap", "self_attention", "depth", "null", "prediction", "text_tokens")
-    for name in names:
+    names = "host sites context_width tap self_attention mlp rank depth null prediction text_tokens"
+    for name in names.split():
         if getattr(found, name) != getattr(wanted, name):
             return name, getattr(found, name), getattr(wanted, name)
     for name in ("width", "tokens", "layer"):
