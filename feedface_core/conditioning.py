@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .config import COMBINATIONS
 from .errors import FeedFaceError, shorten
+from .schedule import Schedule
 
 KeysValues = tuple[Tensor, Tensor]
 LARGEST_HIDDEN = 65504.0
@@ -161,6 +162,8 @@ class FaceControl:
         mask: ``(1 or rows, H, W)`` with values 0…1, multiplied onto what the branches add; in any resolution of the
             picture's shape.
         start, end: share of the sampling run, 0…1, between which the branches act.
+        schedule: factors on the strength over the run and the blocks, or None. As with ``start`` and ``end``, who
+            samples applies it.
         kv: for each site and block of its branch, keys and values ``(F, L, heads · head_dim)``; F is 1 or the number of
             rows. They do not change over a run, so :meth:`FaceAdapter.control` computes them once, when the
             conditioning is made ready.
@@ -177,6 +180,7 @@ class FaceControl:
     mask: Tensor | None = None
     start: float = 0.0
     end: float = 1.0
+    schedule: Schedule | None = None
     kv: Sequence[Sequence[KeysValues]] = ()
     bias: Tensor | None = None
     regions: Tensor | None = None

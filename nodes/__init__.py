@@ -22,9 +22,11 @@ from . import (  # noqa: E402
     grid,
     guider,
     identity_guidance,
+    likeness,
     load,
     regions,
     save,
+    schedule,
     small_model,
 )
 from .unidiffuser import load as load_unidiffuser  # noqa: E402
@@ -45,6 +47,8 @@ NODES: list[type[io.ComfyNode]] = [
     *guider.NODES,
     *identity_guidance.NODES,
     *grid.NODES,
+    *likeness.NODES,
+    *schedule.NODES,
     *load_unidiffuser.NODES,
     *small_model.NODES,
     *save.NODES,

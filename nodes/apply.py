@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..feedface_core.conditioning import Face, FaceControl
 from ..feedface_core.errors import FeedFaceError
+from ..feedface_core.schedule import Schedule
 from .adapter import LoadedAdapter
 from .checks import checked
 from .model_patch import CONTROLS, FacePatch
-from .types import Adapter, FaceSocket, make_schema
+from .types import Adapter, FaceSocket, ScheduleSocket, make_schema
 
 STRENGTH = {"default": 1.0, "min": 0.0, "max": 3.0, "step": 0.05}
 
@@ -33,6 +34,7 @@ class ApplyFeedFace(io.ComfyNode):
                 io.Mask.Input("mask", optional=True),
                 FaceSocket.Input("background", optional=True),
                 io.Float.Input("background_strength", optional=True, **STRENGTH),
+                ScheduleSocket.Input("schedule", optional=True),
             ],
             outputs=[io.Model.Output()],
             search_aliases=[
@@ -54,6 +56,7 @@ class ApplyFeedFace(io.ComfyNode):
         mask: Tensor | None = None,
         background: Face | None = None,
         background_strength: float = 1.0,
+        schedule: Schedule | None = None,
     ) -> io.NodeOutput:
         if start > end:
             raise FeedFaceError(f"start {start} lies after end {end}; the face would never act")
@@ -64,7 +67,7 @@ class ApplyFeedFace(io.ComfyNode):
         else:
             adapter.check_face(face)
         stream, *others = adapter.streams
-        patched = FacePatch.apply(stream, FaceControl(face, strength, mask, start, end), model)
+        patched = FacePatch.apply(stream, FaceControl(face, strength, mask, start, end, schedule), model)
         check_background(adapter, background)
         for other in others:  # without a background prompts can still have one of their own
             control = FaceControl(background, background_strength, None, start, end)

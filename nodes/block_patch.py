@@ -49,12 +49,14 @@ class Evaluation(Shared):
         controls: by the place of a list of conditionings and the uuid of one in it.
         batch: rows of each conditioning.
         rows: what acts on each row of the batch at hand, once it is known.
+        factor: ``()`` on the strength at this noise level; None without a schedule over the steps.
     """
 
     run: Run
     controls: Mapping[tuple[int, Any], FaceControl]
     batch: int
     rows: Rows | None = None
+    factor: torch.Tensor | None = None
 
     def of_batch(self, options: Mapping[str, Any], total: int) -> Evaluation:
         """The same with its rows: the model's ``transformer_options`` say whose rows ComfyUI stacked, and tiled
@@ -85,10 +87,10 @@ def _in_window(control: FaceControl | None, window, batch: int) -> FaceControl |
 
 class BlockWithBranch(Shared):
     """``forward`` of a frozen transformer block (the ``previous`` one, its own or another patch) with the branch
-    ``index`` of the adapter beside it."""
+    ``index`` of the adapter beside it, whose strength is multiplied with ``scale``."""
 
-    def __init__(self, key: str, index: int, site: Site, previous: Callable[..., Any]):
-        self.key, self.index, self.site, self.previous = key, index, site, previous
+    def __init__(self, key: str, index: int, site: Site, previous: Callable[..., Any], scale: float = 1.0):
+        self.key, self.index, self.site, self.previous, self.scale = key, index, site, previous, scale
 
     # Patches are bound methods of these objects: a compiler compares what is in them, not the objects themselves, so
     # the graph of one Apply serves the next.
@@ -101,7 +103,8 @@ class BlockWithBranch(Shared):
         if step.rows is None:
             step = step.of_batch(options, self.site.stream.result(returned).shape[0])
         step.run.used = True
-        return self.site.add_control(step.run.adapter, self.index, args, kwargs, returned, step.rows)
+        run, how = step.run, (step.rows, self.scale, step.factor)
+        return self.site.add_control(run.adapter, self.index, args, kwargs, returned, *how)
 
 
 def follow_model(source: ModelPatcher, clone: ModelPatcher) -> None:
@@ -117,5 +120,6 @@ def _rebound(forward: Callable[..., Any], block: torch.nn.Module) -> Callable[..
     """A block's forward, patched or its own, for another block of the kind."""
     owner = getattr(forward, "__self__", None)
     if isinstance(owner, BlockWithBranch):
-        return BlockWithBranch(owner.key, owner.index, owner.site, _rebound(owner.previous, block)).forward
+        previous = _rebound(owner.previous, block)
+        return BlockWithBranch(owner.key, owner.index, owner.site, previous, owner.scale).forward
     return forward.__func__.__get__(block) if isinstance(owner, torch.nn.Module) else forward

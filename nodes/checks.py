@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..feedface_core.conditioning import Face, People
 from ..feedface_core.errors import FeedFaceError, shorten
+from ..feedface_core.schedule import Schedule
 from .adapter import LoadedAdapter
 
 #: What the sockets carry that hold one object.
 _CLASSES = {"MODEL": ModelPatcher, "FEEDFACE_ADAPTER": LoadedAdapter, "FEEDFACE_FACE": (Face, People)}
+_CLASSES |= {"FEEDFACE_SCHEDULE": Schedule}
 _SOCKETS = {*_CLASSES, "IMAGE", "MASK"}
 
 

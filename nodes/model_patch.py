@@ -15,7 +15,7 @@ Nothing here is changed after it was made but :attr:`Run.used`: models cloned fr
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from ..feedface_core.conditioning import FaceControl
 from ..feedface_core.errors import FeedFaceError
 from ..feedface_core.hosts import match_sites
+from ..feedface_core.schedule import Schedule
 from ..feedface_core.text_tokens import replace_last
 from .adapter import Stream
 from .block_patch import BlockWithBranch, Evaluation, Run, Shared, follow_model
@@ -71,11 +72,14 @@ class FacePatch(Shared):
         if loaded.config.text_tokens and control.mask is not None:
             raise FeedFaceError(MASKED_TEXT)
         sites = match_sites(loaded.config, model.get_model_object("diffusion_model"), loaded.name)
+        scales = site_scales(control.schedule, [site.name for site in loaded.config.sites])
         key = f"feedface_{sum(key.startswith('feedface_') for key in model.additional_models)}"
         patch, patched = cls(loaded, loaded.patcher(model_dtype(model)), control, key), model.clone()
-        for index, site in enumerate(sites):
-            path = f"diffusion_model.{site.path}.forward"
-            patched.add_object_patch(path, BlockWithBranch(key, index, site, model.get_model_object(path)).forward)
+        for index, (site, scale) in enumerate(zip(sites, scales, strict=True)):
+            if scale:
+                path = f"diffusion_model.{site.path}.forward"
+                block = BlockWithBranch(key, index, site, model.get_model_object(path), scale)
+                patched.add_object_patch(path, block.forward)
         patched.add_callback_with_key(CallbacksMP.ON_CLONE, key, follow_model)
         for hook in ("outer_sample", "sampler_sample", "calc_cond_batch", "apply_model"):
             patched.add_wrapper_with_key(getattr(WrappersMP, hook.upper()), key, getattr(patch, hook))
@@ -99,7 +103,9 @@ class FacePatch(Shared):
         extra_args["model_options"].setdefault("transformer_options", {})[self.key] = run
         result = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         sampling = guider.inner_model.model_sampling
-        if run.active and not run.used and any(self.acts_at(sampling, sigma) for sigma in sigmas[:-1]):
+        names = [site.name for site in self.loaded.config.sites]
+        silent = bool(names) and not any(site_scales(self.control.schedule, names))
+        if run.active and not run.used and not silent and any(self.factor_at(sampling, sigma) for sigma in sigmas[:-1]):
             logging.warning(
                 "[FeedFace] the face of %s did not reach the picture: another node runs the model without "
                 "its blocks. Remove nodes that cache or replace the model's steps.",
@@ -148,27 +154,29 @@ class FacePatch(Shared):
             return executor(model, conds, x_in, timestep, model_options)
         run = run.run if isinstance(run, Evaluation) else run  # a function inside an evaluation starts another
         seen = {key: value for key, value in options.items() if key != self.key}
-        acts = run.active and self.acts_at(model.model_sampling, timestep)
-        if acts and self.loaded.config.text_tokens:
+        factor = self.factor_at(model.model_sampling, timestep) if run.active else 0.0
+        if factor and self.loaded.config.text_tokens:
             run.used = True
-            conds = [own and [self.with_text_tokens(cond, run) for cond in own] for own in conds]
-        elif acts:
+            conds = [own and [self.with_text_tokens(cond, run, factor) for cond in own] for own in conds]
+        elif factor:
             controls = {
                 (place, cond.get("uuid")): cond[self.key]
                 for place, own in enumerate(conds)
                 for cond in own or ()
                 if self.key in cond
             }
-            seen[self.key] = Evaluation(run, controls, x_in.shape[0])
+            varies = self.control.schedule is not None and self.control.schedule.varies
+            step = torch.tensor(factor, device=x_in.device) if varies else None
+            seen[self.key] = Evaluation(run, controls, x_in.shape[0], factor=step)
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": seen})
 
-    def with_text_tokens(self, cond: dict[str, Any], run: Run) -> dict[str, Any]:
+    def with_text_tokens(self, cond: dict[str, Any], run: Run, factor: float) -> dict[str, Any]:
         """A conditioning with the face in its text; one without a face gets the null tokens, where there are any."""
         control, text = cond.get(self.key, run.dropped), cond["model_conds"].get("c_crossattn")
         if control is None or text is None:
             return cond
         offset = self.loaded.config.text_tokens.offset
-        states = replace_last(text.cond, control.text_tokens, control.strength, offset)
+        states = replace_last(text.cond, control.text_tokens, control.strength * factor, offset)
         return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": text._copy_with(states)}}
 
     def apply_model(
@@ -181,13 +189,36 @@ class FacePatch(Shared):
             options = {**options, self.key: options[self.key].of_batch(options, x.shape[0])}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    def acts_at(self, sampling, sigma: Tensor) -> bool:
-        """Whether the branches act at a noise level."""
-        start, end = self.control.start, self.control.end
-        if start <= 0.0 and end >= 1.0:
-            return True  # without reading the sigma back from the device
+    def factor_at(self, sampling, sigma: Tensor) -> float:
+        """What the schedule multiplies the strength with at a noise level; 0 where the branches do not act."""
+        start, end, schedule = self.control.start, self.control.end, self.control.schedule
+        varies = schedule is not None and schedule.varies
+        constant = 1.0 if schedule is None else schedule.points[0][1]
+        if start <= 0.0 and end >= 1.0 and not varies:
+            return constant  # without reading the sigma back from the device
+        level = float(sigma.flatten()[0])
         first, last = (float(sampling.percent_to_sigma(share)) for share in (start, end))
-        return start < end and last <= float(sigma.flatten()[0]) <= first
+        if not (start < end and last <= level <= first):
+            return 0.0
+        return schedule.at(share_of_run(sampling, level)) if varies else constant
+
+
+def site_scales(schedule: Schedule | None, names: Sequence[str]) -> list[float]:
+    """The factor of each site that holds for the whole run, with that of the steps where it does not change. Raises
+    :class:`FeedFaceError` for a pattern that fits no site."""
+    if schedule is None:
+        return [1.0] * len(names)
+    schedule.check_sites(names)
+    return [schedule.of_site(name) * (1.0 if schedule.varies else schedule.points[0][1]) for name in names]
+
+
+def share_of_run(sampling, sigma: float) -> float:
+    """The share 0…1 of a run at which a noise level comes, the inverse of ``percent_to_sigma``, to a millionth."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) >= sigma else (low, middle)
+    return low
 
 
 def model_dtype(model: ModelPatcher) -> torch.dtype:

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 Adapter = io.Custom("FEEDFACE_ADAPTER")
 FaceSocket = io.Custom("FEEDFACE_FACE")
+ScheduleSocket = io.Custom("FEEDFACE_SCHEDULE")
 
 #: Names and tooltips, in the form in which ComfyUI's frontend takes translations: the other languages lie beside it.
 TEXTS = json.loads((Path(__file__).parents[1] / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))

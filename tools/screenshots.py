@@ -56,6 +56,9 @@ ALONE = (
     "FeedFaceIdentityGuidance",
     "FeedFacePairs",
     "FeedFaceGrid",
+    "FeedFaceScore",
+    "FeedFaceBestOf",
+    "FeedFaceSchedule",
 )
 
 

@@ -1,4 +1,4 @@
-"""The photo with numbered boxes, so that the right face can be chosen before anything is generated."""
+"""The photo with numbered boxes, so that the right face can be chosen before anything is generated, and a schedule."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..schedule import Schedule
 from .crop import CROP_SCALE, check_image, square_box
 from .detectors.base import shrink
 from .select import Selection, crop_scale_of
@@ -64,3 +65,31 @@ def draw_label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float]
     y = min(max(above if above >= 0 else corner[1], 0), draw.im.size[1] - size[1])
     draw.rectangle([x, y, x + size[0], y + size[1]], fill=colour)
     draw.text((x + margin, y + margin), text, fill=(0, 0, 0), font=font, anchor="lt")
+
+
+def draw_schedule(schedule: Schedule, width: int = 512, height: int = 288) -> Tensor:
+    """A schedule as a picture ``(height, width, 3)``: the factor over the run, and below it those of the blocks."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (width, height), (24, 24, 28))
+    draw, size = ImageDraw.Draw(picture), max(12, height // 20)
+    font, lines = ImageFont.load_default(size=size), schedule.sites[:4]
+    left, top, right, bottom = 3 * size, size, width - 2 * size, height - (3 + len(lines)) * size
+    highest = max(1.0, *(factor for _, factor in schedule.points))
+
+    def place(share: float, factor: float) -> tuple[float, float]:
+        return left + share * (right - left), bottom - factor / highest * (bottom - top)
+
+    for number in range(5):  # a grid of quarters
+        part, grey = number / 4, (70, 70, 78)
+        draw.line([place(part, 0.0), place(part, highest)], fill=grey)
+        draw.line([place(0.0, part * highest), place(1.0, part * highest)], fill=grey)
+        x, y = place(0.0, part * highest)
+        draw.text((x - size // 3, y), f"{part * highest:g}", fill=OTHER, font=font, anchor="rm")
+        draw.text((place(part, 0.0)[0], bottom + size // 3), f"{part:.0%}", fill=OTHER, font=font, anchor="mt")
+    corners = [(0.0, schedule.points[0][1]), *schedule.points, (1.0, schedule.points[-1][1])]
+    draw.line([place(*corner) for corner in corners], fill=CHOSEN, width=max(2, height // 96), joint="curve")
+    for number, (name, factor) in enumerate(lines):
+        more = " …" if number == 3 and len(schedule.sites) > 4 else ""
+        draw.text((left, bottom + (2 + number) * size), f"{name[:40]}: {factor:g}{more}", fill=CHOSEN, font=font)
+    return torch.from_numpy(numpy.array(picture)).float() / 255

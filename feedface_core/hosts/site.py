@@ -71,6 +71,8 @@ class Site:
         kwargs: Mapping[str, Any],
         returned: Any,
         rows: Rows,
+        scale: float = 1.0,
+        factor: Tensor | None = None,
     ) -> Any:
         """What the block returned, with a branch of an adapter added on the rows that carry a face.
 
@@ -78,10 +80,11 @@ class Site:
             adapter, index: whose branch, and which.
             args, kwargs: of the block's call.
             returned: by the block.
-            rows: see :func:`add_control`.
+            rows, scale, factor: see :func:`add_control`.
         """
         out = self.stream.result(returned)
-        added = add_control(adapter, index, self.stream.read(args, kwargs), out, rows, token_grid(kwargs))
+        source, grid = self.stream.read(args, kwargs), token_grid(kwargs)
+        added = add_control(adapter, index, source, out, rows, grid, scale, factor)
         return returned if added is out else self.stream.replace(returned, added)
 
 
@@ -112,8 +115,11 @@ def add_control(
     block_output: Tensor,
     rows: Rows,
     grid: tuple[int, int] | None = None,
+    scale: float = 1.0,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """``block_output + strength · mask · branch(tap)`` on the rows that carry a face; the others stay as they are.
+    """``block_output + strength · scale · factor · mask · branch(tap)`` on the rows that carry a face; the others stay
+    as they are.
 
     Args:
         adapter: whose branch is added.
@@ -122,6 +128,8 @@ def add_control(
             are the last h·w of the S tokens; the branch sees only those.
         rows: descriptions of all B rows, in order.
         grid: (h, w) of the image tokens; None when all S tokens are image tokens and no mask is used.
+        scale: of this site.
+        factor: ``()`` of this step, or None; a tensor, since a compiler makes a new graph for every other number.
 
     Returns:
         ``(B, S, width)``; the very tensor ``block_output`` when no row carries a face.
@@ -129,7 +137,7 @@ def add_control(
     Raises:
         FeedFaceError: when the rows do not add up to B, or a mask is given without a grid.
     """
-    if all(control is None or control.strength == 0.0 for _, control in rows):
+    if scale == 0.0 or all(control is None or control.strength == 0.0 for _, control in rows):
         return block_output
     if sum(count for count, _ in rows) != block_output.shape[0]:
         raise FeedFaceError(
@@ -147,6 +155,7 @@ def add_control(
             bias, weight = control.at_tokens(grid, x)
             added = adapter.branches[index](x, control.kv[index], bias)
             added = added if weight is None else added * weight
-            out[start:stop, first:].add_(added, alpha=control.strength)
+            added = added if factor is None else added * factor
+            out[start:stop, first:].add_(added, alpha=control.strength * scale)
         start = stop
     return out

@@ -77,6 +77,14 @@ NODES = {
         "scale": "FLOAT", "start": "FLOAT", "end": "FLOAT", "every": "INT", "boxes": "STRING",
     },
     "guider.Guider": {"text_scale": "FLOAT", "face_scale": "FLOAT", "both_scale": "FLOAT", "form": "COMBO"},
+    "schedule.StrengthSchedule": {
+        "curve": "COMBO", "first": "FLOAT", "last": "FLOAT", "points": "STRING", "sites": "STRING",
+    },
+    "likeness.Score": {"image": "IMAGE", "references": "IMAGE", "recogniser": "COMBO", "detector": "COMBO"},
+    "likeness.BestOf": {
+        "image": "IMAGE", "references": "IMAGE", "recogniser": "COMBO", "detector": "COMBO", "count": "INT",
+        "minimum": "FLOAT", "when_none": "COMBO",
+    },
     "unidiffuser.load.UnconditionalText": {"seed": "INT"},
     "save.SaveImage": {
         "images": "IMAGE", "filename_prefix": "STRING", "mark": "COMBO", "format": "COMBO", "quality": "INT",
@@ -98,6 +106,8 @@ def cases() -> Iterator[Any]:
 def good(model, adapter, mixer, face, other_face, crops, vae, model_folder) -> dict[str, dict[str, Any]]:
     """Inputs with which each node works."""
     positive, negative = prompt(1), prompt(2)
+    judged = {"recogniser": "adapter's encoder", "detector": "whole image", "adapter": adapter}
+    judged |= {"image": crops[:1], "references": crops[1:2]}
     return {
         "detect.DetectFaces": {"image": crops[:1], "boxes": "[[10, 10, 50, 50]]"},
         "encode.EncodeFaces": {"adapter": adapter, "crops": crops[:1]},
@@ -121,6 +131,9 @@ def good(model, adapter, mixer, face, other_face, crops, vae, model_folder) -> d
             "model": model, "positive": positive, "negative": negative, "text_scale": 5.0, "face_scale": 3.0,
             "form": "three weights",
         },
+        "schedule.StrengthSchedule": {"curve": "linear", "first": 0.0, "last": 1.0},
+        "likeness.Score": judged,
+        "likeness.BestOf": judged,
         "unidiffuser.load.UnconditionalText": {"seed": 1},
         "save.SaveImage": {"images": crops[:1], "filename_prefix": "ann", "mark": "generated"},
     }  # fmt: skip
