@@ -127,6 +127,7 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
         "main",
         "references",
         "drawings",
+        "guidance",
         "ladder",
         "again",
         "crops",
