@@ -25,6 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,16 +132,25 @@ class Shard:
         length = int.from_bytes(head[:8], "little")
         if len(head) < 8 or length > 2**27:
             raise DamagedShard(name, "not the beginning of a safetensors file")
-        if len(head) < 8 + length:
-            head += self._read([(len(head), 8 + length)])[0]
+        self._start = 8 + length
+        head = self._up_to(head, self._start)
         try:
-            self.tensors: dict[str, Any] = json.loads(head[8 : 8 + length])
+            self.tensors: dict[str, Any] = json.loads(head[8 : self._start])
             self.metadata: dict[str, str] = self.tensors.pop("__metadata__")
             if self.metadata["format"] != FORMAT:
                 raise ValueError("of another format")
-        except (ValueError, KeyError, AttributeError) as error:
+            # The check sums are the widest numbers, which safetensors puts first: one request brings them along.
+            places = {key[4:]: own["data_offsets"] for key, own in self.tensors.items() if key.startswith("crc.")}
+            head = self._up_to(head, self._start + min(max(last for _, last in places.values()), 2**24))
+            self._checks = {
+                key: np.frombuffer(head[self._start + first : self._start + last], "<i8")
+                for key, (first, last) in places.items()
+            }
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DamagedShard(name, f"not a shard ({error})") from error
-        self._start = 8 + length
+
+    def _up_to(self, head: bytes, end: int) -> bytes:
+        return head if len(head) >= end else head + self._read([(len(head), end)])[0]
 
     def _read(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         try:
@@ -156,24 +166,20 @@ class Shard:
         """
         ranges, forms = [], []
         for name, row in wanted:
-            for own in (name, f"crc.{name}"):
-                try:
-                    entry = self.tensors[own]
-                    kind, (count, *shape), (first, last) = TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-                    size = (last - first) // count
-                    if not 0 <= row < count or size * count != last - first:
-                        raise ValueError(f"row {row} of {count}")
-                except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-                    raise DamagedShard(self.name, f"has no row {row} of {own} ({error})") from error
-                start = self._start + first + row * size
-                ranges.append((start, start + size))
-                forms.append((kind, shape))
-        parts, found = self._read(ranges), []
-        for position in range(0, len(parts), 2):
-            data, check = parts[position], int.from_bytes(parts[position + 1], "little")
-            name, row = wanted[position // 2]
-            kind, shape = forms[position]
-            if len(data) != ranges[position][1] - ranges[position][0] or zlib.crc32(data) != check:
+            try:
+                entry = self.tensors[name]
+                kind, (count, *shape), (first, last) = TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+                size = (last - first) // count
+                if not 0 <= row < count == len(self._checks[name]) or size * count != last - first:
+                    raise ValueError(f"row {row} of {count}")
+            except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+                raise DamagedShard(self.name, f"has no row {row} of {name} ({error})") from error
+            start = self._start + first + row * size
+            ranges.append((start, start + size))
+            forms.append((kind, shape))
+        found, parts = [], zip(self._read(ranges), wanted, ranges, forms, strict=True)
+        for data, (name, row), (first, last), (kind, shape) in parts:
+            if len(data) != last - first or zlib.crc32(data) != self._checks[name][row]:
                 raise DamagedShard(self.name, f"row {row} of {name} is damaged")
             found.append(torch.frombuffer(bytearray(data), dtype=kind).reshape(shape))
         return found
@@ -198,7 +204,7 @@ class ShardedFeatures:
             self._places = [batch.column(name).to_numpy(zero_copy_only=True) for name in PLACES]
         except (pa.ArrowException, OSError, KeyError) as error:
             raise TrainerError(f"{index / 'places.arrow'}: damaged ({error}); copy or make the shards again") from error
-        self._shard = lru_cache(64)(self._open)
+        self._shard = lru_cache(256)(self._open)
 
     def _open(self, number: int) -> Shard:
         return Shard(self.folder, shard_name(number))
