@@ -119,7 +119,7 @@ class AdapterSettings(Section):
     self_attention: bool = True
     """Whether a branch has self-attention; without it a branch costs about half."""
     mlp: bool = True
-    """Whether a branch has an MLP; with neither it is one attention to the face, at a sixth of the cost."""
+    """Whether a branch has an MLP; without both it is one attention to the face, at a seventh of the operations."""
     rank: Annotated[int, Field(gt=0, le=4096)] | None = None
     """Rank of a branch's projections and last linear, for a smaller file; null leaves them full."""
     depth: Annotated[int, Field(gt=0, le=64)] = 1
