@@ -196,10 +196,11 @@ class Frontend:
         raise TimeoutError(f"the graph did not end within {RUN} s")
 
     def drop(self, path: Path, kind: str) -> None:
-        """Drop a file onto the canvas."""
+        """Drop a file with a graph onto the empty canvas, and wait for the graph, which a busy machine reads slowly."""
         import base64
 
         self.page.evaluate(DROP, [path.name, kind, base64.b64encode(path.read_bytes()).decode()])
+        self.page.wait_for_function("app.graph.nodes.length > 0")
         self.settle(1500)
 
     def reports(self) -> dict[str, str]:
