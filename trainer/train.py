@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,6 +27,7 @@ from .config import Config
 from .config.fields import as_path, make_folder
 from .data.batch import Batch
 from .data.dataset import FaceDataset, TensorShapes, make_loader
+from .data.held_out import split
 from .data.manifest_index import IndexedRecords, open_manifest
 from .data.order import GlobalBatches
 from .data.records import common_rule
@@ -36,6 +38,8 @@ from .models.feature_cache import find_cache, open_cache
 from .models.pack import open_shards
 from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock
+from .training.folder import describe_run
+from .training.held_out import HeldOutLoss
 from .training.processes import be_deterministic, make_accelerator, on_main
 
 logger = logging.getLogger("trainer")
@@ -123,9 +127,16 @@ def read_records(config: Config) -> IndexedRecords:
 
 
 def make_batches(
-    config: Config, accelerator: Accelerator, models: Models, records: IndexedRecords
+    config: Config,
+    accelerator: Accelerator,
+    models: Models,
+    records: IndexedRecords,
+    held_out: Sequence[Any] | None = None,
 ) -> tuple[FaceDataset, Callable[[int], Iterator[Batch]]]:
     """The samples, and a function from the first step to the batches of this process.
+
+    Args:
+        held_out: from :func:`~trainer.data.held_out.split`.
 
     Raises:
         TrainerError: cached features that cannot be used.
@@ -136,10 +147,12 @@ def make_batches(
     elif config.data.cache is not None:
         cache = open_cache(config, records, models.frozen, models.encoder)
     dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)
+    if held_out is not None:
+        dataset.chosen = held_out[0]
 
     def batches(start: int) -> Iterator[Batch]:
         order = GlobalBatches(
-            len(dataset),
+            len(dataset.chosen),
             config.train.batch_size,
             config.train.seed,
             config.train.steps,
@@ -148,6 +161,7 @@ def make_batches(
             accumulation=config.optimiser.accumulation,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
+            samples=None if held_out is None else dataset.chosen,
         )
         return iter(make_loader(dataset, order, config.data.workers, accelerator.device.type == "cuda"))
 
@@ -180,17 +194,25 @@ def train(config: Config) -> bool:
         rule = common_rule(records)
         check_files(config)
         models = load_models(config, accelerator.device, rule)
-        dataset, batches = make_batches(config, accelerator, models, records)
+        held_out = split(records, config.data.held_out) if config.data.held_out else None
+        dataset, batches = make_batches(config, accelerator, models, records, held_out)
         validation = None
         if config.train.validate_every is not None:
             from .training.validation import Validation
 
             make = lambda: Validation(config, models, dataset, accelerator, lambda: stop.requested)  # noqa: E731
             validation = on_main(accelerator, make)
+        measure = None
+        if held_out is not None:
+            logger.info("%d photos to train on, %d of people held out", *map(len, held_out))
+            measure = on_main(accelerator, lambda: HeldOutLoss(config, models, dataset, held_out[1], accelerator))
         release_encoders(config, models)
         if config.train.tracker != "none":
             accelerator.init_trackers("tensorboard" if config.train.tracker == "tensorboard" else "feedface")
-        trainer = adapter_trainer(config, accelerator, models, batches, validation, dataset.described(), stop)
+        described = dataset.described()
+        trainer = adapter_trainer(config, accelerator, models, batches, validation, described, stop, measure)
+        facts = len(models.adapter.branches), described, trainer.state.done, accelerator.num_processes
+        on_main(accelerator, lambda: describe_run(output, config, *facts))
         logger.info(
             "%s: %d branches, %.1f M trained parameters; step %d of %d; %d process(es)",
             models.frozen.family,

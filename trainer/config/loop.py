@@ -54,6 +54,8 @@ class TrainSettings(Section):
     """Decay of the moving average of the weights; null keeps none."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
+    background_saves: bool = True
+    """Checkpoints amid the run are copied into memory and written by a thread, while training goes on."""
     keep: Positive = 3
     """Newest checkpoints kept."""
     resume: bool = True

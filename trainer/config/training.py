@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from feedface_core.errors import shorten
 
-from .fields import Count, Name, PathText, Seed, Text
+from .fields import Count, Name, PathText, Positive, Probability, Seed, Text
 from .licences import LicenceSettings
 from .loop import OptimiserSettings, TrainSettings
 from .losses import LossSettings
@@ -188,9 +188,13 @@ class DataSettings(Section):
     augment_variants: Annotated[int, Field(ge=0, le=1000)] = 8
     """Where the own photo is the reference, because there is no other one of the person: in how many ways its crop is
     changed (place, size, tilt, colours, blur, background). The cache holds all of them; 0 takes the crop as it is."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the people who are not trained on, for a loss on faces that the adapter has not seen."""
     unreadable_photos: Count = 10
     """Photos that may turn out to be unreadable in one start of a run: their samples are replaced by others, and they
     are named; one more saves and stops."""
+    unreadable_share: Probability = 0.0
+    """The same as a share of all photos; the larger of the two counts."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Loader processes for each training process; the samples do not depend on it."""
     repeat: Annotated[int, Field(gt=0, le=1000)] = 1
@@ -217,6 +221,10 @@ class ValidationSettings(SamplingSettings):
     references: Annotated[list[PathText], Field(max_length=100)] = []
     """Photos of the person; empty takes the crops of the first samples of the manifest."""
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)] = [0]
+    loss_every: Positive = 500
+    """Steps between measurements of the loss on the people of data.held_out, where there are any."""
+    loss_samples: Positive = 64
+    """Photos of theirs that it is measured on."""
 
 
 class Config(Settings):

@@ -120,6 +120,9 @@ class FaceDataset(torch.utils.data.Dataset):
         config: the settings; ``data``, ``loss``, ``adapter.encoder.image_size`` and ``train.seed`` are read.
         shapes: of the frozen model.
         cache: features of exactly these records (:func:`trainer.models.feature_cache.open_cache`); None reads photos.
+
+    Attributes:
+        chosen: indices of the photos that may take the place of one that cannot be read.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class FaceDataset(torch.utils.data.Dataset):
     ) -> None:
         self.records, self.shapes, self.cache = Records.of(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
+        self.chosen: Sequence[int] = range(len(self.records))
         self.crop_size, self.background = config.adapter.encoder.image_size, config.adapter.background
         self.references = References(self.records, config.data)
         self._one_person = config.adapter.text_tokens is not None  # the text's tokens know no regions
@@ -189,7 +193,8 @@ class FaceDataset(torch.utils.data.Dataset):
                 return {**self._sample(index, visit), "unreadable": unreadable}
             except _Unreadable as error:
                 unreadable.append(error.args)
-            index = randomness.integer(len(self), self.seed, "replacement", name, visit, attempt)
+            place = randomness.integer(len(self.chosen), self.seed, "replacement", name, visit, attempt)
+            index = int(self.chosen[place])
         raise TrainerError(
             f"sample {name} cannot be read, nor can any of {REPLACEMENTS} others in its place; the last reason: "
             f"{unreadable[-1][1]}"

@@ -7,7 +7,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -44,6 +44,7 @@ class GlobalBatches:
         repeat: how often a sample comes in one epoch.
         accumulation: micro-batches of one optimiser step.
         process, processes: index and number of the training processes.
+        samples: index of each of the ``count`` samples in the data set; None takes 0 … count − 1.
 
     Raises:
         TrainerError: no samples, more than can be put in order, or a batch that does not divide by processes ×
@@ -59,6 +60,7 @@ class GlobalBatches:
     accumulation: int = 1
     process: int = 0
     processes: int = 1
+    samples: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -80,6 +82,7 @@ class GlobalBatches:
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, offset = divmod(position, length)
             repeat, index = divmod(int(_order(length, self.seed, epoch)[offset]), self.count)
+            index = index if self.samples is None else int(self.samples[index])
             entries.append((index, epoch * self.repeat + repeat))
         return entries
 

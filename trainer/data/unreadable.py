@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..errors import TrainerError, first_of
+
+if TYPE_CHECKING:
+    from ..config import DataSettings
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +24,11 @@ class PhotoBudget:
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
         self.photos: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, settings: DataSettings, photos: int) -> PhotoBudget:
+        """What ``data.unreadable_photos`` and ``data.unreadable_share`` allow of so many photos."""
+        return cls(max(settings.unreadable_photos, int(settings.unreadable_share * photos)))
 
     def exceeded_by(self, photos: Mapping[str, str]) -> bool:
         """Count photos in, by id with the reason, and name those that are new; whether there are too many now."""

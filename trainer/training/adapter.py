@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 #: Settings that may change when a run goes on.
 CHANGEABLE = {
-    "train": set("output keep resume log_every checkpoint_every validate_every tracker timeout_minutes".split()),
+    "train": set(
+        "output keep background_saves resume log_every checkpoint_every validate_every tracker timeout_minutes".split()
+    ),
     "data": {"workers", "unreadable_photos"},
     "validation": True,
 }
@@ -39,11 +41,13 @@ def adapter_trainer(
     validate: Callable[[int], object] | None = None,
     data: dict | None = None,
     stop: StopRequest | None = None,
+    measure: Callable[[], Mapping[str, float]] | None = None,
 ) -> Trainer:
     """The trainer of an adapter's branches, projection and null tokens.
 
     Args:
         batches, validate, stop: see :class:`~trainer.training.trainer.Trainer`.
+        measure: of a run with held-out people, every ``validation.loss_every`` steps.
         data: what checkpoints say of the data (:meth:`trainer.data.dataset.FaceDataset.described`).
 
     Raises:
@@ -67,7 +71,8 @@ def adapter_trainer(
         metadata=metadata,
         check=lambda checkpoint: check_checkpoint(checkpoint, config, metadata),
         validate=validate,
-        photo_budget=PhotoBudget(config.data.unreadable_photos),
+        measure=None if measure is None else (config.validation.loss_every, measure),
+        photo_budget=PhotoBudget.of(config.data, (data or {}).get("photos", 0)),
         stop=stop,
     )
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import TrainerError
-from .checkpoint import Checkpoint, CheckpointError, newest_name, save_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, TensorFiles, newest_name, save_checkpoint
 from .metrics import TrainingDiverged
 from .optimiser import plain_values
 
@@ -47,6 +48,8 @@ class TrainingState:
         if ema is not None and accelerator.is_main_process:
             self.average = EMAModel(self.parameters.values(), decay=ema, foreach=True)
         self._lock = threading.Lock()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
         self._amid_step = False
 
     def step(self, optimisers: Sequence[Optimizer], rate: float) -> None:
@@ -92,21 +95,23 @@ class TrainingState:
             if isinstance(value, Tensor)
         }
 
-    def write(self, output: Path, metadata: Mapping[str, Any], keep: int) -> None:
+    def write(self, output: Path, metadata: Mapping[str, Any], keep: int, wait: bool = True) -> None:
         """Write a checkpoint of the steps done so far, unless there is one.
 
         Args:
             output, keep: see :func:`~trainer.training.checkpoint.save_checkpoint`.
             metadata: further JSON values of the checkpoint.
+            wait: False copies everything into memory and leaves the writing to a thread; what goes wrong there is
+                raised by the next call.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, or the one before could not.
             TrainingDiverged: the weights are not numbers.
         """
         with self._lock:
+            self._settle()
             if self.saved == self.done:
                 return
-            began = time.perf_counter()
             if self._amid_step:
                 raise CheckpointError(f"step {self.done + 1} was broken off while it changed the weights")
             norms = torch.stack(torch._foreach_norm([value.detach() for value in self.parameters.values()]))
@@ -122,9 +127,30 @@ class TrainingState:
             state = {**metadata, "step": self.done, "scaler": None if scaler is None else scaler.state_dict()}
             names = {parameter: name for name, parameter in self.parameters.items()}
             state["optimisers"] = [plain_values(one, names) for one in self.optimisers]
-            path = save_checkpoint(output, files, state, keep)
-            self.saved = self.done
-            logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
+            if not wait:
+                files = {name: {key: _copy(one) for key, one in group.items()} for name, group in files.items()}
+            self._pending = self._writer.submit(self._write, output, files, state, keep)
+            if wait:
+                self._settle()
+
+    def _write(self, output: Path, files: TensorFiles, state: Mapping[str, Any], keep: int) -> None:
+        began = time.perf_counter()
+        path = save_checkpoint(output, files, state, keep)
+        self.saved = state["step"]
+        logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
+
+    def end(self) -> None:
+        """Wait for the checkpoint that is being written, and log what goes wrong with it."""
+        try:
+            self._settle()
+        except CheckpointError as error:
+            logger.error("%s", error)
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
@@ -176,6 +202,10 @@ class TrainingState:
                 group.update(own)
             for name, own in values["parameters"].items():
                 optimiser.state[self.parameters[name]].update(own)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class AdapterStep(nn.Module):
         """B samples → the loss to minimise, ``Σ losses / B``, and the losses of the trained rows with what they are
         of."""
         plan = self.plan(batch)
-        ranges = self._timestep_ranges(batch.timesteps.tolist())
+        ranges = self.timestep_ranges(batch.timesteps.tolist())
         record = {
             "samples": len(batch),
             "ids": [batch.ids[row] for row in plan.rows],
@@ -152,7 +152,8 @@ class AdapterStep(nn.Module):
         record["values"] |= values
         return loss, Record(losses=losses, **record)
 
-    def _timestep_ranges(self, timesteps: Sequence[int]) -> list[str]:
+    def timestep_ranges(self, timesteps: Sequence[int]) -> list[str]:
+        """The name under which the loss of each timestep is averaged as well."""
         count, steps = TIMESTEP_RANGES, self.frozen.scheduler.config.num_train_timesteps
         firsts = [-(-index * steps // count) for index in range(count + 1)]
         return [

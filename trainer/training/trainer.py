@@ -8,6 +8,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Trainer:
         check: called on the main process with the checkpoint to go on from; raises ``TrainerError`` if it does not fit.
         validate: called on the main process with the number of steps done, every ``settings.validate_every``, while the
             model has its averaged weights.
+        measure: called on the main process every so many steps, likewise; the numbers it returns are logged.
         optimisers: over all trained parameters, each in one of them; None makes AdamW.
         photo_budget: how many samples may be unreadable.
         stop: a signal, or who sets its ``requested``, ends the run with a checkpoint.
@@ -78,12 +80,14 @@ class Trainer:
         metadata: Mapping[str, Any] | None = None,
         check: Callable[[Checkpoint], None] = lambda checkpoint: None,
         validate: Callable[[int], object] | None = None,
+        measure: tuple[int, Callable[[], Mapping[str, float]]] | None = None,
         optimisers: Sequence[Optimizer] | None = None,
         photo_budget: PhotoBudget | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self.settings, self.optimiser_settings, self.accelerator = settings, optimiser_settings, accelerator
         self.batches, self.metadata, self.check = batches, dict(metadata or {}), check
+        self.measure, self.measured = measure, {}
         self.validate, self.photo_budget, self.stop = validate, photo_budget, stop
         self.output = Path(settings.output)
         self.log_path = self.output / "log.jsonl"
@@ -125,20 +129,23 @@ class Trainer:
         self.check(checkpoint)
         return checkpoint
 
-    def save(self) -> None:
+    def save(self, wait: bool = True) -> None:
         """Write a checkpoint of the steps done so far, on the main process; the others wait.
+
+        Args:
+            wait: False returns once everything is copied; a thread writes it.
 
         Raises:
             CheckpointError, TrainingDiverged: it cannot be written, or the weights are not numbers.
             MainProcessFailed: the same, on the other processes.
         """
-        on_main(self.accelerator, self._save_here)
+        on_main(self.accelerator, partial(self._save_here, wait))
 
-    def _save_here(self) -> None:
+    def _save_here(self, wait: bool = True) -> None:
         """The same without waiting for other processes; also from another thread, beside a pass that takes too long."""
         if self.accelerator.is_main_process:
             samples = self.state.done * self.settings.batch_size
-            self.state.write(self.output, {**self.metadata, "samples": samples}, self.settings.keep)
+            self.state.write(self.output, {**self.metadata, "samples": samples}, self.settings.keep, wait)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -164,6 +171,8 @@ class Trainer:
             if self.accelerator.is_main_process:  # the other processes may be gone
                 self._save_after_exception()
             raise
+        finally:
+            self.state.end()
         return self.state.done >= self.settings.steps
 
     def _save_after_exception(self) -> None:
@@ -183,12 +192,17 @@ class Trainer:
                 continue
             finished = state.done >= settings.steps
             save = finished or state.done % settings.checkpoint_every == 0
-            if save or state.done % settings.log_every == 0:
+            began = time.perf_counter()
+            measure = self.measure is not None and state.done % self.measure[0] == 0
+            if measure:
+                on_main(self.accelerator, self._measure)
+            self.meter.since += time.perf_counter() - began
+            if save or measure or state.done % settings.log_every == 0:
                 self._log()
                 logged = state.done
             began = time.perf_counter()
             if save:
-                self.save()
+                self.save(wait=finished or not self.settings.background_saves)
             if settings.validate_every is not None and state.done % settings.validate_every == 0:
                 on_main(self.accelerator, self._validate)
             self.meter.since += time.perf_counter() - began
@@ -210,6 +224,10 @@ class Trainer:
                 self.state.step(self.optimisers, learning_rate(number, self.settings.steps, self.optimiser_settings))
         self.meter.records.append((number, record))
         return accelerator.sync_gradients
+
+    def _measure(self) -> None:
+        with self.state.averaged():
+            self.measured = dict(self.measure[1]())
 
     def _validate(self) -> None:
         """Nothing that goes wrong here ends the run."""
@@ -241,6 +259,8 @@ class Trainer:
             values["unreadable photos"] = len(budget.photos)
         if self.failed_validations:
             values["failed validations"] = self.failed_validations
+        values |= self.measured
+        self.measured = {}
         values["learning rate"] = learning_rate(done - 1, self.settings.steps, self.optimiser_settings)
         with open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": done, **values}) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 
 from trainer.config import OptimiserSettings, TrainSettings
 from trainer.errors import TrainerError
-from trainer.training.checkpoint import load_latest
+from trainer.training import state
+from trainer.training.checkpoint import CheckpointError, load_checkpoint, load_latest
 from trainer.training.metrics import Record
 from trainer.training.processes import make_accelerator
 from trainer.training.stopping import StopRequest
@@ -115,6 +117,44 @@ def test_another_optimiser_starts_without_what_the_first_has_gathered(tmp_path, 
     trainer = make_trainer(tmp_path, steps=4, rate={"name": "SGD"})
     assert "was made with the optimiser AdamW; SGD starts without" in caplog.text
     assert trainer.state.done == 2 and trainer.run()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    write, further = state.save_checkpoint, threading.Event()
+
+    def slowly(output, files, values, keep):
+        assert values["step"] == 8 or further.wait(60), "training waited for the file"
+        return write(output, files, values, keep)
+
+    monkeypatch.setattr(state, "save_checkpoint", slowly)
+    trainer = make_trainer(tmp_path / "background", keep=3)
+    step = trainer.state.step
+    trainer.state.step = lambda *arguments: (step(*arguments), further.set() if trainer.state.done == 6 else None)
+    assert trainer.run()
+    monkeypatch.undo()
+    make_trainer(tmp_path / "waiting", keep=3, background_saves=False).run()
+    for number in (4, 8):  # of the step it is named after, though the weights had moved on
+        one, other = (
+            load_checkpoint(tmp_path / name / f"checkpoint-{number:08d}") for name in ("background", "waiting")
+        )
+        assert one.state == other.state
+        for name, group in other.tensors.items():
+            assert all(torch.equal(value, one.tensors[name][key]) for key, value in group.items())
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
+    write = state.save_checkpoint
+
+    def fail(output, files, values, keep):
+        if values["step"] == 8:
+            raise CheckpointError("the disk is full")
+        return write(output, files, values, keep)
+
+    monkeypatch.setattr(state, "save_checkpoint", fail)
+    trainer = make_trainer(tmp_path, steps=20)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        trainer.run()
+    assert 8 < trainer.state.done <= 12 and load_latest(tmp_path).step == 4
 
 
 def test_it_learns_and_reports(tmp_path):
