@@ -1,0 +1,103 @@
+"""Several data sets in fixed shares: a pure function of the seed and the step, like the order of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..errors import TrainerError
+from . import randomness
+from .order import Entry, GlobalBatches
+
+CYCLE = 1000
+"""So many samples hold each data set's share exactly, in an order of their own each time."""
+
+
+def slots(weights: Sequence[float]) -> tuple[int, ...]:
+    """How many samples of a cycle each data set gets: its share, by largest remainders.
+
+    Raises:
+        TrainerError: a share that comes to less than one sample.
+    """
+    exact = [CYCLE * weight / sum(weights) for weight in weights]
+    found = [int(one) for one in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda part: (found[part] - exact[part], part))
+    for part in by_remainder[: CYCLE - sum(found)]:
+        found[part] += 1
+    for weight, count in zip(weights, found, strict=True):
+        if not count:
+            raise TrainerError(
+                f"data.weights: {weight:g} of {sum(weights):g} is less than one sample in {CYCLE}; leave that manifest "
+                "out, or give it more"
+            )
+    return tuple(found)
+
+
+@lru_cache(maxsize=4)
+def _cycle(seed: int, number: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For each slot of a cycle, whose it is, and how many slots before it in the cycle are the same one's."""
+    order = randomness.permutation(CYCLE, seed, "mixture", number).numpy()
+    part = np.repeat(np.arange(len(counts)), counts)[order]
+    rank = np.zeros(CYCLE, np.int64)
+    for one, count in enumerate(counts):
+        rank[part == one] = np.arange(count)
+    return part, rank
+
+
+@lru_cache(maxsize=64)
+def _order(length: int, seed: int, part: int, epoch: int) -> np.ndarray:
+    return randomness.permutation(length, seed, "order of a part", part, epoch).numpy()
+
+
+@dataclass(frozen=True)
+class MixedBatches(GlobalBatches):
+    """Batches of several data sets; each is gone through in epochs of its own.
+
+    Args:
+        parts: indices of the photos of each data set.
+        weights: of the data sets; in every :data:`CYCLE` samples each has its share exactly.
+
+    Raises:
+        TrainerError: a data set without photos, or with too small a share; and as :class:`GlobalBatches`.
+    """
+
+    parts: tuple[Sequence[int], ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.parts) != len(self.weights):
+            raise TrainerError(f"data.weights has {len(self.weights)} numbers for {len(self.parts)} manifests")
+        for number, part in enumerate(self.parts, 1):
+            if not len(part):
+                raise TrainerError(f"data.weights: manifest {number} has no photos to train on")
+        slots(self.weights)
+
+    def global_batch(self, step: int) -> list[Entry]:
+        """All samples of an optimiser step, over all processes."""
+        entries, counts = [], slots(self.weights)
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            cycle, slot = divmod(position, CYCLE)
+            owners, ranks = _cycle(self.seed, cycle, counts)
+            part = int(owners[slot])
+            photos, drawn = self.parts[part], cycle * counts[part] + int(ranks[slot])
+            epoch, offset = divmod(drawn, len(photos) * self.repeat)
+            place = int(_order(len(photos) * self.repeat, self.seed, part, epoch)[offset])
+            repeat, index = divmod(place, len(photos))
+            entries.append((int(photos[index]), epoch * self.repeat + repeat))
+        return entries
+
+
+def parts_of(counts: Sequence[int], chosen: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """The chosen photos of each data set.
+
+    Args:
+        counts: photos of each, one after the other.
+        chosen: indices of the photos to train on.
+    """
+    ends = np.cumsum(counts)
+    places = np.searchsorted(ends, np.asarray(chosen), side="right")
+    return tuple(np.asarray(chosen)[places == part] for part in range(len(counts)))
