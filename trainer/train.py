@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .data.batch import Batch
 from .data.dataset import FaceDataset, TensorShapes, make_loader
 from .data.held_out import split
 from .data.manifest_index import IndexedRecords, open_manifest
+from .data.mixture import MixedBatches, count_rows, parts_of
 from .data.order import GlobalBatches
 from .data.records import common_rule
 from .data.shards import open_records
@@ -150,20 +152,25 @@ def make_batches(
     if held_out is not None:
         dataset.chosen = held_out[0]
 
+    order = partial(
+        GlobalBatches,
+        len(dataset.chosen),
+        config.train.batch_size,
+        config.train.seed,
+        config.train.steps,
+        repeat=config.data.repeat,
+        accumulation=config.optimiser.accumulation,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        samples=None if held_out is None else dataset.chosen,
+    )
+    if config.data.weights is not None:
+        parts = parts_of(count_rows(config.data, len(records)), dataset.chosen)
+        order = partial(MixedBatches, *order.args, **order.keywords, parts=parts, weights=tuple(config.data.weights))
+    order()  # what is wrong with it shows before long work
+
     def batches(start: int) -> Iterator[Batch]:
-        order = GlobalBatches(
-            len(dataset.chosen),
-            config.train.batch_size,
-            config.train.seed,
-            config.train.steps,
-            start=start,
-            repeat=config.data.repeat,
-            accumulation=config.optimiser.accumulation,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            samples=None if held_out is None else dataset.chosen,
-        )
-        return iter(make_loader(dataset, order, config.data.workers, accelerator.device.type == "cuda"))
+        return iter(make_loader(dataset, order(start=start), config.data.workers, accelerator.device.type == "cuda"))
 
     return dataset, batches
 

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from feedface_core.errors import shorten
 
-from .fields import Count, Name, PathText, Positive, Probability, Seed, Text
+from .fields import Count, Name, PathText, Positive, PositiveFloat, Probability, Seed, Text
 from .licences import LicenceSettings
 from .loop import OptimiserSettings, TrainSettings
 from .losses import LossSettings
@@ -160,6 +160,8 @@ class DataSettings(Section):
         Annotated[PathText, Tag("text")] | Annotated[Manifests, Tag("list")], Discriminator(_list_or_text)
     ]
     """Manifests written by trainer.prepare (JSONL or Parquet), or of the released format."""
+    weights: Annotated[list[PositiveFloat], Field(min_length=1, max_length=1000)] | None = None
+    """Weight of each manifest: its share of the samples, whatever its size; null takes every photo equally often."""
     root: PathText | None = None
     """Folder that relative paths of the manifest start from; null takes the manifest's own folder."""
     drop_missing: bool = False

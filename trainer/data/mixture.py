@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config.fields import as_path
 from ..errors import TrainerError
 from . import randomness
+from .manifest import read_rows
 from .order import Entry, GlobalBatches
+
+if TYPE_CHECKING:
+    from ..config import DataSettings
 
 CYCLE = 1000
 """So many samples hold each data set's share exactly, in an order of their own each time."""
@@ -89,6 +95,28 @@ class MixedBatches(GlobalBatches):
             repeat, index = divmod(place, len(photos))
             entries.append((int(photos[index]), epoch * self.repeat + repeat))
         return entries
+
+
+def count_rows(settings: DataSettings, photos: int) -> list[int]:
+    """Photos of each manifest.
+
+    Raises:
+        TrainerError: weights for another number of manifests, or photos of which it is not known where they come from.
+    """
+    manifests = [settings.manifest] if isinstance(settings.manifest, str) else settings.manifest
+    if len(settings.weights) != len(manifests):
+        raise TrainerError(f"data.weights has {len(settings.weights)} numbers for {len(manifests)} manifest(s)")
+    if settings.shards is not None:
+        raise TrainerError(
+            "data.weights: shards do not say which manifest a photo is of; train with data.cache instead"
+        )
+    counts = [len(read_rows(as_path(manifest, "data.manifest"))) for manifest in manifests]
+    if sum(counts) != photos:
+        raise TrainerError(
+            f"data.weights: the manifests have {sum(counts)} rows, of which {photos} can be used. Which manifest the "
+            "others are of is not known: repair the manifests"
+        )
+    return counts
 
 
 def parts_of(counts: Sequence[int], chosen: Sequence[int]) -> tuple[np.ndarray, ...]:

@@ -6,17 +6,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from ..config import Config
 from ..data import randomness
 from ..data.batch import Batch, collate
 from ..data.dataset import FaceDataset
 from ..models.adapter import Models
-from .step import AdapterStep, Features, Plan, encode_batch
+from .step import AdapterStep, Features, encode_batch
 
 
 class HeldOutLoss:
@@ -28,16 +28,15 @@ class HeldOutLoss:
         config: ``loss``, ``validation.loss_samples`` and the batch of a pass are read.
         dataset: of the run.
         held: indices of the photos that are held out.
-        processes: between which ``train.batch_size`` is split.
+        accelerator: of the process.
     """
 
     def __init__(
         self, config: Config, models: Models, dataset: FaceDataset, held: Sequence[int], accelerator: Accelerator
     ) -> None:
         self._models, self._accelerator = models, accelerator
-        own = {"face_dropout": 0.0, "text_dropout": 0.0, "standard_probability": 0.0}
+        own = dict.fromkeys(("face_dropout", "background_dropout", "text_dropout", "standard_probability"), 0.0)
         loss = config.loss.model_copy(update=own)
-        self._kind = loss.kind
         self._step = AdapterStep(replace(models, recogniser=None), loss, config.adapter.combination)
         samples = copy.copy(dataset)
         samples.loss, samples.chosen = loss, held
@@ -47,8 +46,10 @@ class HeldOutLoss:
         self._batches: list[tuple[Batch, Features]] = []
         for first in range(0, count, share):
             batch = collate([samples[index, 0] for index in chosen[first : first + share]])
-            features = encode_batch(batch.to(models.frozen.device), models.frozen, models.encoder)
-            batch = replace(batch, pixels=None, crops=None, moments=None, hidden=None, text=None)
+            batch = batch.to(models.frozen.device)
+            features = encode_batch(batch, models.frozen, models.encoder)
+            encoded = ("pixels", "moments", "crops", "hidden", "backgrounds", "background_hidden", "text")
+            batch = replace(batch.to("cpu"), **dict.fromkeys(encoded))
             self._batches.append((batch, _to(features, "cpu")))
 
     @torch.no_grad()
@@ -56,10 +57,9 @@ class HeldOutLoss:
         """``held-out loss``, and the same by ranges of the timesteps."""
         values: dict[str, list[float]] = {}
         for batch, features in self._batches:
-            plan = Plan.of([False] * len(batch), batch.standard_loss, self._kind, self._models.adapter.config.null)
             device = self._models.frozen.device
             with self._accelerator.autocast():
-                _, losses, _ = self._step.loss(batch.to(device), _to(features, device), plan)
+                _, losses, _ = self._step.loss(batch.to(device), _to(features, device), self._step.plan(batch))
             for name, loss in zip(self._step.timestep_ranges(batch.timesteps.tolist()), losses.tolist(), strict=True):
                 values.setdefault("held-out loss", []).append(loss)
                 values.setdefault(f"held-out {name}", []).append(loss)
@@ -67,8 +67,9 @@ class HeldOutLoss:
 
 
 def _to(features: Features, device: torch.device | str) -> Features:
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tensor.to(device) for name, tensor in value.items()}
+        return None if value is None else value.to(device)
 
-    text = {name: tensor.to(device) for name, tensor in features.text.items()}
-    return replace(features, latents=move(features.latents), text=text, hidden=move(features.hidden))
+    return Features(**{name: move(value) for name, value in vars(features).items()})

@@ -185,7 +185,10 @@ def _passes(config: Config, models: Models, outline: Outline, count: int) -> tup
     values |= {"masks": torch.zeros(count, 1, cells, cells), "noise": torch.zeros(count, *shape)}
     values |= {"timesteps": torch.zeros(count, dtype=torch.int64)}
     hidden = torch.zeros(count * references, encoder.tokens, encoder.width)
-    features = Features(torch.zeros(count, *shape), outline.text(count), hidden)
+    second = models.adapter.background
+    values["drop_background"] = [second is None] * count
+    background = None if second is None else torch.zeros(count, encoder.tokens, encoder.width)
+    features = Features(torch.zeros(count, *shape), outline.text(count), hidden, background)
     step = _Step(models, config.loss, config.adapter.combination)
     known = [*models.frozen.host.state_dict().values(), *models.adapter.state_dict().values()]
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.model.precision)
@@ -234,9 +237,12 @@ class _Step(AdapterStep):
     """Combines references by their shapes: what is left out and biased depends on values, and there are none."""
 
     def _face_rows(self, plan: Plan, batch: Batch, features: Features) -> Rows:
+        adapter, second = self.adapter, self.adapter.background
         tokens = features.hidden.unflatten(0, (len(batch), -1))  # (B, references, T, E)
-        tokens = tokens.flatten(1, 2) if self.combination == "concat" else tokens.mean(1)
-        return [(len(batch), self.adapter.control(self.adapter.project(tokens)))]
+        side_by_side = self.combination == "concat" and not adapter.config.text_tokens
+        tokens = adapter.project(tokens.flatten(1, 2) if side_by_side else tokens.mean(1))
+        background = None if second is None else second.control(second.project(features.background))
+        return [(len(batch), adapter.control(tokens, background=background))]
 
 
 def _attention(query, key, value, *_, out_shape=None, **__) -> int:

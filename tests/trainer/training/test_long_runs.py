@@ -85,6 +85,28 @@ def test_loss_of_held_out_people(files, tmp_path):
     assert {line["step"]: line["held-out loss"] for line in again if "held-out loss" in line} == found
 
 
+def test_weights_of_data_sets(files, tmp_path):
+    models, manifest = files
+    rows, paths = manifest.read_text().splitlines(), []
+    for name, own in (("few", rows[:4]), ("many", rows[4:])):
+        paths.append(manifest.with_name(f"{name}.jsonl"))
+        paths[-1].write_text("\n".join(own))
+
+    def run(name: str, steps: int = 4, **changes) -> dict:
+        config = make_config(models, manifest, tmp_path / name, train__steps=steps, **changes)
+        data = config.data.model_copy(update={"manifest": [str(path) for path in paths]})
+        train.train(config.model_copy(update={"data": data}))
+        return weights(tmp_path / name, steps)
+
+    whole = run("whole", data__weights=[3.0, 1.0])
+    run("parts", 2, data__weights=[3.0, 1.0])
+    resumed = run("parts", data__weights=[3.0, 1.0])
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert any(not torch.equal(value, whole[name]) for name, value in run("even").items())
+    with pytest.raises(TrainerError, match=r"data.weights has 1 numbers for 2 manifest"):
+        run("wrong", data__weights=[1.0])
+
+
 def test_folder_says_what_it_is(files, tmp_path):
     output = tmp_path / "a run"
     for steps in (2, 4):
