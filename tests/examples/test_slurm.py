@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,9 @@ esac
 """
 
 
-def job(tmp_path: Path, config: Path, *overrides: str) -> subprocess.Popen:
-    """The script as SLURM runs it, on two tasks of this machine."""
+@contextmanager
+def job(tmp_path: Path, config: Path, *overrides: str) -> Iterator[subprocess.Popen]:
+    """The script as SLURM runs it, on two tasks of this machine; none outlives the block."""
     folder = tmp_path / "bin"
     folder.mkdir(exist_ok=True)
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -47,7 +50,15 @@ def job(tmp_path: Path, config: Path, *overrides: str) -> subprocess.Popen:
     own |= {"SLURM_JOB_ID": free_port(), "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_NTASKS": "2", "HF_HUB_OFFLINE": "1"}
     with open(tmp_path / "job.log", "a") as log:
         command = ["bash", str(SCRIPT), str(config), *overrides]
-        return subprocess.Popen(command, env=os.environ | own, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, env=os.environ | own, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.slow

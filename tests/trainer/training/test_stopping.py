@@ -198,7 +198,7 @@ def test_a_signal_during_a_checkpoint_needs_no_second_one(files, tmp_path, monke
         return save(output, tensors, state, keep)
 
     monkeypatch.setattr(state, "save_checkpoint", ask)
-    assert train.train(make_config(*files, tmp_path)) is False
+    assert train.train(make_config(*files, tmp_path, train__background_saves=False)) is False
     assert saved == [2] and names(tmp_path) == ["checkpoint-00000002"]
 
 
