@@ -15,7 +15,7 @@ import json
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from ..config import Config
 from ..data.batch import Batch
 from ..models.adapter import Models
 from ..models.outline import Outline, materialise
+from .gpus import GPUS, Gpu
 from .optimiser import state_bytes
 from .step import AdapterStep, Features, Plan
 
@@ -40,26 +41,6 @@ GB = 1e9
 EFFICIENCY = 0.3
 #: What CUDA, cuBLAS and cuDNN take before the first tensor, and the share that torch's allocator adds to what is alive.
 CONTEXT, FRAGMENTS = 0.8 * GB, 0.08
-
-
-class Gpu(NamedTuple):
-    """Memory in GB, and dense peak in TFLOP/s in half precision with float32 sums and in float32, by its maker."""
-
-    memory: int
-    half: float
-    single: float
-
-
-GPUS = {
-    "T4": Gpu(16, 65, 8.1),
-    "RTX 3090": Gpu(24, 71, 35.6),
-    "RTX 4090": Gpu(24, 165, 82.6),
-    "RTX 5090": Gpu(32, 210, 104.8),
-    "L40S": Gpu(48, 362, 91.6),
-    "A100 40 GB": Gpu(40, 312, 19.5),
-    "A100 80 GB": Gpu(80, 312, 19.5),
-    "H100 SXM": Gpu(80, 989, 67.0),
-}
 
 
 class LiveMemory(TorchDispatchMode):
