@@ -13,7 +13,8 @@ from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import probe
 from benchmarks.support.identity_ladder import COLORS, give, rungs
 from benchmarks.support.identity_measures import branch_gflop, tokens_at
-from benchmarks.support.identity_report import MEASURES, findings, verdicts, write_report
+from benchmarks.support.identity_pull import head_boxes
+from benchmarks.support.identity_report import MEASURES, findings, regions_table, verdicts, write_report
 from benchmarks.support.identity_rows import EQUAL, LADDER, OTHERS, all_rows, pairs_of, site_rows, without_face
 from examples.small_model import settings
 from examples.small_model.evaluate import bootstrap, requests
@@ -284,3 +285,20 @@ def test_a_block_that_is_switched_off_comes_back():
     with model.without(""):
         assert all(map(torch.equal, weights, kept))
     assert all(map(torch.equal, weights, kept))
+
+
+def test_a_head_is_the_box_around_its_mask_and_a_speck_is_none():
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[0, 0, 10:40, 20:50] = 1.0
+    masks[1, 0, 10:13, 20:50] = 1.0
+    assert head_boxes(masks) == [(20.0, 10.0, 50.0, 40.0), None, None]
+
+
+def test_people_side_by_side_have_a_table_with_their_share_of_one_persons_rate():
+    measured = {"similarity": 0.6, "prompt": 0.9, "confused": 0.02, "top1": 0.7}
+    rows = [{"people": n, "pictures": 100 // n, "of_single": 1.0, **measured} for n in (1, 2)]
+    for row in rows:
+        row |= {f"{name}_ci": [row[name] - 0.01, row[name] + 0.01] for name in measured}
+    assert regions_table(rows)[-1] == (
+        "| 2 | 50 | 0.700 [0.690, 0.710] | 1.000 | 0.020 [0.010, 0.030] | 0.600 [0.590, 0.610] | 0.900 [0.890, 0.910] |"
+    )

@@ -9,6 +9,7 @@ from feedface_core.conditioning import Face, FaceControl, People
 from feedface_core.config import AdapterConfig, EncoderConfig, SiteConfig
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces.regions import box_masks, column_masks, draw_regions, match_faces
+from feedface_core.hosts.hooks import grid_at
 from feedface_core.hosts.site import add_control
 from feedface_core.modules.adapter import FaceAdapter
 
@@ -174,3 +175,10 @@ def test_drawing_has_a_colour_for_each() -> None:
     picture = draw_regions(column_masks(3, 48, 96), ["face 1", "face 2", "face 3"])
     assert picture.shape == (48, 96, 3)
     assert len({tuple((picture[1, x] * 255).int().tolist()) for x in (1, 48, 94)}) == 3
+
+
+def test_the_grid_of_a_level_follows_from_its_tokens() -> None:
+    """As a U-Net halves: 5 × 7 latents, then 3 × 4, then 2 × 2."""
+    assert [grid_at((5, 7), tokens) for tokens in (35, 12, 4)] == [(5, 7), (3, 4), (2, 2)]
+    with pytest.raises(FeedFaceError, match="10 tokens are no level of a U-Net with latents of 7 × 5"):
+        grid_at((5, 7), 10)

@@ -154,3 +154,10 @@ def test_prepare_settings_use_the_same_machinery():
     assert (settings.filter.minimum_face, settings.output) == (96, "b: c")
     with pytest.raises(TrainerError, match=r"did you mean filter.minimum_face\?"):
         PrepareSettings.load(None, ["filter.min_face=96"], photos="a", output="b")
+
+
+def test_facenet_looks_at_photos_which_shards_do_not_have():
+    identity = "loss.identity={weight: 1.0, recogniser: facenet, path: a.pt}"
+    assert Config.load(CONFIGS / "sd15.yaml", [identity]).loss.identity.sees_crops
+    with pytest.raises(TrainerError, match="data.shards has none"):
+        Config.load(CONFIGS / "sd15.yaml", [identity, "data.shards=shards", "data.cache=null"])
