@@ -29,6 +29,9 @@ PAIRS = (
     ("every second site", "full branches"),
     ("one a resolution", "full branches"),
     ("light", "full branches"),
+    ("Face0, 4 references", "4 references"),
+    ("Face Mixer, 4 references, no background", "4 references"),
+    ("Face Mixer in the text, 4 references, no background", "Face0, 4 references"),
 )
 ALL_SITES = "all sites"
 
@@ -113,6 +116,12 @@ def all_rows(quick: bool) -> Iterator[Row]:
     yield Row("full branches", "branches", trainings=TRAININGS)
     for name in ("no self-attention", "every second site", "one a resolution", "light"):
         yield Row(name, "branches", name.replace(" ", "-"), trainings=TRAININGS)
+    for count in (1, 4):
+        beside = f"{count} reference{'s' if count > 1 else ''}"
+        yield Row(f"Face0, {beside}", "kinds", "face0", count)
+        yield Row(f"Face0, {beside}{EQUAL}", "kinds", "face0", count, people="heldout-equal")
+    yield Row("Face Mixer, 4 references, no background", "kinds", "mixer")
+    yield Row("Face Mixer in the text, 4 references, no background", "kinds", "mixer-text")
     for percent in (25, 50, 100):
         yield Row(f"{percent} % of the training", "training", percent=percent, point=(percent,))
     for text in GRID:

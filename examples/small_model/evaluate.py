@@ -133,6 +133,8 @@ class SmallModel:
     ) -> FaceControl:
         """The faces of several people, a row for each."""
         hidden = self.references(people, persons, references, crop)
+        if self.adapter.config.text_tokens:  # one vector for a face
+            combination = "average"
         tokens, bias = combine_references(hidden.flatten(0, 1), [references] * len(persons), combination)
         with torch.autocast("cpu", torch.bfloat16):
             return self.adapter.control(self.adapter.project(tokens), bias)
