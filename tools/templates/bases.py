@@ -117,10 +117,12 @@ class Base:
         uvit = g.add("FeedFaceLoadUniDiffuser", column, models=files, uvit=UVIT["name"], caption_decoder="auto")
         return uvit[0], loaded[1], loaded[2]
 
-    def adapter(self, g: Graph, column: int = 0) -> Node:
+    def adapter(self, g: Graph, column: int = 0, kind: str = "") -> Node:
+        """The adapter, or one of another kind: ``face0``, ``mixer``."""
         names = {"small": "feedface_small.safetensors", "released": RELEASED_ADAPTER["name"]}
         models = [RELEASED_ADAPTER] if self.name == "released" else []
         name = names.get(self.name, "feedface_sd15.safetensors")
+        name = name.replace(".safetensors", f"_{kind}.safetensors") if kind else name
         return g.add("FeedFaceLoadAdapter", column, models=models, adapter_name=name, face_encoder="auto")
 
     def negative(self, g: Graph, clip: Output, column: int) -> Node:

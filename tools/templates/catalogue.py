@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools.templates import features, people
+from tools.templates import features, kinds, people
 from tools.templates.bases import Base
 from tools.templates.graph import Graph
 
@@ -256,5 +256,50 @@ FeedFace Apply Adapter comes last; its weights are its own, so a LoRA finds the 
 """,
         ("1 Model and photo", "2 Face", "3 Other changes", "4 Picture"),
         ("small", "sd15"),
+    ),
+    Feature(
+        "face_in_text",
+        "Face in the text",
+        kinds.face_in_text,
+        """
+A lighter kind of adapter (Face0): the face is a vector, and a small network makes three of the prompt's tokens of it.
+No block of the model is patched, so it costs nothing at sampling.
+
+### What to know
+- The model itself is frozen here, so the likeness is weaker than with branches.
+- A mask or regions have no meaning for it: text acts on the whole picture.
+- *strength* below 1 leaves a share of the prompt's own tokens.
+""",
+        ("1 Model and photo", "2 Face", "3 Prompt and strength", "4 Picture"),
+        ("small",),
+    ),
+    Feature(
+        "random_person",
+        "Random person",
+        kinds.random_person,
+        """
+A person who does not exist, drawn from what the adapter has seen of faces. The same **seed** is the same person in
+every picture: change the prompt and keep the seed.
+
+*variety* 0 is the mean of all faces, 1 is as varied as they are. **FeedFace Save Face** keeps whom you like.
+""",
+        ("1 Model", "2 Person and prompt", "3 Picture"),
+        ("small",),
+    ),
+    Feature(
+        "mixer",
+        "Face mixer grid",
+        kinds.mixer,
+        """
+An adapter with two streams (Face Mixer): the face from one photo, everything around it from another. **FeedFace Pairs**
+makes every pair, **FeedFace Grid** shows them: faces down, backgrounds across.
+
+### What to change
+- *background_strength* of **FeedFace Apply Adapter**: 0 leaves the background to the prompt.
+- The previews of **FeedFace Encode Background** show what it sees: a photo with a grey square.
+- **FeedFace Guider**, form *text, face, background*, has a scale for each of the three.
+""",
+        ("1 Model and faces", "2 Backgrounds", "3 Pairs", "4 Grid"),
+        ("small",),
     ),
 )
