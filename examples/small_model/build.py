@@ -8,6 +8,7 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
     encoder      trains the face encoder
     recogniser   trains the networks that only judge, on people of their own
     adapter      trains the FeedFace adapter with ``trainer.train``
+    kinds        trains adapters of other kinds for the templates: Face0, Face Mixer
     publish      copies the finished model to ``models/feedface_small``
     published    takes the model of ``--output`` instead of training all of it; only when asked for
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -161,6 +163,11 @@ class Build:
         (self.output / system.ADAPTER).parent.mkdir(exist_ok=True)
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
 
+    def kinds(self) -> None:
+        for kind in ("face0", "mixer"):
+            steps = self.train_adapter(kind)
+            self.export(kind, steps, self.output / system.adapter_file(kind), statistics=1000)
+
     def publish(self) -> None:
         write_showcase(self.load_people("heldout"), self.output)
         write_sheet(self.output, self.output / "sheet.png")
@@ -212,7 +219,7 @@ class Build:
             for name in self.only or ("full", *VARIANTS, *STREAMS):
                 self.train_adapter(name, training)
 
-    def train_adapter(self, variant: str, training: int = 0) -> None:
+    def train_adapter(self, variant: str, training: int = 0) -> int:
         """One adapter, and its files along its training, ``adapters/<name>-<per cent>.safetensors``; the name of a
         training after the first is ``<variant>-seed<number>``.
 
@@ -241,15 +248,21 @@ class Build:
             subprocess.run(arguments, check=True, cwd=self.work, env=environment)
         steps = load_config(CONFIG, values).train.steps
         for percent in (25, 50, 100):
-            export(
-                self.work / "adapters" / name / f"checkpoint-{steps * percent // 100:08d}",
-                self.work / "adapters" / f"{name}-{percent}.safetensors",
-                encoder_path=str(self.output / "face_encoder"),
-                more_metadata={"modelspec.date": DATE},
-            )
+            self.export(name, steps * percent // 100, self.work / "adapters" / f"{name}-{percent}.safetensors")
+        return steps
+
+    def export(self, name: str, step: int, file: Path, **options: Any) -> None:
+        """A step of an adapter's training as a file; the paths in its settings are relative to the working folder."""
+        source, encoder, before = self.work / "adapters" / name, str(self.output / "face_encoder"), Path.cwd()
+        os.chdir(self.work)
+        try:
+            metadata = {"modelspec.date": DATE}
+            export(source / f"checkpoint-{step:08d}", file, encoder_path=encoder, more_metadata=metadata, **options)
+        finally:
+            os.chdir(before)
 
 
-STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "publish")
+STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "kinds", "publish")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,6 +31,11 @@ PEOPLE = "people/settings.json"
 ADAPTER = "adapter/feedface_small.safetensors"  # a folder of its own, which FeedFace Load Adapter lists
 
 
+def adapter_file(kind: str) -> str:
+    """The file of an adapter of another kind, beside :data:`ADAPTER`."""
+    return ADAPTER.replace(".safetensors", f"_{kind}.safetensors")
+
+
 def picture_size(folder: Path = FOLDER) -> int:
     """Side of the model's pictures in pixels. Raises ``TrainerError`` where there is no model."""
     path = folder / "vae" / "config.json"
