@@ -17,12 +17,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..feedface_core.conditioning import Face, People
-from ..feedface_core.config import AdapterConfig
+from ..feedface_core.config import AdapterConfig, EncoderConfig
 from ..feedface_core.errors import FeedFaceError
+from ..feedface_core.faces.recognisers import load_recogniser, vectors_of_crops
 from ..feedface_core.files.adapter_file import AdapterFile, load_adapter
 from ..feedface_core.modules.attention import scaled_dot_product_attention
 from ..feedface_core.modules.encoder import build_encoder, check_encoder, encode, fingerprint, plain_weights
 from ..feedface_core.state_dict import read_state_dict
+from .folders import model_folders
 
 _ENCODER_BATCH = 16
 
@@ -101,6 +103,8 @@ class LoadedAdapter:
     def encode(self, crops: Tensor, stream: str = "face") -> Tensor:
         """What a stream's encoder sees ``(N, H, W, 3)``, values 0…1 → hidden states ``(N, T, E)``, fp32, on the CPU."""
         config = next(one.encoder for one in self.config.streams if one.stream == stream)
+        if config.type == "recogniser":
+            return self._recognise(crops, config)
         patcher = self.encoder_patcher()
         comfy.model_management.load_model_gpu(patcher)
         progress = comfy.utils.ProgressBar(crops.shape[0])
@@ -110,6 +114,15 @@ class LoadedAdapter:
             states.append(encode(patcher.model["model"], config, batch).float().cpu())
             progress.update(batch.shape[0])
         return torch.cat(states)
+
+    def _recognise(self, crops: Tensor, config: EncoderConfig) -> Tensor:
+        """Crops → a recogniser's vectors ``(N, 1, E)``. Raises :class:`FeedFaceError` for a crop without a face."""
+        name, _, model = config.name.partition("/")
+        found = load_recogniser(name, insightface_roots=model_folders("insightface"), model=model or None)
+        vectors = vectors_of_crops(found, crops[..., :3].cpu().float(), config.crop_scale)
+        if missing := [str(number) for number, vector in enumerate(vectors, 1) if vector is None]:
+            raise FeedFaceError(f"{found.name} finds no face in crop {', '.join(missing)}; use another photo")
+        return torch.stack(vectors)[:, None]
 
     def check_face(self, face: Face | People) -> None:
         """Raises :class:`FeedFaceError` for a face from an encoder this adapter was not trained with."""

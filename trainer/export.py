@@ -16,10 +16,11 @@ from pydantic import BaseModel, Field, TypeAdapter
 from feedface_core.arithmetic import FaceStatistics
 from feedface_core.config import AdapterConfig
 from feedface_core.errors import located, typed
+from feedface_core.faces.recognisers import LICENCES
 from feedface_core.files.adapter_file import expected_shapes, save_adapter
 from feedface_core.state_dict import check_tensors
 
-from .config import Config, stated_licence
+from .config import Config, EncoderSettings, stated_licence
 from .config.fields import as_path
 from .data.manifest import read_manifest
 from .data.reading import read_crop
@@ -110,7 +111,7 @@ def export(
     licences = {
         "modelspec.license": config.licence.adapter if licence is None else licence,
         "license.base": config.licence.base or stated_licence(config.model.base),
-        "license.encoder": config.licence.encoder or stated_licence(encoder_path or config.adapter.encoder.path),
+        "license.encoder": config.licence.encoder or encoder_licence(config.adapter.encoder, encoder_path),
     }
     metadata = {
         **{key: text for key, text in licences.items() if text},
@@ -126,6 +127,11 @@ def export(
     }
     target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
     return save_adapter(target, adapter, tensors, encoder_tensors, metadata, DTYPES[precision], faces)
+
+
+def encoder_licence(settings: EncoderSettings, moved_to: str | None) -> str:
+    """What is known of the licence of a run's encoder."""
+    return LICENCES[settings.recogniser] if settings.recogniser else stated_licence(moved_to or settings.path)
 
 
 def face_statistics(config: Config, encoder: FaceEncoder, count: int) -> FaceStatistics:

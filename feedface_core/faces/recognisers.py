@@ -157,6 +157,8 @@ class EncoderRecogniser(Recogniser):
         return list(functional.normalize(self.encode(image, faces)[:, 0].float().cpu(), dim=-1))
 
 
+LICENCES = {INSIGHTFACE: InsightFaceRecogniser.licence, DLIB: DlibRecogniser.licence}
+
 # A network takes seconds to load, and a node runs again for every picture.
 _load_dlib = lru_cache(maxsize=1)(DlibRecogniser)
 
@@ -210,3 +212,16 @@ def load_recogniser(
     if encoder is not None:
         return encoder
     raise RecogniserUnavailable("no face recogniser can be used: " + "; ".join(problems))
+
+
+def vectors_of_crops(recogniser: Recogniser, crops: Tensor, scale: float) -> list[Tensor | None]:
+    """The vector ``(D,)`` of each of several face crops; None where the recogniser does not find the face again.
+
+    Args:
+        crops: ``(N, H, W, 3)`` with values 0…1.
+        scale: side of a crop over the longer side of its face's box.
+    """
+    height, width = crops.shape[1:3]
+    x, y = width * (1 - 1 / scale) / 2, height * (1 - 1 / scale) / 2
+    face = DetectedFace((x, y, width - x, height - y))
+    return [recogniser.vector(crop, face) for crop in crops]

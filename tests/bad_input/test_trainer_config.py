@@ -36,8 +36,9 @@ CHOICE = ["other", "", 3, True, ["a", "b"], {"a": 1}]
 #: Settings that are text but no path; every other text is a path.
 NO_PATHS = {"adapter.title", "adapter.encoder.name", "caption.prompt", "identity.pattern", "detect.model",
     "detect.device",
-            "mask.device", "caption.device"}  # fmt: skip
-REQUIRED = {"model.base", "adapter.encoder.path", "data.manifest", "train.output", "photos", "output"}
+            "mask.device", "caption.device", "licence.adapter", "licence.base", "licence.encoder", "consent",
+            "optimiser.name"}  # fmt: skip
+REQUIRED = {"model.base", "data.manifest", "train.output", "photos", "output"}
 
 
 def kinds(annotation: Any) -> set[Any]:
@@ -59,6 +60,8 @@ def bad_values(name: str, annotation: Any) -> list[Any]:
         return [*values, "text", 5, [], [1], [0.5] * 9, [NAN] * 3, [INF, 0, 0], ["a", "b", "c"], {"a": 1}, [True] * 3]
     if own & {list}:
         return [*values, 5, True, {"a": 1}, [[]], [None], [{}], [NAN], ["\ud800"], ["a"] * 20_000]
+    if own & {dict}:
+        return [*values, "text", 5, True, ["a"], {"a": []}, {"a": "\ud800"}, {5: 1}, {"x" * 10_000: 1}]
     if own & {Literal}:
         return [*values, *CHOICE]
     if own & {bool}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.recognisers import need_dlib
 from support.refused import refused
 from support.small_model import CONTEXT, apply, prompt, sample
 
@@ -187,3 +188,28 @@ def test_the_background_has_a_scale_of_its_own(pack, model, either, crops):
     guider = make(model_with_both, prompt(11), prompt(12), 3.0, 2.0, "text, face, background", 1.5).args[0]
     found = sample(model_with_both, guider=guider, steps=1)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_a_recogniser_that_the_adapter_names_encodes_the_crops(pack, model, tmp_path):
+    need_dlib()
+    config = pack.config
+    encoder = config.EncoderConfig(
+        config={"hidden_size": 128, "num_attention_heads": 1},
+        type="recogniser",
+        name="dlib",
+        included=False,
+        fingerprint="dlib",
+    )
+    tokens = config.TextTokensConfig(count=2, layers=2, width=24)
+    host = {"host": "sd_unet", "sites": (), "context_width": CONTEXT, "encoder": encoder, "text_tokens": tokens}
+    described = config.AdapterConfig(**host)
+    weights = pack.core_adapter.FaceAdapter(described).state_dict()
+    adapter = pack.adapter.LoadedAdapter(
+        str(pack.format.save_adapter(tmp_path / "face0.safetensors", described, weights))
+    )
+    photos = torch.rand(2, 150, 150, 3, generator=torch.Generator().manual_seed(1))
+    face = encode(pack, adapter, photos)
+    assert face.hidden.shape == (2, 1, 128) and face.encoder == "dlib"
+    vector = pack.number_nodes.FaceFromVector.execute(adapter, face.hidden[:, 0]).args[0]
+    assert torch.equal(sample(apply(pack, model, adapter, face)), sample(apply(pack, model, adapter, vector)))
+    assert not torch.equal(sample(apply(pack, model, adapter, face)), sample(model))

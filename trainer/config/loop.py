@@ -7,19 +7,20 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from .fields import Count, Name, NotNegative, PathText, Positive, PositiveFloat, Seed
+from .fields import Count, NotNegative, PathText, Positive, PositiveFloat, Seed, Text
 from .settings import Section
 
+Argument = Annotated[str, Field(pattern=r"^\w{1,100}$")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimiserSettings(Section):
     """Which optimiser, and its rate."""
 
-    name: Annotated[Name, Field(max_length=200)] = "adamw"
+    name: Annotated[Text, Field(pattern=r"\S", max_length=200)] = "adamw"
     """adamw, adamw8bit (package bitsandbytes), prodigy (prodigyopt, with lr=1), a class of torch.optim such as NAdam,
     or package.Class of anything installed."""
-    options: dict[str, bool | int | float | str | None] = {}
+    options: Annotated[dict[Argument, bool | int | float | Text | None], Field(max_length=100)] = {}
     """Further arguments of the optimiser by name, such as optimiser.options.d_coef=0.5."""
     lr: Annotated[float, Field(gt=0, le=10)] = 2e-5
     """Learning rate after the warm-up."""

@@ -73,8 +73,10 @@ class ModelSettings(Section):
 class EncoderSettings(Section):
     """The frozen image encoder of the face crops."""
 
-    path: PathText
+    path: PathText | None = None
     """A folder with a transformers CLIPVisionModel (or CLIPModel)."""
+    recogniser: Literal["insightface", "dlib"] | None = None
+    """A face recogniser in the place of path: one vector for a face, for adapter.text_tokens (Face0)."""
     pooling: Literal["none", "class"] = "none"
     """All of CLIP's tokens for a reference, or its class token alone, which is what adapter.text_tokens needs."""
     layer: Annotated[int, Field(ge=-257, le=256)] = -2
@@ -89,6 +91,12 @@ class EncoderSettings(Section):
     """Put the encoder's weights into the adapter file, so that it needs nothing else."""
     name: Text = ""
     """Name of the encoder for an adapter file that does not include it."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.recogniser is None):
+            raise ValueError("adapter.encoder has a path, or a recogniser: give one of them")
+        return self
 
 
 class TextTokensSettings(Section):

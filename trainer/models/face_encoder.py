@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing_extensions import Self
 
 from feedface_core.config import EncoderConfig, VisionFields
 from feedface_core.errors import FeedFaceError, located, shorten, typed
+from feedface_core.faces.crop import CROP_SCALE
+from feedface_core.faces.recognisers import Recogniser, load_recogniser, vectors_of_crops
 from feedface_core.files.json_file import read_json
 from feedface_core.modules import encoder as core
 
@@ -23,6 +26,10 @@ from ..errors import TrainerError
 from .diffusers_files import load_clip_vision
 from .frozen_model import freeze, full_precision
 
+logger = logging.getLogger(__name__)
+
+#: Of a recogniser's vector.
+RECOGNISER_WIDTHS = {"insightface": 512, "dlib": 128}
 #: What an adapter file says of the encoder's architecture.
 SIZES = ("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads")
 FIELDS = (*SIZES, "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps")
@@ -69,6 +76,45 @@ class FaceEncoder:
         return self
 
 
+def recogniser_config(name: str, size: int) -> EncoderConfig:
+    """What an adapter file says of a recogniser by its name."""
+    width = {"hidden_size": RECOGNISER_WIDTHS[name.partition("/")[0]], "num_attention_heads": 1}
+    described = {"type": "recogniser", "name": name, "included": False, "fingerprint": name[:64]}
+    return EncoderConfig(config=width, image_size=size, **described)
+
+
+class RecogniserEncoder(FaceEncoder):
+    """A face recogniser's vector as the one token of a face (Face0); it does not go into the adapter file.
+
+    Args:
+        recogniser: which one.
+        size: side of the crops in pixels.
+        scale: side of a crop over the longer side of its face's box.
+    """
+
+    def __init__(self, recogniser: Recogniser, size: int, scale: float = CROP_SCALE) -> None:
+        self.recogniser, self.module, self.scale = recogniser, nn.Module(), scale
+        self.config = recogniser_config(recogniser.name, size)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def encode(self, crops: Tensor) -> Tensor:
+        """Face crops ``(N, H, W, 3)`` in 0…1 → vectors ``(N, 1, D)``; zeros for a crop in which it finds no face."""
+        vectors = vectors_of_crops(self.recogniser, crops.cpu().float(), self.scale)
+        if missing := sum(vector is None for vector in vectors):
+            logger.warning(
+                "%s finds no face in %d of %d crops: they say nothing", self.config.name, missing, len(crops)
+            )
+        nothing = torch.zeros(self.config.width)
+        return torch.stack([nothing if vector is None else vector for vector in vectors])[:, None].to(crops.device)
+
+    def null_hidden(self) -> Tensor:
+        """Zeros ``(1, 1, D)``."""
+        return torch.zeros(1, 1, self.config.width)
+
+
 def check_config(found: Mapping[str, Any]) -> None:
     """Raises :class:`FeedFaceError` for the ``config.json`` of another model than CLIP, or sizes that none has."""
     if found.get("model_type") not in ("clip", "clip_vision_model"):
@@ -90,6 +136,12 @@ def load_face_encoder(
     Raises:
         TrainerError: a folder that is missing, holds no CLIP vision model, or one of another image size.
     """
+    if settings.recogniser is not None:
+        roots = [Path.home() / ".insightface"]
+        try:
+            return RecogniserEncoder(load_recogniser(settings.recogniser, insightface_roots=roots), settings.image_size)
+        except FeedFaceError as error:
+            raise TrainerError(f"adapter.encoder.recogniser: {error}") from error
     path, where = Path(settings.path).expanduser(), f"adapter.encoder.path: {settings.path}"
     config_file = path / "config.json"
     if not allow_hub and not config_file.is_file():

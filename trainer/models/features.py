@@ -250,4 +250,6 @@ def encoder_settings(encoder: FaceEncoder) -> dict[str, Any]:
         "adapter.encoder.image_mean": list(config.image_mean),
         "adapter.encoder.image_std": list(config.image_std),
     }
+    if config.type == "recogniser":
+        return {"version of the crop code": crops.VERSION, "face encoder": config.name}
     return settings if config.pooling == "none" else {**settings, "adapter.encoder.pooling": config.pooling}

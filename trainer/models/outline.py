@@ -23,7 +23,7 @@ from ..data.manifest import DEFAULT_RULE
 from ..errors import TrainerError
 from .adapter import Models, adapter_config
 from .diffusers_files import Components, quiet
-from .face_encoder import FIELDS
+from .face_encoder import FIELDS, recogniser_config
 from .frozen_model import DTYPES, FrozenModel, Text
 from .single_file import read_configs
 from .stable_diffusion import StableDiffusion, make_scheduler
@@ -99,6 +99,8 @@ class Outline:
         return PUBLISHED[settings.family]
 
     def _find_encoder(self, settings: EncoderSettings) -> EncoderConfig:
+        if settings.recogniser is not None:
+            return recogniser_config(settings.recogniser, settings.image_size)
         fields, file = {}, as_path(settings.path, "adapter.encoder.path") / "config.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -106,7 +108,7 @@ class Outline:
             fields = {name: found[name] for name in FIELDS if name in found}
         else:
             self.assumed.append(f"{settings.path} is not there: CLIP ViT-B/32")
-        included = {"image_size", "image_mean", "image_std", "layer", "included"}
+        included = {"image_size", "image_mean", "image_std", "layer", "included", "pooling"}
         return EncoderConfig(config=fields, **settings.model_dump(include=included))
 
     def make(self) -> Models:

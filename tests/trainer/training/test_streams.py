@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from support.recognisers import need_dlib
 from support.small_training import largest_difference, make_config, make_models, make_photos, weights
 
 from feedface_core.conditioning import Face
@@ -166,3 +167,24 @@ def test_text_tokens_need_one_vector(files, tmp_path):
     config = make_config(*files, tmp_path, **{**TEXT, "adapter__encoder": encoder})
     with pytest.raises(train.TrainerError, match="pooling"):
         load_models(config, "cpu")
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_recogniser_in_the_place_of_clip(files, tmp_path):
+    """Face0 with vectors of a recogniser: trained, exported, and drawn from in statistics."""
+    need_dlib()
+    encoder = {"recogniser": "dlib", "image_size": 64}
+    text = {"count": 2, "layers": 2, "width": 16}
+    config = make_config(*files, tmp_path / "run", adapter__encoder=encoder, adapter__text_tokens=text, train__steps=2)
+    assert train.train(config)
+    found = load_adapter(export.export(tmp_path / "run", statistics=8))
+    described = found.config.encoder
+    assert (described.type, described.name, described.fingerprint) == ("recogniser", "dlib", "dlib")
+    assert (described.width, described.tokens, described.included) == (128, 1, False) and not found.encoder_tensors
+    assert found.statistics.mean.shape == (1, 128)
+
+
+@pytest.mark.parametrize("encoder", [{}, {"path": "clip", "recogniser": "dlib"}, {"recogniser": "other"}])
+def test_an_encoder_is_one_thing(files, tmp_path, encoder):
+    with pytest.raises(train.TrainerError, match="encoder"):
+        make_config(*files, tmp_path, adapter__encoder={"image_size": 64, **encoder})
