@@ -33,11 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from feedface_core.files.adapter_file import load_adapter
-from feedface_core.hosts import sd_unet
 from feedface_core.modules.encoder import build_encoder
 from trainer.config import load_config
 from trainer.data.manifest import write_rows
@@ -50,38 +49,12 @@ from . import autoencoder, denoiser, examiner, identity, settings, system, text
 from .drawing import People, draw
 from .showcase import write_sheet, write_showcase
 from .summary import LOGS, write_readme
+from .variants import STREAMS, VARIANTS, overrides_of
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 CONFIG = Path(__file__).with_name("adapter.yaml")
 DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: training again writes the same files
 QUICK_ADAPTER = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
-
-VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
-VARIANTS += ("light",)
-STREAMS = ("face0", "mixer", "mixer-text")
-"""Other kinds of adapters: the face among the text's tokens, and a second stream for the background."""
-#: The encoder's last class token is what it tells people apart by.
-TEXT = ("adapter.text_tokens.width=512", "adapter.encoder.pooling=class", "adapter.encoder.layer=-1")
-
-
-def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
-    """What a variant of the adapter for a U-Net changes in ``adapter.yaml``; nothing for one that is not of
-    :data:`VARIANTS`."""
-    names = [site.name for site in sd_unet.list_sites(unet)]
-    middle = next(name for name in names if name.startswith("middle_block"))
-    changes = {
-        "standard-loss": ["loss.kind=standard"],
-        "mask-loss": ["loss.kind=mask"],
-        "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
-        "no-self-attention": ["adapter.self_attention=false"],
-        "every-second-site": [f"adapter.sites={json.dumps(names[::2])}"],
-        "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
-        "light": ["adapter.self_attention=false", "adapter.mlp=false"],
-        "face0": [*TEXT],
-        "mixer": ["adapter.background=true"],
-        "mixer-text": [*TEXT, "adapter.background=true"],
-    }
-    return changes.get(variant, [])
 
 
 class Build:

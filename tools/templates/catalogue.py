@@ -265,10 +265,8 @@ FeedFace Apply Adapter comes last; its weights are its own, so a LoRA finds the 
 A lighter kind of adapter (Face0): the face is a vector, and a small network makes three of the prompt's tokens of it.
 No block of the model is patched, so it costs nothing at sampling.
 
-### What to know
-- The model itself is frozen here, so the likeness is weaker than with branches.
-- A mask or regions have no meaning for it: text acts on the whole picture.
-- *strength* below 1 leaves a share of the prompt's own tokens.
+The model itself is frozen here, so the likeness is weaker than with branches. A mask means nothing to it: text acts on
+the whole picture. *strength* below 1 leaves a share of the prompt's own tokens.
 """,
         ("1 Model and photo", "2 Face", "3 Prompt and strength", "4 Picture"),
         ("small",),
@@ -294,7 +292,6 @@ every picture: change the prompt and keep the seed.
 An adapter with two streams (Face Mixer): the face from one photo, everything around it from another. **FeedFace Pairs**
 makes every pair, **FeedFace Grid** shows them: faces down, backgrounds across.
 
-### What to change
 - *background_strength* of **FeedFace Apply Adapter**: 0 leaves the background to the prompt.
 - The previews of **FeedFace Encode Background** show what it sees: a photo with a grey square.
 - **FeedFace Guider**, form *text, face, background*, has a scale for each of the three.

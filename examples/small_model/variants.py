@@ -1,0 +1,36 @@
+"""The adapters that the identity benchmark compares with the published one."""
+
+from __future__ import annotations
+
+import json
+
+from diffusers import UNet2DConditionModel
+
+from feedface_core.hosts import sd_unet
+
+VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
+VARIANTS += ("light",)
+STREAMS = ("face0", "mixer", "mixer-text")
+"""Other kinds of adapters: the face among the text's tokens, and a second stream for the background."""
+#: The encoder's last class token is what it tells people apart by.
+TEXT = ("adapter.text_tokens.width=512", "adapter.encoder.pooling=class", "adapter.encoder.layer=-1")
+
+
+def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
+    """What a variant of the adapter for a U-Net changes in ``adapter.yaml``; nothing for one that is not of
+    :data:`VARIANTS`."""
+    names = [site.name for site in sd_unet.list_sites(unet)]
+    middle = next(name for name in names if name.startswith("middle_block"))
+    changes = {
+        "standard-loss": ["loss.kind=standard"],
+        "mask-loss": ["loss.kind=mask"],
+        "no-retrieval": ["data.retrieval=false", "data.augment_variants=0"],
+        "no-self-attention": ["adapter.self_attention=false"],
+        "every-second-site": [f"adapter.sites={json.dumps(names[::2])}"],
+        "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
+        "light": ["adapter.self_attention=false", "adapter.mlp=false"],
+        "face0": [*TEXT],
+        "mixer": ["adapter.background=true"],
+        "mixer-text": [*TEXT, "adapter.background=true"],
+    }
+    return changes.get(variant, [])
