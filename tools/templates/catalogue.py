@@ -277,9 +277,7 @@ the whole picture. *strength* below 1 leaves a share of the prompt's own tokens.
         kinds.random_person,
         """
 A person who does not exist, drawn from what the adapter has seen of faces. The same **seed** is the same person in
-every picture: change the prompt and keep the seed.
-
-*variety* 0 is the mean of all faces, 1 is as varied as they are. **FeedFace Save Face** keeps whom you like.
+every picture: change the prompt and keep the seed. *variety* 0 is the mean of all faces, 1 is as varied as they are. **FeedFace Save Face** keeps whom you like.
 """,
         ("1 Model", "2 Person and prompt", "3 Picture"),
         ("small",),
@@ -291,7 +289,6 @@ every picture: change the prompt and keep the seed.
         """
 An adapter with two streams (Face Mixer): the face from one photo, everything around it from another. **FeedFace Pairs**
 makes every pair, **FeedFace Grid** shows them: faces down, backgrounds across.
-
 - *background_strength* of **FeedFace Apply Adapter**: 0 leaves the background to the prompt.
 - The previews of **FeedFace Encode Background** show what it sees: a photo with a grey square.
 - **FeedFace Guider**, form *text, face, background*, has a scale for each of the three.
