@@ -137,9 +137,9 @@ class Build:
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
 
     def kinds(self) -> None:
-        for kind in ("face0", "mixer"):
-            steps = self.train_adapter(kind)
-            self.export(kind, steps, self.output / system.adapter_file(kind), statistics=1000)
+        for kind, variant in (("face0", "face0"), ("mixer", "mixer-text")):
+            steps = self.train_adapter(variant)
+            self.export(variant, steps, self.output / system.adapter_file(kind), statistics=1000)
 
     def publish(self) -> None:
         write_showcase(self.load_people("heldout"), self.output)
