@@ -288,7 +288,8 @@ every picture: change the prompt and keep the seed. *variety* 0 is the mean of a
         kinds.mixer,
         """
 An adapter with two streams (Face Mixer): the face from one photo, everything around it from another. **FeedFace Pairs**
-makes every pair, **FeedFace Grid** shows them: faces down, backgrounds across.
+makes every pair, **FeedFace Grid** shows them: faces down, backgrounds across. The prompt is empty: what it says goes
+before the photo's background, whose colors the small model follows only roughly.
 - *background_strength* of **FeedFace Apply Adapter**: 0 leaves the background to the prompt.
 - The previews of **FeedFace Encode Background** show what it sees: a photo with a grey square.
 - **FeedFace Guider**, form *text, face, background*, has a scale for each of the three.

@@ -53,7 +53,7 @@ def mixer(g: Graph, base: Base) -> None:
     sockets = {f"face_{number}": face[0] for number, face in enumerate(faces, 1)}
     sockets |= {f"background_{number}": one[0] for number, one in enumerate(backgrounds, 1)}
     pairs = g.add("FeedFacePairs", 2, **sockets)
-    pair = prompts(g, base, clip, 2, text="a close-up of a person")
+    pair = prompts(g, base, clip, 2, text="")
     faced = apply(g, base, adapter, pairs, model, 3, background=pairs[1], background_strength=1.0)
     latent = empty(g, base, 2)
     sampled = sample(g, base, faced[0], pair, latent[0])

@@ -54,13 +54,13 @@ def compose(made: numpy.ndarray, photos: list[Image.Image]) -> Image.Image:
     picture = Image.fromarray(made).resize((round(width * scale), round(height * scale)), Image.LANCZOS)
     tile.paste(picture, (0, 0))
     side = min(PHOTO, (SIDE - 10) // max(len(photos), 1) - 10)
-    if picture.height < SIDE:
+    if picture.height < SIDE - 80:  # room for them below it
         side = min((SIDE - 10) // max(len(photos), 1) - 10, SIDE - picture.height - 20, 190)
     for index, photo in enumerate(photos):
         framed = Image.new("RGB", (side, side), "white")
         framed.paste(photo.resize((side - 2 * EDGE, side - 2 * EDGE), Image.LANCZOS), (EDGE, EDGE))
         below = picture.height + (SIDE - picture.height - side) // 2
-        tile.paste(framed, (10 + index * (side + 10), below if picture.height < SIDE else SIDE - side - 10))
+        tile.paste(framed, (10 + index * (side + 10), below if picture.height < SIDE - 80 else SIDE - side - 10))
     return tile
 
 
