@@ -9,7 +9,6 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
-from comfy_execution.graph import ExecutionBlocker
 from torch import Tensor
 
 from ..feedface_core.errors import FeedFaceError, shorten
@@ -134,6 +133,8 @@ class BestOf(io.ComfyNode):
         latents: dict | None = None,
         adapter: LoadedAdapter | None = None,
     ) -> io.NodeOutput:
+        from comfy_execution.graph import ExecutionBlocker  # not above: it takes its time, and is seldom needed
+
         if latents is not None:
             check_count(len(image), len(_samples(latents)), "latents")
         found, report = judge(image, references, recogniser, detector, adapter)

@@ -73,8 +73,8 @@ def test_tokens_of_the_sites_are_those_of_the_u_net(size, widths):
 
 @pytest.mark.parametrize("size, widths", [(64, (128, 128)), (128, (64, 128, 192))])
 def test_variants_with_fewer_sites_cover_both_resolutions(size, widths):
-    from examples.small_model.variants import VARIANTS, overrides_of
     from examples.small_model.denoiser import create
+    from examples.small_model.variants import VARIANTS, overrides_of
     from feedface_core.hosts import sd_unet
 
     unet = create(size, widths)

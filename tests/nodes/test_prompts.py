@@ -27,13 +27,13 @@ def rows_seen(pack, monkeypatch):
     seen = []
     original = pack.site.Site.add_control
 
-    def spy(self, adapter, index, args, kwargs, returned, rows):
+    def spy(self, adapter, index, args, kwargs, returned, rows, *more):
         if index == 0:
             faces = [control and control.face for count, control in rows for _ in range(count)]
             # The prompt of each row, by its first value, tells which conditioning it belongs to.
             prompts = [round(float(row[0, 0]), 4) for row in kwargs["context"]]
             seen.append(dict(zip(prompts, faces, strict=True)))
-        return original(self, adapter, index, args, kwargs, returned, rows)
+        return original(self, adapter, index, args, kwargs, returned, rows, *more)
 
     monkeypatch.setattr(pack.site.Site, "add_control", spy)
     return seen

@@ -67,6 +67,17 @@ CASES = [
         "MissingFile",
         "FeedFace Load UniDiffuser: no file 'caption_decoder.pth'",
     ),
+    (
+        node(
+            "FeedFaceScore",
+            image=["photo", 0],
+            references=["photo", 0],
+            recogniser="adapter's encoder",
+            detector="auto",
+        ),
+        "RecogniserUnavailable",
+        "FeedFace Score: the recogniser",
+    ),
     (apply_to_wan(), "FeedFaceError", "FeedFace Apply Adapter: WanModel is not a model FeedFace can attach to"),
 ]
 

@@ -49,7 +49,7 @@ NODES = (
     "EmptyLatentImage",
     "KSampler",
     "VAEDecode",
-    "SaveImage",
+    "FeedFaceSaveImage",
 )
 
 

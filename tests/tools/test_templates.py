@@ -75,7 +75,7 @@ def test_graph_fits_a_laptop(template: Template) -> None:
 @each
 def test_files_with_a_public_home_have_their_address(template: Template) -> None:
     """Every file that a loader names, but for what comes along and what the user trains."""
-    known = {"feedface_small.safetensors", "feedface_sd15.safetensors"}
+    known = {f"feedface_{base}{kind}.safetensors" for base in ("small", "sd15") for kind in ("", "_face0", "_mixer")}
     for node in read(template.file)["nodes"]:
         models = {one["name"]: one for one in node["properties"].get("models", [])}
         named = [one for one in node.get("widgets_values", []) if str(one).endswith((".safetensors", ".pt", ".pth"))]

@@ -269,7 +269,7 @@ The model itself is frozen here, so the likeness is weaker than with branches. A
 the whole picture. *strength* below 1 leaves a share of the prompt's own tokens.
 """,
         ("1 Model and photo", "2 Face", "3 Prompt and strength", "4 Picture"),
-        ("small",),
+        ("small", "sd15"),
     ),
     Feature(
         "random_person",
@@ -277,10 +277,10 @@ the whole picture. *strength* below 1 leaves a share of the prompt's own tokens.
         kinds.random_person,
         """
 A person who does not exist, drawn from what the adapter has seen of faces. The same **seed** is the same person in
-every picture: change the prompt and keep the seed. *variety* 0 is the mean of all faces, 1 is as varied as they are. **FeedFace Save Face** keeps whom you like.
+every picture: change the prompt and keep the seed. *variety* 0 is the mean of all faces, 1 is as varied as they are.
 """,
         ("1 Model", "2 Person and prompt", "3 Picture"),
-        ("small",),
+        ("small", "sd15"),
     ),
     Feature(
         "mixer",
@@ -295,6 +295,6 @@ before the photo's background, whose colors the small model follows only roughly
 - **FeedFace Guider**, form *text, face, background*, has a scale for each of the three.
 """,
         ("1 Model and faces", "2 Backgrounds", "3 Pairs", "4 Grid"),
-        ("small",),
+        ("small", "sd15"),
     ),
 )

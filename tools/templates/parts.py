@@ -47,7 +47,9 @@ def apply(g: Graph, base: Base, adapter: Node, face: Node | None, model: Output,
 
 
 def prompts(g: Graph, base: Base, clip: Output, column: int = 2, text: str | None = None) -> tuple[Node, Node]:
-    positive = g.add("CLIPTextEncode", column, title="Positive prompt", clip=clip, text=base.prompt if text is None else text)
+    positive = g.add(
+        "CLIPTextEncode", column, title="Positive prompt", clip=clip, text=base.prompt if text is None else text
+    )
     return positive, base.negative(g, clip, column)
 
 

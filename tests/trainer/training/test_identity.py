@@ -163,7 +163,7 @@ def test_a_face_is_where_the_training_picture_shows_it(files, flip, monkeypatch)
         draws = dataclasses.replace(dataset.draws(index, 0), flip=flip)
         monkeypatch.setattr(dataset, "draws", lambda *_, draws=draws: draws)
         sample = dataset[index, 0]
-        square = sample["faces"][0].square
+        square = dataset.shown(index, flip)[1][0].square
         found = cut_squares((sample["pixels"][None] + 1) / 2, [square], 64)[0].movedim(0, -1)
         wanted = read_crop(case.records[index], 64)
         wanted = wanted.flip(1) if flip else wanted
