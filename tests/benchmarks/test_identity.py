@@ -135,6 +135,7 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
         "losses",
         "retrieval",
         "branches",
+        "kinds",
         "training",
         "scales",
     }

@@ -291,7 +291,7 @@ An adapter with two streams (Face Mixer): the face from one photo, everything ar
 makes every pair, **FeedFace Grid** shows them: faces down, backgrounds across. The prompt is empty: what it says goes
 before the photo's background, whose colors the small model follows only roughly.
 - *background_strength* of **FeedFace Apply Adapter**: 0 leaves the background to the prompt.
-- The previews of **FeedFace Encode Background** show what it sees: a photo with a grey square.
+- Unfold **FeedFace Encode Background** to look at what it sees: a photo with a grey square.
 - **FeedFace Guider**, form *text, face, background*, has a scale for each of the three.
 """,
         ("1 Model and faces", "2 Backgrounds", "3 Pairs", "4 Grid"),

@@ -44,7 +44,7 @@ def mixer(g: Graph, base: Base) -> None:
             "FeedFaceEncodeBackground",
             2,
             title=f"Background {number}: Encode Background",
-            node_height=330,
+            collapsed=True,  # unfolded, it shows a picture
             adapter=adapter[0],
             image=other[0],
             boxes=found[1],
