@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import WSMsgType, web
@@ -193,7 +194,8 @@ class FakeComfyUI:
     async def _tell(self, client: str, kind: str, data: dict[str, Any]) -> None:
         socket = self.sockets.get(client)
         if socket is not None and not socket.closed:
-            await socket.send_json({"type": kind, "data": data})
+            with suppress(ConnectionError):  # a client that was killed is not known to be closed yet
+                await socket.send_json({"type": kind, "data": data})
 
     async def _draw(self) -> None:
         while True:
