@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tools.find_comfyui import ROOT
 from tools.templates.bases import BASES, Base
-from tools.templates.catalogue import FEATURES, Feature
+from tools.templates.catalogue import FEATURES
+from tools.templates.feature import Feature
 from tools.templates.features import saved_face
 from tools.templates.graph import Graph
 from tools.workflow_format import ObjectInfo, Workflow
@@ -63,7 +64,7 @@ class Template:
 
     def build(self, object_info: ObjectInfo) -> Workflow:
         note = self.feature.note.strip().replace("FACE", saved_face(self.base))
-        text = f"## {self.feature.title}\n\n{note}\n\n{self.base.note.strip()}\n{HELP}"
+        text = f"## {self.feature.title}\n\n{note}\n\n{self.base.note_about(self.feature.kind)}\n{HELP}"
         graph = Graph(object_info, text, self.feature.columns)
         self.feature.build(graph, self.base)
         return graph.to_file()

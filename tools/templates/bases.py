@@ -32,7 +32,7 @@ LORA = model(
 
 SMALL_NOTE = """
 ### Files
-None to fetch: `feedface_small.safetensors` and the model come with FeedFace, and the photos are put into the input
+None to fetch: `ADAPTER` and the model come with FeedFace, and the photos are put into the input
 folder when the template opens.
 
 The model draws cartoon people of 64 × 64 pixels in seconds on a CPU. It knows the words of its captions only: a
@@ -46,7 +46,7 @@ The frontend lists what is missing, with its address:
 
 - `uvit_v1.pth` → `models/diffusion_models`
 - `caption_decoder.pth` → `models/text_encoders`
-- `feed-4800000.pt` → `models/feedface`
+- `ADAPTER` → `models/feedface`
 - `v1-5-pruned-emaonly-fp16.safetensors` → `models/checkpoints`; of any Stable Diffusion 1.x only CLIP
   and VAE are used
 
@@ -55,7 +55,7 @@ Press **R** after copying a file. Settings are those of the release: strength 0.
 SD_NOTE = """
 ### Files
 - `v1-5-pruned-emaonly-fp16.safetensors` → `models/checkpoints`; any Stable Diffusion 1.5 will do
-- `feedface_sd15.safetensors` → `models/feedface`: an adapter that you trained. None is public for Stable Diffusion; the
+- `ADAPTER` → `models/feedface`: an adapter that you trained. None is public for Stable Diffusion; the
   templates of the released model need no training.
 
 Press **R** after copying a file.
@@ -70,7 +70,8 @@ class Base:
         name: in code.
         title: on the tile, in brackets.
         suffix: of file names for the shell.
-        note: Markdown about its files.
+        note: Markdown about its files, with ``ADAPTER`` for the adapter's.
+        adapter_name: file of the adapter; one of another kind has the kind behind its stem.
         size: pixels, side of a picture.
         strength: of FeedFace Apply Adapter.
         detection: what FeedFace Detect Faces needs.
@@ -89,6 +90,7 @@ class Base:
     title: str
     suffix: str
     note: str
+    adapter_name: str
     size: int
     strength: float
     detection: Mapping[str, Any]
@@ -105,6 +107,13 @@ class Base:
     def photo(self, person: int, number: int = 1) -> str:
         return self.photos[person][number - 1]
 
+    def adapter_file(self, kind: str = "") -> str:
+        return self.adapter_name.replace(".safetensors", f"_{kind}.safetensors") if kind else self.adapter_name
+
+    def note_about(self, kind: str = "") -> str:
+        """The note, with the name of the adapter that a template loads."""
+        return self.note.strip().replace("ADAPTER", self.adapter_file(kind))
+
     def load(self, g: Graph, column: int = 0) -> tuple[Output, Output, Output]:
         """Model, CLIP and VAE."""
         if self.name == "small":
@@ -119,10 +128,8 @@ class Base:
 
     def adapter(self, g: Graph, column: int = 0, kind: str = "") -> Node:
         """The adapter, or one of another kind: ``face0``, ``mixer``."""
-        names = {"small": "feedface_small.safetensors", "released": RELEASED_ADAPTER["name"]}
         models = [RELEASED_ADAPTER] if self.name == "released" else []
-        name = names.get(self.name, "feedface_sd15.safetensors")
-        name = name.replace(".safetensors", f"_{kind}.safetensors") if kind else name
+        name = self.adapter_file(kind)
         return g.add("FeedFaceLoadAdapter", column, models=models, adapter_name=name, face_encoder="auto")
 
     def negative(self, g: Graph, clip: Output, column: int) -> Node:
@@ -154,6 +161,7 @@ SMALL = Base(
     title="small",
     suffix="small",
     note=SMALL_NOTE,
+    adapter_name="feedface_small.safetensors",
     size=64,
     strength=1.0,
     detection={"detector": "mtcnn", "order": "confidence", "indexes": "0", "min_size": 16},
@@ -180,6 +188,7 @@ RELEASED = Base(
     title="released",
     suffix="unidiffuser",
     note=RELEASED_NOTE,
+    adapter_name=RELEASED_ADAPTER["name"],
     size=512,
     strength=0.8,
     detection=DETECTION,
@@ -197,6 +206,7 @@ STABLE_DIFFUSION = Base(
     title="SD 1.5",
     suffix="",
     note=SD_NOTE,
+    adapter_name="feedface_sd15.safetensors",
     size=512,
     strength=1.0,
     detection=DETECTION,
