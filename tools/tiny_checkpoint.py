@@ -21,6 +21,7 @@ from feedface_core.hosts import list_sites
 from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.encoder import build_encoder
 from tools.tiny_diffusers import TinySize, unet_config
+from trainer.models.ldm_names import unet_to_ldm
 
 CONTEXT = 768
 TINY = TinySize(channels=(320, 320), context=CONTEXT)
@@ -33,53 +34,6 @@ ENCODER = {
     "num_attention_heads": 4,
     "patch_size": 32,
 }
-#: Modules of a diffusers U-Net by their names in the original release.
-LDM_MODULES = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-LDM_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
-    """A diffusers U-Net's weights by the names of the original Stable Diffusion release."""
-    return {_ldm_name(name, unet): value for name, value in unet.state_dict().items()}
-
-
-def _ldm_name(name: str, unet: nn.Module) -> str:
-    for module, ldm in LDM_MODULES.items():
-        if name.startswith(module + "."):
-            return ldm + name.removeprefix(module)
-    layers = unet.config.layers_per_block
-    side, level, kind, index, rest = re.match(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", name).groups()
-    index = int(index)
-    if kind == "resnets":
-        layer, _, leaf = rest.rpartition(".")
-        rest = f"{LDM_RESNET[layer]}.{leaf}"
-    if side == "mid":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
-    level = int(level)
-    if kind == "downsamplers":
-        return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{rest.removeprefix('conv.')}"
-    if kind == "upsamplers":
-        number = 2 if hasattr(unet.up_blocks[level], "attentions") else 1
-        return f"output_blocks.{level * (layers + 1) + layers}.{number}.{rest}"
-    number = int(kind == "attentions")
-    if side == "down":
-        return f"input_blocks.{1 + level * (layers + 1) + index}.{number}.{rest}"
-    return f"output_blocks.{level * (layers + 1) + index}.{number}.{rest}"
 
 
 def meta_unet(size: TinySize) -> nn.Module:

@@ -17,7 +17,8 @@ from feedface_core.arithmetic import FaceStatistics
 from feedface_core.config import AdapterConfig
 from feedface_core.errors import located, typed
 from feedface_core.faces.recognisers import LICENCES
-from feedface_core.files.adapter_file import expected_shapes, save_adapter
+from feedface_core.files.adapter_file import UNET_FILE, UNET_KIND, expected_shapes, save_adapter
+from feedface_core.files.atomic import write_safetensors
 from feedface_core.state_dict import check_tensors
 
 from .config import Config, EncoderSettings, stated_licence
@@ -27,7 +28,16 @@ from .data.reading import read_crop
 from .errors import TrainerError, exit_code
 from .models.face_encoder import FaceEncoder, load_face_encoder
 from .models.frozen_model import DTYPES
+from .models.unet import split, unet_file
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
+
+
+class UnetState(BaseModel, strict=True):
+    """What a state says of a U-Net that was trained; see :class:`trainer.models.unet.TrainedUnet`."""
+
+    kind: Literal["lora", "full"]
+    rank: Annotated[int, Field(ge=1)] = 1
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class _State(BaseModel, strict=True):
@@ -37,6 +47,7 @@ class _State(BaseModel, strict=True):
     base: str
     config: str
     adapter: str
+    unet: UnetState | None = None
 
 
 _STATE = TypeAdapter(_State)
@@ -65,7 +76,8 @@ def export(
     licence: str | None = None,
     statistics: int = 0,
 ) -> Path:
-    """Write an adapter file.
+    """Write an adapter file, and beside it what was trained of the U-Net: ``<name>_lora.safetensors`` for ComfyUI's
+    Load LoRA, or ``<name>_unet.safetensors`` for Load Diffusion Model.
 
     Args:
         source: a run's folder or a checkpoint in it.
@@ -85,13 +97,17 @@ def export(
     with located(checkpoint.path):
         state = typed(_STATE, checkpoint.state)
         config, adapter = Config.from_json(state.config), AdapterConfig.from_json(state.adapter)
-        tensors = checkpoint.weights(weights)
         averaged = weights != "raw" and "ema" in checkpoint.tensors
-        shapes, raw = expected_shapes(adapter), checkpoint.tensors["trainables"]
+        stored = {"weights": checkpoint.weights(weights), **checkpoint.tensors}
+        unet = {}
+        if state.unet is not None:
+            unet = split(stored["weights"])[1]
+            stored = {name: split(one)[0] for name, one in stored.items()}
+        tensors, raw, shapes = stored["weights"], stored["trainables"], expected_shapes(adapter)
         check_tensors("trainables", shapes, raw)
         if averaged:  # of what is trained; a dropped face that is a crop of zeros is not
             trained = {name: shape for name, shape in shapes.items() if not name.endswith("null_hidden")}
-            check_tensors("ema", trained, checkpoint.tensors["ema"])
+            check_tensors("ema", trained, stored["ema"])
     if title is not None:
         adapter = dataclasses.replace(adapter, title=title)
     run = checkpoint.path.parent
@@ -125,8 +141,21 @@ def export(
         "training.weights": "ema" if averaged else "raw",
         **(more_metadata or {}),
     }
-    target = target or run / f"{run.name}-{checkpoint.step}.safetensors"
+    target = Path(target or run / f"{run.name}-{checkpoint.step}.safetensors")
+    if state.unet is not None:
+        beside = unet_path(target, state.unet.kind)
+        text = f"What {target.name} trained of the U-Net ({state.unet.kind})"
+        described = metadata | {"format": "pt", "modelspec.description": text}
+        found = unet_file(state.unet.model_dump(), unet)
+        kind = DTYPES[precision]
+        write_safetensors(beside, {name: one.to(kind).contiguous() for name, one in found.items()}, described)
+        metadata |= {UNET_KIND: state.unet.kind, UNET_FILE: beside.name}
     return save_adapter(target, adapter, tensors, encoder_tensors, metadata, DTYPES[precision], faces)
+
+
+def unet_path(target: Path, kind: Literal["lora", "full"]) -> Path:
+    """Where what was trained of the U-Net goes, beside an adapter."""
+    return target.with_name(f"{target.stem}_{'lora' if kind == 'lora' else 'unet'}.safetensors")
 
 
 def encoder_licence(settings: EncoderSettings, moved_to: str | None) -> str:
@@ -186,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             statistics=options.statistics,
             licence=options.licence,
         )
-        print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+        beside = [own for own in (unet_path(path, "lora"), unet_path(path, "full")) if own.is_file()]
+        for written in (path, *beside):
+            print(f"wrote {written} ({written.stat().st_size / 2**20:.1f} MB)")
 
     return exit_code(run)
 

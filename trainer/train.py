@@ -224,7 +224,7 @@ def train(config: Config) -> bool:
             "%s: %d branches, %.1f M trained parameters; step %d of %d; %d process(es)",
             models.frozen.family,
             len(models.adapter.branches),
-            sum(value.numel() for value in models.adapter.parameters()) / 1e6,
+            sum(value.numel() for value in trainer.state.parameters.values()) / 1e6,
             trainer.state.done,
             config.train.steps,
             accelerator.num_processes,

@@ -30,6 +30,9 @@ PAIRS = (
     ("one a resolution", "full branches"),
     ("light", "full branches"),
     ("Face0, 4 references", "4 references"),
+    ("Face0, 4 references", "Face0, 1 reference"),
+    ("Face0 with a LoRA, 4 references", "Face0, 4 references"),
+    ("Face0 with a LoRA, 4 references", "4 references"),
     ("Face Mixer, 4 references, no background", "4 references"),
     ("Face Mixer in the text, 4 references, no background", "Face0, 4 references"),
 )
@@ -120,6 +123,9 @@ def all_rows(quick: bool) -> Iterator[Row]:
         beside = f"{count} reference{'s' if count > 1 else ''}"
         yield Row(f"Face0, {beside}", "kinds", "face0", count)
         yield Row(f"Face0, {beside}{EQUAL}", "kinds", "face0", count, people="heldout-equal")
+    for count in (1, 4):
+        beside = f"{count} reference{'s' if count > 1 else ''}"
+        yield Row(f"Face0 with a LoRA, {beside}", "kinds", "face0-lora", count)
     yield Row("Face Mixer, 4 references, no background", "kinds", "mixer")
     yield Row("Face Mixer in the text, 4 references, no background", "kinds", "mixer-text")
     for percent in (25, 50, 100):

@@ -49,7 +49,7 @@ from . import autoencoder, denoiser, examiner, identity, settings, system, text
 from .drawing import People, draw
 from .showcase import write_sheet, write_showcase
 from .summary import LOGS, write_readme
-from .variants import STREAMS, VARIANTS, overrides_of
+from .variants import IN_TEXT, STREAMS, VARIANTS, overrides_of
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 CONFIG = Path(__file__).with_name("adapter.yaml")
@@ -207,7 +207,7 @@ class Build:
             "adapter.encoder.path=output/face_encoder",
             f"adapter.encoder.image_size={self.settings.crop}",
             f"data.manifest={manifest}",
-            f"data.cache=adapters/cache{'-text' if variant in ('face0', 'mixer-text') else ''}",
+            f"data.cache=adapters/cache{'-text' if variant in IN_TEXT else ''}",
             f"data.resolution={self.settings.people.size}",
             f"train.output=adapters/{name}",
             *overrides_of(variant, unet),

@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from feedface_core.conditioning import FaceControl, combine_references
-from feedface_core.files.adapter_file import load_adapter
+from feedface_core.files.adapter_file import UNET_FILE, load_adapter
 from feedface_core.files.atomic import write_safetensors
 from feedface_core.guidance import Guidance
 from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.encoder import build_encoder, encode
 from trainer.config import ModelSettings
 from trainer.models.frozen_model import load_frozen_model
+from trainer.models.unet import changed_by
 from trainer.training.sampling import sample
 
 from . import system
@@ -85,10 +86,13 @@ class SmallModel:
         self.size = system.picture_size(folder)
         self.adapter: FaceAdapter | None = None
         self._hidden: dict[tuple[Path, str], Tensor] = {}
+        self._unet: Path | None = None
 
     def use(self, path: Path) -> None:
-        """Attaches the adapter of a file."""
+        """Attaches the adapter of a file; with a face, the U-Net is as the file beside it makes it, if there is one."""
         found = load_adapter(path)
+        beside = found.metadata.get(UNET_FILE)
+        self._unet = beside and path.with_name(beside)
         self.adapter, self._hidden = found.build(torch.float32), {}
         self.frozen.attach(self.adapter)
         self.encoder_config = found.config.encoder
@@ -176,7 +180,8 @@ class SmallModel:
             text = self.frozen.encode_text([caption(r.scene) for r in chunk])
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk])
             with torch.autocast("cpu", torch.bfloat16):
-                latents = sample(self.frozen, noise, text, guidance, face, steps=steps, change_clean=change)
+                with changed_by(self.frozen.host, self._unet if references else None):
+                    latents = sample(self.frozen, noise, text, guidance, face, steps=steps, change_clean=change)
             done.append(self.frozen.decode(latents))
         return torch.cat(done)
 

@@ -10,8 +10,11 @@ from feedface_core.hosts import sd_unet
 
 VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
 VARIANTS += ("light",)
-STREAMS = ("face0", "mixer", "mixer-text")
-"""Other kinds of adapters: the face among the text's tokens, and a second stream for the background."""
+STREAMS = ("face0", "face0-lora", "mixer", "mixer-text")
+"""Other kinds of adapters: the face among the text's tokens, without and with a LoRA of the U-Net, and a second stream
+for the background."""
+#: Those that need the encoder's class token alone, which is cached by itself.
+IN_TEXT = ("face0", "face0-lora", "mixer-text")
 #: The encoder's last class token is what it tells people apart by.
 TEXT = ("adapter.text_tokens.width=512", "adapter.encoder.pooling=class", "adapter.encoder.layer=-1")
 
@@ -30,6 +33,7 @@ def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
         "one-a-resolution": [f"adapter.sites={json.dumps([middle, names[-1]])}"],
         "light": ["adapter.self_attention=false", "adapter.mlp=false"],
         "face0": [*TEXT],
+        "face0-lora": [*TEXT, "train.unet=lora"],
         "mixer": ["adapter.background=true"],
         "mixer-text": [*TEXT, "adapter.background=true"],
     }

@@ -37,6 +37,9 @@ FORMAT = "feedface-adapter"
 FORMAT_VERSION = "1"
 #: Whose licence an adapter file may state, and under which key of its metadata.
 LICENCES = {"licence": "modelspec.license", "of the base": "license.base", "of the encoder": "license.encoder"}
+#: Metadata of an adapter whose training changed the U-Net as well: how, and the name of the file beside it.
+UNET_KIND, UNET_FILE = "unet.kind", "unet.file"
+UNET_NODES = {"lora": "Load LoRA", "full": "Load Diffusion Model"}
 _ENCODER = "encoder.vision_model."
 _STATISTICS = "statistics."
 _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
@@ -81,6 +84,7 @@ class AdapterFile:
             "title": config.title or self.metadata.get("modelspec.title", "-"),
             "host": f"{config.host}: {HOSTS[config.host]}, {config.prediction} prediction",
             "weights": weights,
+            "U-Net": self._unet(),
             **{part: text for stream in config.streams for part, text in _stream_summary(stream).items()},
             "encoder": f"{encoder.name} ({encoder.fingerprint or 'no fingerprint'}), {included}",
             "crops": f"{encoder.crop_scale:g} × the box, {encoder.crop_border} at the border, {encoder.image_size} px, "
@@ -91,6 +95,11 @@ class AdapterFile:
             **{name: self.metadata.get(key) or "not stated" for name, key in LICENCES.items()},
         }
         return "\n".join(f"{name:<14} {text}" for name, text in lines.items() if text)
+
+    def _unet(self) -> str:
+        """Which file the U-Net needs, where training changed it; empty where it did not."""
+        node = UNET_NODES.get(self.metadata.get(UNET_KIND, ""))
+        return f"trained along; load {shorten(self.metadata.get(UNET_FILE))} with {node} as well" if node else ""
 
 
 def _stream_summary(config: AdapterConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tools.tiny_checkpoint import unet_to_ldm
+from trainer.models.ldm_names import unet_to_ldm
 
 OPEN_CLIP = {
     "self_attn.out_proj": "attn.out_proj",

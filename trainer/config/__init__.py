@@ -16,6 +16,7 @@ from .training import (
     Config,
     DataSettings,
     EncoderSettings,
+    LoraSettings,
     ModelSettings,
     OptimiserSettings,
     TrainSettings,

@@ -49,6 +49,8 @@ class TrainSettings(Section):
     """Optimiser steps."""
     batch_size: Annotated[int, Field(gt=0, le=65536)] = 16
     """Samples of one optimiser step over all processes: it has to divide by processes × accumulation."""
+    unet: Literal["frozen", "lora", "full"] = "frozen"
+    """What of the base's U-Net is trained along with the adapter: nothing, a LoRA (adapter.lora), or all of it."""
     seed: Seed = 0
     """Order, flips, references, dropout, timesteps, noise and initial weights follow from it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -57,6 +57,9 @@ class ModelSettings(Section):
     """A folder with CLIP's vocab.json and merges.txt, for single-file checkpoints (ComfyUI's comfy/sd1_tokenizer)."""
     family: Literal["auto", "sd1", "sd2", "sdxl", "sd_unet", "unidiffuser"] = "auto"
     """The family of the base; anything but auto is checked against what the file holds."""
+    unet: PathText | None = None
+    """What trainer.export wrote beside an adapter whose training changed the U-Net: a LoRA to merge into the base's, or
+    the U-Net in its place."""
     prediction: Literal["auto", "epsilon", "v"] = "auto"
     """What the base predicts; auto reads it from the scheduler's configuration."""
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
@@ -110,6 +113,22 @@ class TextTokensSettings(Section):
     """Width of its hidden layers."""
 
 
+class LoraSettings(Section):
+    """A LoRA of the U-Net (Hu et al. 2021), trained along with the adapter."""
+
+    rank: Annotated[int, Field(gt=0, le=1024)] = 16
+    """Rank of the change of each matrix."""
+    alpha: PositiveFloat | None = None
+    """The change counts alpha / rank times; null takes the rank."""
+    targets: Annotated[list[Name], Field(min_length=1, max_length=100), AfterValidator(_different)] = [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    ]
+    """Ends of the names of the linears and convolutions that it is on, in diffusers' U-Net."""
+
+
 class AdapterSettings(Section):
     """The trained part: control branches and the projection of the face tokens."""
 
@@ -118,6 +137,8 @@ class AdapterSettings(Section):
     """Put the face among the text's tokens and train no branches; null trains branches."""
     background: bool = False
     """A second stream of the same kind for the photo without its face (Face Mixer)."""
+    lora: LoraSettings | None = None
+    """The LoRA of the U-Net with train.unet=lora; null takes the defaults."""
     sites: Annotated[
         Annotated[Literal["default", "all"], Tag("text")] | Annotated[Sites, Tag("list")], Discriminator(_list_or_text)
     ] = "default"
@@ -256,6 +277,13 @@ class Config(Settings):
                 f"train.batch_size ({self.train.batch_size}) has to divide by "
                 f"optimiser.accumulation ({self.optimiser.accumulation})"
             )
+        if self.train.unet == "full" and self.loss.kind == "regularised":
+            raise ValueError(
+                "train.unet=full leaves no frozen model for loss.kind=regularised to hold the picture to; set "
+                "loss.kind=mask or standard, or train.unet=lora"
+            )
+        if self.adapter.lora is not None and self.train.unet != "lora":
+            raise ValueError(f"adapter.lora is given, but train.unet is {self.train.unet}; set train.unet=lora")
         if self.data.shards is not None and self.loss.identity.sees_crops:
             raise ValueError(
                 "loss.identity.recogniser=facenet looks at the photos, and data.shards has none; with shards take the "

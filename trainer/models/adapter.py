@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from feedface_core.config import AdapterConfig, TextTokensConfig
 from feedface_core.errors import FeedFaceError, problems
@@ -20,6 +21,7 @@ from ..data.manifest import DEFAULT_RULE, CropRule
 from ..errors import TrainerError
 from .face_encoder import FaceEncoder, load_face_encoder
 from .frozen_model import FrozenModel, load_frozen_model
+from .unet import AdapterAndUnet, TrainedUnet, train_unet
 
 
 @dataclass
@@ -31,12 +33,19 @@ class Models:
         encoder: of the faces, frozen, on the run's device.
         adapter: float32, attached to the frozen model, on the run's device.
         recogniser: of the identity loss, on the run's device; None without that loss.
+        unet: the frozen model's, where it is trained as well.
     """
 
     frozen: FrozenModel
     encoder: FaceEncoder
     adapter: FaceAdapter
     recogniser: Likeness | None = None
+    unet: TrainedUnet | None = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """What checkpoints hold: the adapter, or it and what is trained of the U-Net."""
+        return self.adapter if self.unet is None else AdapterAndUnet(self.adapter, self.unet)
 
 
 def load_models(config: Config, device: torch.device | str, rule: CropRule = DEFAULT_RULE) -> Models:
@@ -54,7 +63,11 @@ def load_models(config: Config, device: torch.device | str, rule: CropRule = DEF
     frozen.attach(adapter)
     if config.model.gradient_checkpointing:
         frozen.enable_gradient_checkpointing()
-    return Models(frozen, encoder.to(device), adapter, make_recogniser(config.loss.identity, encoder, device))
+    recogniser = make_recogniser(config.loss.identity, encoder, device)
+    unet = None
+    if config.train.unet != "frozen":
+        unet = train_unet(config, frozen, frozen.fingerprint(("host",)))
+    return Models(frozen, encoder.to(device), adapter, recogniser, unet)
 
 
 def make_recogniser(

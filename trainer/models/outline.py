@@ -27,6 +27,7 @@ from .face_encoder import FIELDS, recogniser_config
 from .frozen_model import DTYPES, FrozenModel, Text
 from .single_file import read_configs
 from .stable_diffusion import StableDiffusion, make_scheduler
+from .unet import train_unet
 from .unidiffuser import UniDiffuser
 from .unidiffuser_files import is_unidiffuser, load_uvit
 
@@ -117,8 +118,9 @@ class Outline:
         described = adapter_config(self.config, frozen, _Described(self._encoder), DEFAULT_RULE)
         with torch.device("meta"):
             adapter = FaceAdapter(described, dtype=torch.float32)
+            unet = train_unet(self.config, frozen)
         frozen.attach(adapter)
-        return Models(frozen, _Described(self._encoder), adapter)
+        return Models(frozen, _Described(self._encoder), adapter, unet=unet)
 
     def _frozen(self) -> FrozenModel:
         settings = self.config.model

@@ -19,6 +19,7 @@ from ..config import ModelSettings
 from ..errors import TrainerError
 from .diffusers_files import Components, load_folder, load_single_file
 from .frozen_model import COMPONENTS, DTYPES, Component, FrozenModel, Text, full_precision
+from .unet import use_unet_file
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 SCHEDULE_FIELDS = (
@@ -74,6 +75,8 @@ class StableDiffusion(FrozenModel):
                 f"model.base: {settings.base} is {HOSTS[model.family]}, but model.family says "
                 f"{HOSTS[settings.family]}. Set model.family=auto or give another base"
             )
+        if settings.unet is not None and "host" in model.modules:
+            use_unet_file(model.host, settings.unet)
         return model.to(device)
 
     # --- pictures ----------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ class UniDiffuser(FrozenModel):
         path = Path(settings.base).expanduser()
         if not path.is_file():
             raise TrainerError(f"model.base: {path} is not a file; for UniDiffuser give uvit_v1.pth or its conversion")
+        if settings.unet is not None:
+            raise TrainerError("model.unet: UniDiffuser has no U-Net that a file could change; leave it out")
         host, prefix = load_uvit(path)
         loaders = {
             "host": lambda: host,

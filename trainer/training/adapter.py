@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -43,7 +44,7 @@ def adapter_trainer(
     stop: StopRequest | None = None,
     measure: Callable[[], Mapping[str, float]] | None = None,
 ) -> Trainer:
-    """The trainer of an adapter's branches, projection and null tokens.
+    """The trainer of an adapter's branches, projection and null tokens, and of the U-Net where it is trained.
 
     Args:
         batches, validate, stop: see :class:`~trainer.training.trainer.Trainer`.
@@ -53,10 +54,12 @@ def adapter_trainer(
     Raises:
         TrainerError: a checkpoint of another adapter or frozen model, or processes that differ in theirs.
     """
+    unet = models.unet
     metadata = {
         "config": config.to_json(),
         "adapter": models.adapter.config.to_json(),
-        "base": models.frozen.fingerprint(("host",)),
+        "unet": None if unet is None else unet.described,
+        "base": models.frozen.fingerprint(("host",)) if unet is None else unet.released,
         "base_name": config.model.base,
         "data": data,
     }
@@ -66,7 +69,7 @@ def adapter_trainer(
         config.optimiser,
         accelerator,
         AdapterStep(models, config.loss, config.adapter.combination),
-        models.adapter,
+        models.trained,
         batches,
         metadata=metadata,
         check=lambda checkpoint: check_checkpoint(checkpoint, config, metadata),
@@ -96,6 +99,9 @@ def check_checkpoint(checkpoint: Checkpoint, config: Config, metadata: dict[str,
         raise TrainerError(
             f"{checkpoint.path} holds an adapter with {odd[0]} = {odd[1]}, these settings make {odd[2]}. {advice}"
         )
+    if state.get("unet") != metadata["unet"]:
+        before, now = (json.dumps(own) if own else "a frozen U-Net" for own in (state.get("unet"), metadata["unet"]))
+        raise TrainerError(f"{checkpoint.path} was trained with {before}, these settings make {now}. {advice}")
     saved = Config.from_json(state["config"])
     old, new = (_flat(one.model_dump(mode="json", exclude=CHANGEABLE)) for one in (saved, config))
     if config.optimiser.schedule == "constant":

@@ -132,12 +132,14 @@ def estimate(config: Config, processes: int = 1) -> Estimate:
     models = outline.make()
     with FakeTensorMode(allow_non_fake_inputs=True):
         materialise(models.frozen.host, models.adapter)
-        trained = sum(value.numel() for value in models.adapter.parameters())
+        unet = {} if models.unet is None else models.unet.trained()
+        trained = sum(value.numel() for value in (*models.adapter.parameters(), *unet.values()))
         passes, with_original, without = _passes(config, models, outline, count)
     loss = config.loss
-    taught = 1.0 - loss.face_dropout if models.adapter.config.null == "off" else 1.0
+    taught = 1.0 - loss.face_dropout if models.adapter.config.null == "off" and models.unet is None else 1.0
     regularised = 1.0 - loss.standard_probability if loss.kind == "regularised" else 0.0
     weights = sum(value.nbytes for value in models.adapter.state_dict().values())
+    saved = weights + sum(value.nbytes for value in unet.values())
     average = 4 * trained if config.train.ema is not None else 0
     return Estimate(
         host=sum(value.nbytes for value in models.frozen.host.state_dict().values()),
@@ -148,7 +150,7 @@ def estimate(config: Config, processes: int = 1) -> Estimate:
         trained=trained,
         samples=(count, config.train.steps * config.train.batch_size),
         operations=taught * (without + regularised * (with_original - without)) / count,
-        checkpoints=int((config.train.keep + 1) * (weights + state * trained + average)),
+        checkpoints=int((config.train.keep + 1) * (saved + state * trained + average)),
         cache_photo=_cache_bytes(config, models, outline),
         assumed=tuple(outline.assumed),
     )

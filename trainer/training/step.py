@@ -23,6 +23,7 @@ from ..data.batch import Batch
 from ..models.adapter import Models
 from ..models.face_encoder import FaceEncoder
 from ..models.frozen_model import FrozenModel, Text, full_precision
+from ..models.unet import released
 from .identity import IdentityLoss
 from .losses import LossKind, min_snr_weights, sample_losses
 from .metrics import Record
@@ -65,7 +66,7 @@ class Plan:
             kind: the loss of the others.
             null: what a dropped face is to the adapter; ``off`` leaves those rows out.
             near: for each sample, whether its predicted picture is decoded; None decodes none.
-            beside: for each sample, whether it teaches without a face as well, because of its background.
+            beside: for each sample, whether it teaches without a face as well: its background, or the U-Net.
         """
         with_face = [row for row, dropped in enumerate(drop_face) if not dropped]
         kept = [null != "off"] * len(drop_face) if beside is None else [null != "off" or one for one in beside]
@@ -111,8 +112,8 @@ def encode_batch(batch: Batch, frozen: FrozenModel, encoder: FaceEncoder) -> Fea
 
 
 class AdapterStep(nn.Module):
-    """Batch → loss. The adapter is its only submodule, so that wrapping it for several processes sees just what is
-    trained.
+    """Batch → loss. What is trained are its only submodules, so that wrapping it for several processes sees just that:
+    the adapter, and the U-Net if it is trained.
 
     Args:
         models: the adapter, attached to its frozen model.
@@ -123,6 +124,7 @@ class AdapterStep(nn.Module):
     def __init__(self, models: Models, settings: LossSettings, combination: str = "concat") -> None:
         super().__init__()
         self.frozen, self.encoder, self.adapter = models.frozen, models.encoder, models.adapter
+        self.unet, self.host = models.unet, models.unet and models.unet.host
         self.settings, self.combination, self.identity = settings, combination, None
         if models.recogniser is not None:
             fill = models.adapter.config.encoder.crop_fill
@@ -133,6 +135,8 @@ class AdapterStep(nn.Module):
         near = None if self.identity is None else self.identity.near(batch)
         second, config = self.adapter.config.background, self.adapter.config
         beside = second and [not dropped or second.null != "off" for dropped in batch.drop_background]
+        if self.unet is not None:  # which learns from every row
+            beside = [True] * len(batch)
         return Plan.of(batch.drop_face, batch.standard_loss, self.settings.kind, config.null, near, beside)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Record]:
@@ -180,7 +184,7 @@ class AdapterStep(nn.Module):
         original = None
         if plan.originals:
             index = torch.tensor(plan.originals, device=device)
-            with torch.no_grad():
+            with torch.no_grad(), released(self.unet):
                 own_text = {name: states[index] for name, states in text.items()}
                 original = frozen.predict(noisy[index], timesteps[index], own_text)
         prediction = frozen.predict(noisy, timesteps, text, self._face_rows(plan, batch, features))
