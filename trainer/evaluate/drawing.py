@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from feedface_core.conditioning import Face, FaceControl
+from feedface_core.files.adapter_file import UNET_FILE
 from feedface_core.files.atomic import replacing
 from feedface_core.files.provenance import mark
 
@@ -26,6 +28,8 @@ from .measures import FACE, UNMODIFIED
 from .memo import Memo, digest_of, key_of
 from .people import Request
 from .subject import Subject
+
+logger = logging.getLogger(__name__)
 
 STAMP = "feedface_evaluation"
 """The text in a picture that says what it was drawn from."""
@@ -61,6 +65,14 @@ class Painter:
                 raise TrainerError(
                     f"adapter {subject.name}: is for {config.host} with {config.prediction} prediction, but model.base "
                     f"{settings.model.base} is {self.frozen.family} with {self.frozen.prediction} prediction"
+                )
+            beside = subject.file.metadata.get(UNET_FILE)
+            if beside and settings.model.unet is None:
+                logger.warning(
+                    "%s was trained together with the U-Net: without model.unet=%s, the file beside it, its "
+                    "pictures are those of another model",
+                    subject.name,
+                    Path(subject.file.path).with_name(beside),
                 )
             self.adapter = subject.file.build(torch.float32).to(settings.device)
             self.weights = weights_fingerprint({"adapter": self.adapter})

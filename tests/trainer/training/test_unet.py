@@ -9,10 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.comfy_unet import comfy_model, run_in_comfyui
+from support.evaluation import make_small
 from support.small_training import largest_difference, make_config, make_models, make_photos, weights
 
 from feedface_core.conditioning import Face
-from feedface_core.files.adapter_file import load_adapter
+from feedface_core.files.adapter_file import load_adapter, save_adapter
 from feedface_core.text_tokens import replace_rows
 from tools.tiny_diffusers import TinySize
 from trainer import export, train
@@ -21,6 +22,9 @@ from trainer.data.batch import collate
 from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
 from trainer.errors import TrainerError
+from trainer.evaluate.drawing import Painter
+from trainer.evaluate.memo import Memo
+from trainer.evaluate.subject import Subject
 from trainer.models.adapter import load_models
 from trainer.models.frozen_model import load_frozen_model
 from trainer.training.plan import estimate
@@ -238,3 +242,13 @@ def test_unidiffuser_has_no_unet():
     config = SimpleNamespace(train=SimpleNamespace(unet="full", seed=0), adapter=SimpleNamespace(lora=None))
     with pytest.raises(TrainerError, match="train.unet=full: uvit_v1 is UniDiffuser"):
         train_unet(config, frozen)
+
+
+def test_an_evaluation_says_which_file_is_missing(tmp_path, caplog):
+    small = make_small(tmp_path)
+    found = load_adapter(small.adapter)
+    told = {"unet.kind": "lora", "unet.file": "face_lora.safetensors"}
+    save_adapter(small.adapter, found.config, found.tensors, found.encoder_tensors, told)
+    settings = small.settings(tmp_path / "out")
+    Painter(settings, Subject(settings, tmp_path / "out"), tmp_path / "out", Memo(tmp_path / "out"))
+    assert f"model.unet={tmp_path / 'face_lora.safetensors'}" in caplog.text
