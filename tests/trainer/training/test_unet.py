@@ -250,5 +250,5 @@ def test_an_evaluation_says_which_file_is_missing(tmp_path, caplog):
     told = {"unet.kind": "lora", "unet.file": "face_lora.safetensors"}
     save_adapter(small.adapter, found.config, found.tensors, found.encoder_tensors, told)
     settings = small.settings(tmp_path / "out")
-    Painter(settings, Subject(settings, tmp_path / "out"), tmp_path / "out", Memo(tmp_path / "out"))
+    Painter(settings, Subject(settings, tmp_path / "out"), tmp_path / "out", Memo(tmp_path / "memo.jsonl"))
     assert f"model.unet={tmp_path / 'face_lora.safetensors'}" in caplog.text
