@@ -44,7 +44,7 @@ def test_small_template_runs(frontend: Frontend, template: Template) -> None:
         return  # each version in its own way of drawing: the run is the server's, and takes most of the time
     frontend.open_template(template.title)
     pictures = saved(frontend, frontend.run())
-    assert len(pictures) == {"compare": 2, "batch": 3, "between": 5}.get(template.feature.key, 1)
+    assert len(pictures) == template.feature.pictures
     for one in pictures:
         picture = frontend.server.view(one).astype(int)
         assert min(picture.shape[:2]) >= 256 and picture.std() > 20

@@ -68,6 +68,8 @@ def write(object_info: ObjectInfo) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for path in set(folder.glob("*.json")) - made.keys():
             path.unlink()
+    for path in set(TEMPLATES.glob("*.jpg")) - {template.picture for template in LIST}:
+        path.unlink()
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
     EXAMPLES.mkdir(exist_ok=True)

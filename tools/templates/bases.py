@@ -32,7 +32,7 @@ LORA = model(
 
 SMALL_NOTE = """
 ### Files
-None to fetch: `ADAPTER` and the model come with FeedFace, and the photos are put into the input
+None to fetch: **ADAPTER** and the model come with FeedFace, and the photos are put into the input
 folder when the template opens.
 
 The model draws cartoon people of 64 × 64 pixels in seconds on a CPU. It knows the words of its captions only: a
@@ -44,18 +44,18 @@ RELEASED_NOTE = """
 ### Files
 The frontend lists what is missing, with its address:
 
-- `uvit_v1.pth` → `models/diffusion_models`
-- `caption_decoder.pth` → `models/text_encoders`
-- `ADAPTER` → `models/feedface`
-- `v1-5-pruned-emaonly-fp16.safetensors` → `models/checkpoints`; of any Stable Diffusion 1.x only CLIP
+- **uvit_v1.pth** → **models/diffusion_models**
+- **caption_decoder.pth** → **models/text_encoders**
+- **ADAPTER** → **models/feedface**
+- **v1-5-pruned-emaonly-fp16.safetensors** → **models/checkpoints**; of any Stable Diffusion 1.x only CLIP
   and VAE are used
 
 Press **R** after copying a file. Settings are those of the release: strength 0.8, cfg 6, 40 steps.
 """
 SD_NOTE = """
 ### Files
-- `v1-5-pruned-emaonly-fp16.safetensors` → `models/checkpoints`; any Stable Diffusion 1.5 will do
-- `ADAPTER` → `models/feedface`: an adapter that you trained. None is public for Stable Diffusion; the
+- **v1-5-pruned-emaonly-fp16.safetensors** → **models/checkpoints**; any Stable Diffusion 1.5 will do
+- **ADAPTER** → **models/feedface**: an adapter that you trained. None is public for Stable Diffusion; the
   templates of the released model need no training.
 
 Press **R** after copying a file.
@@ -82,6 +82,7 @@ class Base:
         group: prompt for a picture with three people.
         changed: prompt for a picture that is made anew.
         around: prompt for the picture that a face is put into.
+        recogniser: of FeedFace Score.
         masked: a picture whose face is painted over: its transparent part.
         photos: file names by person and number.
     """
@@ -101,6 +102,7 @@ class Base:
     group: str
     changed: str
     around: str
+    recogniser: str = "auto"
     masked: str = "picture_with_mask.png"
     photos: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
@@ -176,6 +178,7 @@ SMALL = Base(
     group="a close-up of a smiling person wearing a blue shirt, plain yellow background",
     changed="a close-up of a smiling person wearing glasses and a green vest, dotted orange background",
     around="a close-up of a smiling person wearing a purple shirt, plain white background",
+    recogniser="adapter's encoder",  # the others were made for photographs
     masked=MASKED,
     photos={
         1: ["feedface_person1_4.png", "feedface_person1_2.png", "feedface_person1_3.png"],

@@ -23,6 +23,7 @@ class Feature:
         columns: headings.
         bases: names of the bases that it is shown on.
         kind: of the adapter: empty, ``face0``, ``mixer``.
+        pictures: how many it saves.
     """
 
     key: str
@@ -32,3 +33,4 @@ class Feature:
     columns: tuple[str, ...]
     bases: tuple[str, ...] = SMALL_AND_RELEASED
     kind: str = ""
+    pictures: int = 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tools.templates.bases import SMALL, Base
+from tools.templates.bases import Base
 from tools.templates.graph import Graph
-from tools.templates.parts import apply, detect, empty, encode, encode_photo, picture, prompts, sample
+from tools.templates.parts import apply, detect, empty, encode, encode_photo, enlarged, picture, prompts, sample, save
 
 
 def face_in_text(g: Graph, base: Base) -> None:
@@ -57,9 +57,7 @@ def mixer(g: Graph, base: Base) -> None:
     faced = apply(g, base, adapter, pairs, model, 3, background=pairs[1], background_strength=1.0)
     latent = empty(g, base, 2)
     sampled = sample(g, base, faced[0], pair, latent[0])
-    images = g.add("VAEDecode", 3, collapsed=True, samples=sampled[0], vae=vae)
-    if base is SMALL:
-        images = g.add("ImageScaleBy", 3, collapsed=True, image=images[0], upscale_method="lanczos", scale_by=4.0)
+    images = enlarged(g, base, sampled, vae)
     labels = {"row_labels": "face 1, face 2", "column_labels": "background 1, background 2"}
     grid = g.add("FeedFaceGrid", 3, node_height=420, images=images[0], columns=pairs[2], **labels)
-    g.add("FeedFaceSaveImage", 3, node_height=400, images=grid[0], filename_prefix="feedface/mixer")
+    save(g, grid, "mixer")

@@ -61,17 +61,24 @@ def sample(g: Graph, base: Base, model: Output, pair: tuple, latent: Output, col
     )
 
 
-def picture(
-    g: Graph, base: Base, latent: Node, vae: Output, name: str, column: int = 3, title: str | None = None, **more: Any
-) -> Node:
-    """VAE Decode → FeedFace Save Marked Image; the small model's pictures are enlarged between the two."""
+def enlarged(g: Graph, base: Base, latent: Node, vae: Output, column: int = 3) -> Node:
+    """VAE Decode; the small model's pictures are enlarged behind it."""
     images = g.add("VAEDecode", column, collapsed=True, samples=latent[0], vae=vae)
     if base is SMALL:
         images = g.add("ImageScaleBy", column, collapsed=True, image=images[0], upscale_method="lanczos", scale_by=4.0)
-    prefix = f"feedface/{name}"
-    more |= {"images": images[0], "filename_prefix": prefix}
+    return images
+
+
+def save(g: Graph, images: Node, name: str, column: int = 3, title: str | None = None, **more: Any) -> Node:
+    """FeedFace Save Marked Image."""
+    more |= {"images": images[0], "filename_prefix": f"feedface/{name}"}
     return g.add("FeedFaceSaveImage", column, title=title, node_height=400, **more)
 
 
-def empty(g: Graph, base: Base, column: int = 2, width: int = 1) -> Node:
-    return g.add("EmptyLatentImage", column, width=base.size * width, height=base.size, batch_size=1)
+def picture(g: Graph, base: Base, latent: Node, vae: Output, name: str, column: int = 3, **more: Any) -> Node:
+    """VAE Decode → FeedFace Save Marked Image."""
+    return save(g, enlarged(g, base, latent, vae, column), name, column, **more)
+
+
+def empty(g: Graph, base: Base, column: int = 2, width: int = 1, count: int = 1) -> Node:
+    return g.add("EmptyLatentImage", column, width=base.size * width, height=base.size, batch_size=count)

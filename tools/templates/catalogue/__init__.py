@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tools.templates.catalogue import faces, first_steps, other_kinds, pictures, several_people
+from tools.templates.catalogue import control, faces, first_steps, other_kinds, pictures, several_people
 
-FEATURES = (*first_steps.FEATURES, *several_people.FEATURES, *faces.FEATURES, *pictures.FEATURES, *other_kinds.FEATURES)
+SUBJECTS = (first_steps, several_people, faces, pictures, control, other_kinds)
+FEATURES = tuple(feature for subject in SUBJECTS for feature in subject.FEATURES)

@@ -11,12 +11,12 @@ FEATURES = (
         "Save a face",
         features.save_face,
         """
-**FeedFace Save Face** keeps the encoded face in `models/feedface/faces`, a small file without the photos. The next
+**FeedFace Save Face** keeps the encoded face in **models/feedface/faces**, a small file without the photos. The next
 template loads it.
 
 ### Steps
 1. Choose the photo, or connect several to FeedFace Encode Faces.
-2. Type a *name*; `family/anna` makes a folder.
+2. Type a *name*; **family/anna** makes a folder.
 3. **Run**. The node says what was saved.
 """,
         ("1 Model and photo", "2 Face", "3 Save and apply", "4 Picture"),
@@ -26,7 +26,7 @@ template loads it.
         "Load a face",
         features.load_face,
         """
-Needs a saved face: run the template **Save a face** first. It writes `FACE.safetensors`; press **R**, so that
+Needs a saved face: run the template **Save a face** first. It writes **FACE.safetensors**; press **R**, so that
 FeedFace Load Face lists it.
 
 No photo, no detector and no encoder are needed any more.
@@ -59,6 +59,7 @@ each: one Run, a picture for each step with the same prompt and seed.
 - *path*: **spherical** keeps the strength of the face on the way, **linear** weakens it in the middle.
 """,
         ("1 Model and photos", "2 Person A", "3 Person B", "4 Pictures"),
+        pictures=5,
     ),
     Feature(
         "batch",
@@ -72,5 +73,6 @@ Add a Load Image and an ImageBatch for each further person. Photos of different 
 shape, so crop them alike.
 """,
         ("1 Model and photos", "2 All photos", "3 Face by face", "4 Pictures"),
+        pictures=3,
     ),
 )

@@ -16,10 +16,11 @@ The same prompt and seed twice: left the model alone, right with the face of the
 ### Steps
 1. **Run**.
 2. Change the **prompt**: who it is comes from the photos, everything else from the text.
-3. Take another person's photos: `feedface_person2_1.png` to `feedface_person3_4.png`.
+3. Take another person's photos: **feedface_person2_1.png** to **feedface_person3_4.png**.
 """,
         ("1 Model and photos", "2 Face", "3 Prompt", "4 Pictures"),
         ("small",),
+        pictures=2,
     ),
     Feature(
         "portrait",
