@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tools.screenshots import names_of, stamped
 from tools.server import PACK_FOLDER, ComfyServer
 from tools.workflow_format import NOTES, inputs_of
 
@@ -37,6 +38,13 @@ def test_every_node_has_a_page_that_names_its_inputs_and_outputs(nodes: dict[str
         named = [entry[0] for entry in inputs_of(node) if not entry[0].startswith("crops_")] + node["output_name"]
         missing = [name for name in named if f"| `{name}` |" not in page and f"| `{name}` … " not in page]
         assert missing == [], f"the page of {key} does not explain {missing}"
+
+
+@pytest.mark.parametrize("any_comfyui", ["newest"], indirect=True)
+def test_pictures_show_the_nodes_as_they_are(nodes: dict[str, dict[str, Any]]) -> None:
+    for key, node in nodes.items():
+        now = json.loads(json.dumps(names_of(node)))
+        assert stamped(DOCS / key / "node.png") == now, f"run python -m tools.screenshots {key}, and look at it"
 
 
 def texts(nodes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
