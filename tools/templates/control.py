@@ -14,9 +14,7 @@ def schedule(g: Graph, base: Base) -> None:
     model, clip, vae = base.load(g)
     adapter = base.adapter(g)
     face = encode_photo(g, base, adapter)
-    curve = g.add(
-        "FeedFaceSchedule", 2, node_height=480, curve="linear", first=0.5, last=1.0, sites="in: 0.5, mid: 1, out: 1"
-    )
+    curve = g.add("FeedFaceSchedule", 2, node_height=480, curve="linear", first=0.5, last=1.0, sites="in: 0.5, out: 1")
     pair = prompts(g, base, clip, text=base.changed)
     faced = apply(g, base, adapter, face, model, schedule=curve[0])
     latent = empty(g, base, 3)
