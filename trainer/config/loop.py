@@ -61,6 +61,8 @@ class TrainSettings(Section):
     """Checkpoints amid the run are copied into memory and written by a thread, while training goes on."""
     keep: Positive = 3
     """Newest checkpoints kept."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """fsdp2: each of several processes keeps its part of weights, optimiser and moving average, and of checkpoints."""
     resume: bool = True
     """Go on from the newest sound checkpoint of the output folder."""
     log_every: Positive = 10

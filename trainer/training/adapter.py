@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 CHANGEABLE = {
     "train": set(
         "output keep background_saves resume log_every checkpoint_every validate_every tracker timeout_minutes".split()
-    ),
+    )
+    | {"sharding"},
     "data": {"workers", "unreadable_photos"},
     "validation": True,
 }
@@ -75,6 +76,7 @@ def adapter_trainer(
         check=lambda checkpoint: check_checkpoint(checkpoint, config, metadata),
         validate=validate,
         measure=None if measure is None else (config.validation.loss_every, measure),
+        groups=[branch for stream in models.adapter.streams for branch in stream.branches],
         photo_budget=PhotoBudget.of(config.data, (data or {}).get("photos", 0)),
         stop=stop,
     )

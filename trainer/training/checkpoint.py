@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``checkpoint-<step>`` of safetensors files and a ``state.json``, with a ``manifest.json`` of
 sizes and hashes. It is written under a temporary name, flushed to the disk and renamed, so a folder with the final name
-is complete. ``latest`` names the newest one. Nothing in it is pickled.
+is complete. ``latest`` names the newest one. Nothing in it is pickled. A sharded run's tensors are in one file for each
+process (:mod:`trainer.training.sharded_checkpoint`); they are read as those of any other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX, TEMPORARY = "checkpoint-", ".writing-"
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
+SHARD = "shard-"  # how torch.distributed.checkpoint calls the files of its processes
 FORMAT_VERSION = 1
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
 
@@ -65,13 +67,18 @@ class Checkpoint:
     Args:
         path: its folder.
         tensors: name of the file without suffix → tensors by name: ``trainables`` (the model's state), ``optimiser``
-            and, where it is kept, ``ema``.
+            and, where it is kept, ``ema``. Empty where they were not read.
         state: the JSON values that were saved with them.
     """
 
     path: Path
     tensors: dict[str, dict[str, Tensor]]
     state: dict
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its tensors lie in a file for each process."""
+        return any(self.path.glob(f"{SHARD}*"))
 
     @property
     def step(self) -> int:
@@ -104,23 +111,26 @@ def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int)
         CheckpointError: when there is no room, or the disk fails. Nothing of the new checkpoint stays, and the ones
             before it stay as they are.
     """
-    final = output / f"{PREFIX}{int(state['step']):08d}"
-    temporary = output / f"{TEMPORARY}{final.name}"
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    with writing(output, int(state["step"])) as temporary:
+        make_room(temporary, needed)
+        for name, tensors in files.items():
+            on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(on_cpu, temporary / f"{name}.safetensors")
+        return publish(temporary, state, [describe_file(path) for path in temporary.iterdir()], keep)
+
+
+@contextmanager
+def writing(output: Path, step: int) -> Iterator[Path]:
+    """The folder in which the checkpoint of a step is written, which goes away when it fails.
+
+    Raises:
+        CheckpointError: in the place of what the disk raises.
+    """
+    final = output / f"{PREFIX}{step:08d}"
+    temporary = output / f"{TEMPORARY}{final.name}"
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output).free
-        if free < needed * 1.02 + 2**20:
-            raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MB needed, {free / 2**20:.0f} MB free")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        _write(temporary, files, {**state, "format_version": FORMAT_VERSION})
-        if final.exists():  # a broken one that training has passed again
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _flush(output)
-        with replacing(output / LATEST) as partial:
-            partial.write_text(final.name + "\n", encoding="utf-8")
+        yield temporary
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -128,20 +138,47 @@ def save_checkpoint(output: Path, files: TensorFiles, state: Mapping, keep: int)
             f"cannot write {final}: {'the disk is full: ' if full else ''}{error}. Last good checkpoint: "
             f"{newest_name(output)}. Free some space (or lower train.keep) and start again to go on from there"
         ) from error
+
+
+def make_room(temporary: Path, needed: int) -> None:
+    """An empty folder where so many bytes have room. Raises ``OSError`` when they have not."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(temporary.parent).free
+    if free < needed * 1.02 + 2**20:
+        raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MB needed, {free / 2**20:.0f} MB free")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+
+
+def publish(temporary: Path, state: Mapping, described: Iterable[tuple[str, Mapping]], keep: int) -> Path:
+    """Make a checkpoint of what was written: its state and manifest, its name, and ``latest``; delete the oldest.
+
+    Args:
+        temporary: from :func:`make_room`, with the files of tensors in it.
+        described: each of them, from :func:`describe_file`.
+    """
+    output, final = temporary.parent, temporary.with_name(temporary.name[len(TEMPORARY) :])
+    text = json.dumps({**state, "format_version": FORMAT_VERSION}, indent=1, sort_keys=True)
+    (temporary / STATE).write_text(text, encoding="utf-8")
+    entries = dict(sorted([*described, describe_file(temporary / STATE)]))
+    (temporary / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    for path in (temporary / MANIFEST, temporary):
+        _flush(path)
+    if final.exists():  # a broken one that training has passed again
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    _flush(output)
+    with replacing(output / LATEST) as partial:
+        partial.write_text(final.name + "\n", encoding="utf-8")
     for old in list_checkpoints(output)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _write(folder: Path, files: TensorFiles, state: Mapping) -> None:
-    for name, tensors in files.items():
-        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(on_cpu, folder / f"{name}.safetensors")
-    (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
-    entries = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        _flush(path)
+def describe_file(path: Path) -> tuple[str, dict[str, int | str]]:
+    """A file flushed to the disk: its name, and what the manifest says of it."""
+    _flush(path)
+    return path.name, {"bytes": path.stat().st_size, "sha256": _hash(path)}
 
 
 def _hash(path: Path) -> str:
@@ -173,15 +210,19 @@ def newest_name(output: Path) -> str:
     return next((path.name for path in list_checkpoints(output)), "none")
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, tensors: bool = True) -> Checkpoint:
     """Read one checkpoint and check it against its manifest.
+
+    Args:
+        tensors: False checks their files, but leaves them unread.
 
     Raises:
         CheckpointError: for a file that is missing, cut short or changed.
     """
     try:
         entries = typed(_ENTRIES, (path / MANIFEST).read_text(encoding="utf-8"))
-        if missing := {STATE, "trainables.safetensors"} - entries.keys():
+        shards = [name for name in entries if name.startswith(SHARD)]
+        if missing := {STATE, *([] if shards else ["trainables.safetensors"])} - entries.keys():
             raise CheckpointError(f"{path / MANIFEST} does not name {' and '.join(sorted(missing))}")
         for name, entry in entries.items():
             size = (path / name).stat().st_size
@@ -193,6 +234,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         version = typed(_STATE, state).format_version
         if version > FORMAT_VERSION:
             raise CheckpointError(f"{path} is of format {version}, newer than {FORMAT_VERSION}: update the trainer")
+        if not tensors:
+            return Checkpoint(path, {}, state)
+        if shards:
+            from .sharded_checkpoint import read_shards
+
+            return Checkpoint(path, read_shards(path), state)
         files = [path / name for name in entries if name.endswith(".safetensors")]
         return Checkpoint(path, {file.stem: load_file(file) for file in files}, state)
     except CheckpointError:
@@ -201,11 +248,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {shorten(error)}") from error
 
 
-def load_latest(output: Path) -> Checkpoint | None:
+def load_latest(output: Path, tensors: bool = True) -> Checkpoint | None:
     """The newest sound checkpoint of a run; broken ones are skipped with a warning. None when there is none."""
     for path in list_checkpoints(output):
         try:
-            return load_checkpoint(path)
+            return load_checkpoint(path, tensors)
         except CheckpointError as error:
             logger.warning("skipping a broken checkpoint: %s", error)
     return None

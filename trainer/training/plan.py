@@ -141,11 +141,14 @@ def estimate(config: Config, processes: int = 1) -> Estimate:
     weights = sum(value.nbytes for value in models.adapter.state_dict().values())
     saved = weights + sum(value.nbytes for value in unet.values())
     average = 4 * trained if config.train.ema is not None else 0
+    parts = processes if config.train.sharding == "fsdp2" else 1
     return Estimate(
         host=sum(value.nbytes for value in models.frozen.host.state_dict().values()),
-        adapter=weights,
-        optimiser=int(state * trained),
-        average=average,
+        adapter=weights
+        if parts == 1
+        else weights + (weights + 4 * trained) // parts,  # whole, its part, and gradient's
+        optimiser=int(state * trained / parts),
+        average=average // parts,
         passes=passes,
         trained=trained,
         samples=(count, config.train.steps * config.train.batch_size),

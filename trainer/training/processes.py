@@ -48,8 +48,9 @@ def make_accelerator(settings: TrainSettings, precision: str = "fp32", accumulat
     for engine in ("FSDP", "DeepSpeed", "Megatron-LM"):
         if parse_flag_from_env(f"ACCELERATE_USE_{engine.upper().replace('-', '_')}"):
             raise TrainerError(
-                f"accelerate is configured for {engine}, which this trainer does not support: each process holds the "
-                "whole adapter. Choose multi-GPU without it in `accelerate config`, or launch with --multi_gpu"
+                f"accelerate is configured for {engine}, which this trainer does not support. Choose multi-GPU without "
+                "it in `accelerate config`, or launch with --multi_gpu; to shard the adapter under any launcher set "
+                "train.sharding=fsdp2"
             )
     tracker = None if settings.tracker == "none" else settings.tracker
     try:

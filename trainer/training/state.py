@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..errors import TrainerError
 from .checkpoint import Checkpoint, CheckpointError, TensorFiles, newest_name, save_checkpoint
 from .metrics import TrainingDiverged
 from .optimiser import plain_values
+from .processes import check_agreement, digest, share_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +37,22 @@ class TrainingState:
         optimisers: over those, each in one of them.
         ema: decay of the moving average of the weights, less in the first steps (diffusers' ``EMAModel``);
             None keeps none.
-        accelerator: of the process; only the main one has a moving average.
+        accelerator: of the process; only the main one has a moving average, and writes checkpoints.
     """
+
+    #: Whether each process keeps a part of it, which only all of them together can save and show.
+    together = False
 
     def __init__(
         self, model: nn.Module, optimisers: Sequence[Optimizer], ema: float | None, accelerator: Accelerator
     ) -> None:
         self.model, self.optimisers, self.accelerator = model, optimisers, accelerator
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._parts = {name: own_part(value) for name, value in self.parameters.items()}
         self.done = self.saved = 0
         self.average: EMAModel | None = None
-        if ema is not None and accelerator.is_main_process:
-            self.average = EMAModel(self.parameters.values(), decay=ema, foreach=True)
+        if ema is not None and (self.together or accelerator.is_main_process):
+            self.average = EMAModel(self._parts.values(), decay=ema, foreach=True)
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -66,14 +72,14 @@ class TrainingState:
                 optimiser.step()
                 optimiser.zero_grad()
             if self.average is not None:
-                self.average.step(self.parameters.values())
+                self.average.step(self._parts.values())
             self.done += 1
             self._amid_step = False
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it, the model has the moving average of its weights, where there is one."""
-        parameters = self.parameters.values()
+        parameters = self._parts.values()
         with self._lock:
             if self.average is None:
                 yield
@@ -84,6 +90,12 @@ class TrainingState:
                 yield
             finally:
                 self.average.restore(parameters)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The same, and the model can be called by the main process alone. Every process enters and leaves it."""
+        with self.averaged():
+            yield
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         """The optimisers' state of each parameter, ``<state>.<parameter name>`` → tensor."""
@@ -114,29 +126,42 @@ class TrainingState:
                 return
             if self._amid_step:
                 raise CheckpointError(f"step {self.done + 1} was broken off while it changed the weights")
-            norms = torch.stack(torch._foreach_norm([value.detach() for value in self.parameters.values()]))
-            if not torch.isfinite(norms).all():
+            if not self._finite():
                 raise TrainingDiverged(
                     f"the weights after step {self.done} are not numbers. Last good checkpoint: {newest_name(output)}. "
                     "Lower optimiser.lr"
                 )
-            files = {"trainables": self.model.state_dict(), "optimiser": self.optimiser_tensors()}
-            if self.average is not None:
-                files["ema"] = dict(zip(self.parameters, self.average.shadow_params, strict=True))
-            scaler = self.accelerator.scaler
-            state = {**metadata, "step": self.done, "scaler": None if scaler is None else scaler.state_dict()}
-            names = {parameter: name for name, parameter in self.parameters.items()}
-            state["optimisers"] = [plain_values(one, names) for one in self.optimisers]
-            if not wait:
-                files = {name: {key: _copy(one) for key, one in group.items()} for name, group in files.items()}
-            self._pending = self._writer.submit(self._write, output, files, state, keep)
+            self._pending = self._start_writing(output, metadata, keep, wait)
             if wait:
                 self._settle()
 
-    def _write(self, output: Path, files: TensorFiles, state: Mapping[str, Any], keep: int) -> None:
+    def _finite(self) -> bool:
+        norms = torch.stack(torch._foreach_norm([value.detach() for value in self._parts.values()]))
+        return bool(torch.isfinite(norms).all())
+
+    def _files(self) -> TensorFiles:
+        files = {"trainables": self.model.state_dict(), "optimiser": self.optimiser_tensors()}
+        if self.average is not None:
+            files["ema"] = dict(zip(self.parameters, self.average.shadow_params, strict=True))
+        return files
+
+    def _plain(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON values of a checkpoint."""
+        scaler = self.accelerator.scaler
+        state = {**metadata, "step": self.done, "scaler": None if scaler is None else scaler.state_dict()}
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        return {**state, "optimisers": [plain_values(one, names) for one in self.optimisers]}
+
+    def _start_writing(self, output: Path, metadata: Mapping[str, Any], keep: int, wait: bool) -> Future[None]:
+        files, state = self._files(), self._plain(metadata)
+        if not wait:
+            files = {name: {key: _copy(one) for key, one in group.items()} for name, group in files.items()}
+        return self._writer.submit(self._write, lambda: save_checkpoint(output, files, state, keep), self.done)
+
+    def _write(self, save: Callable[[], Path], step: int) -> None:
         began = time.perf_counter()
-        path = save_checkpoint(output, files, state, keep)
-        self.saved = state["step"]
+        path = save()
+        self.saved = step
         logger.info("wrote %s (%.1f s)", path, time.perf_counter() - began)
 
     def end(self) -> None:
@@ -151,6 +176,23 @@ class TrainingState:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def restore(self, found: Checkpoint | None) -> None:
+        """Go on from the main process's checkpoint, in every process; None begins anew.
+
+        Args:
+            found: not looked at on the others.
+
+        Raises:
+            TrainerError: it is of other weights, or the processes do not start from the same.
+        """
+        checkpoint = share_checkpoint(self.accelerator, found)
+        if checkpoint is not None:
+            self.load(checkpoint)
+        if self.accelerator.num_processes > 1:
+            tensors = {"set of weights": self.model.state_dict(), "optimiser state": self.optimiser_tensors()}
+            digests = {name: digest(own) for name, own in tensors.items()}
+            check_agreement(self.accelerator, {"step to start from": self.done, **digests})
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
@@ -167,7 +209,7 @@ class TrainingState:
         if self.average is not None:
             start = checkpoint.weights()
             for name, value in zip(self.parameters, self.average.shadow_params, strict=True):
-                value.copy_(start[name])
+                value.copy_(own_part(start[name]))
             self.average.optimization_step = checkpoint.step
         if self.accelerator.scaler is not None and checkpoint.state.get("scaler"):
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
@@ -202,6 +244,13 @@ class TrainingState:
                 group.update(own)
             for name, own in values["parameters"].items():
                 optimiser.state[self.parameters[name]].update(own)
+
+
+def own_part(value: Tensor) -> Tensor:
+    """The part of a tensor that is in this process, in the same memory; a tensor that is not sharded, as it is."""
+    if not isinstance(value, DTensor):
+        return value
+    return value.detach().to_local().requires_grad_(value.requires_grad)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..config import OptimiserSettings, TrainSettings
@@ -24,7 +26,8 @@ from ..errors import TrainerError
 from .checkpoint import Checkpoint, CheckpointError, load_latest, newest_name
 from .metrics import Meter, Sums, TrainingDiverged
 from .optimiser import learning_rate, make_optimiser
-from .processes import MainProcessFailed, StopVote, check_agreement, digest, on_main, share_checkpoint
+from .processes import MainProcessFailed, StopVote, on_main
+from .sharding import ShardedState, shard
 from .state import TrainingState
 from .stopping import Interrupted, StopRequest
 
@@ -57,7 +60,8 @@ class Trainer:
         validate: called on the main process with the number of steps done, every ``settings.validate_every``, while the
             model has its averaged weights.
         measure: called on the main process every so many steps, likewise; the numbers it returns are logged.
-        optimisers: over all trained parameters, each in one of them; None makes AdamW.
+        optimisers: over all trained parameters, each in one of them; None makes the one of the settings.
+        groups: modules below ``model`` whose weights are gathered together with ``train.sharding=fsdp2``.
         photo_budget: how many samples may be unreadable.
         stop: a signal, or who sets its ``requested``, ends the run with a checkpoint.
 
@@ -82,6 +86,7 @@ class Trainer:
         validate: Callable[[int], object] | None = None,
         measure: tuple[int, Callable[[], Mapping[str, float]]] | None = None,
         optimisers: Sequence[Optimizer] | None = None,
+        groups: Sequence[nn.Module] = (),
         photo_budget: PhotoBudget | None = None,
         stop: StopRequest | None = None,
     ) -> None:
@@ -94,31 +99,33 @@ class Trainer:
         self.meter = Meter()
         self.failed_validations = 0
         self._stop_vote = StopVote(accelerator, lambda: stop is not None and stop.requested)
+        sharded = settings.sharding == "fsdp2" and accelerator.num_processes > 1
+        if sharded:
+            if optimisers:
+                raise TrainerError("train.sharding=fsdp2 makes the optimiser itself, after sharding: give none")
+            step = shard(step, model, groups, settings, accelerator)
         if not optimisers:
             optimisers = [make_optimiser([one for one in model.parameters() if one.requires_grad], optimiser_settings)]
-        self.state = TrainingState(model, optimisers, settings.ema, accelerator)
+        of = model, optimisers, settings.ema, accelerator
+        timeout = timedelta(minutes=settings.timeout_minutes)
+        self.state = ShardedState(step, timeout, *of) if sharded else TrainingState(*of)
         self._restore()
-        self.step, *self.optimisers = accelerator.prepare(step, *optimisers)
+        self.step = accelerator.prepare_model(step, evaluation_mode=sharded)  # evaluation: no DDP round it
+        self.optimisers = [accelerator.prepare_optimizer(one) for one in optimisers]
 
     # --- checkpoints -------------------------------------------------------------------------------------
 
     def _restore(self) -> None:
         """Go on from the newest sound checkpoint of the main process, on all processes."""
         state, accelerator = self.state, self.accelerator
-        checkpoint = share_checkpoint(accelerator, on_main(accelerator, self._find_checkpoint))
-        if checkpoint is not None:
-            state.load(checkpoint)
-        if accelerator.num_processes > 1:
-            tensors = {"set of weights": state.model.state_dict(), "optimiser state": state.optimiser_tensors()}
-            digests = {name: digest(own) for name, own in tensors.items()}
-            check_agreement(accelerator, {"step to start from": state.done, **digests})
+        state.restore(on_main(accelerator, self._find_checkpoint))
         if accelerator.is_main_process and self.log_path.is_file():
             # What a run that was killed logged after its last checkpoint comes again.
             keep_lines(self.log_path, lambda line: isinstance(line, dict) and line.get("step", math.inf) <= state.done)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         self.output.mkdir(parents=True, exist_ok=True)
-        checkpoint = load_latest(self.output)
+        checkpoint = load_latest(self.output, tensors=not self.state.together)
         if checkpoint is None:
             return None
         if not self.settings.resume:
@@ -130,7 +137,7 @@ class Trainer:
         return checkpoint
 
     def save(self, wait: bool = True) -> None:
-        """Write a checkpoint of the steps done so far, on the main process; the others wait.
+        """Write a checkpoint of the steps done so far, on the main process while the others wait; a sharded one on all.
 
         Args:
             wait: False returns once everything is copied; a thread writes it.
@@ -139,13 +146,27 @@ class Trainer:
             CheckpointError, TrainingDiverged: it cannot be written, or the weights are not numbers.
             MainProcessFailed: the same, on the other processes.
         """
-        on_main(self.accelerator, partial(self._save_here, wait))
+        if self.state.together:
+            self._write(wait)
+        else:
+            on_main(self.accelerator, partial(self._write, wait))
 
-    def _save_here(self, wait: bool = True) -> None:
-        """The same without waiting for other processes; also from another thread, beside a pass that takes too long."""
+    def _write(self, wait: bool = True) -> None:
+        samples = self.state.done * self.settings.batch_size
+        self.state.write(self.output, {**self.metadata, "samples": samples}, self.settings.keep, wait)
+
+    def _save_here(self) -> None:
+        """Without waiting for other processes; from another thread, beside a pass that takes too long.
+
+        Raises:
+            CheckpointError: as for any checkpoint, and for a sharded one, which takes all processes.
+        """
+        if self.state.together:
+            raise CheckpointError(
+                f"a sharded run saves between two passes only; last good checkpoint: {newest_name(self.output)}"
+            )
         if self.accelerator.is_main_process:
-            samples = self.state.done * self.settings.batch_size
-            self.state.write(self.output, {**self.metadata, "samples": samples}, self.settings.keep, wait)
+            self._write()
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -195,7 +216,8 @@ class Trainer:
             began = time.perf_counter()
             measure = self.measure is not None and state.done % self.measure[0] == 0
             if measure:
-                on_main(self.accelerator, self._measure)
+                with state.shown():
+                    on_main(self.accelerator, self._measure)
             self.meter.since += time.perf_counter() - began
             if save or measure or state.done % settings.log_every == 0:
                 self._log()
@@ -204,7 +226,8 @@ class Trainer:
             if save:
                 self.save(wait=finished or not self.settings.background_saves)
             if settings.validate_every is not None and state.done % settings.validate_every == 0:
-                on_main(self.accelerator, self._validate)
+                with state.shown():
+                    on_main(self.accelerator, self._validate)
             self.meter.since += time.perf_counter() - began
             if finished:
                 break
@@ -220,22 +243,21 @@ class Trainer:
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 clip = self.optimiser_settings.clip or math.inf
-                self.meter.norms.append(accelerator.clip_grad_norm_(self.state.parameters.values(), clip).detach())
+                norm = accelerator.clip_grad_norm_(self.state.parameters.values(), clip)
+                self.meter.norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm.detach())
                 self.state.step(self.optimisers, learning_rate(number, self.settings.steps, self.optimiser_settings))
         self.meter.records.append((number, record))
         return accelerator.sync_gradients
 
     def _measure(self) -> None:
-        with self.state.averaged():
-            self.measured = dict(self.measure[1]())
+        self.measured = dict(self.measure[1]())
 
     def _validate(self) -> None:
         """Nothing that goes wrong here ends the run."""
         if self.validate is None:
             return
         try:
-            with self.state.averaged():
-                self.validate(self.state.done)
+            self.validate(self.state.done)
         except Interrupted:
             logger.info("left the pictures of step %d out, to stop", self.state.done)
         except Exception as error:
