@@ -23,16 +23,19 @@ from trainer.training.sampling import sample
 if TYPE_CHECKING:
     from benchmarks.identity import Bench
 
+ALONE = 2  # of so many people each is drawn alone in the same wide picture as well: what its width costs by itself
 COUNTS = (1, 2, 4)  # people in a picture; one, drawn alone with the same captions, is what the others are held against
 
 
 @torch.no_grad()
-def draw_side_by_side(bench: Bench, row: Row, group: Sequence[Request]) -> Tensor:
-    """The columns ``(k, 3, S, S)`` in −1…1 of one picture of k people, with the caption and noise of the first."""
+def draw_side_by_side(bench: Bench, row: Row, group: Sequence[Request], alone: int | None = None) -> Tensor:
+    """The columns ``(k, 3, S, S)`` in −1…1 of one picture of k people, with the caption and noise of the first; of
+    those only the one numbered ``alone`` has its face, if that is given."""
     model, drawn = bench.model, bench.people(row.people)
     size, count, frozen = model.size, len(group), model.frozen
     hidden = model.references(drawn, [request.person for request in group], REFERENCES)
-    people = People(tuple(Face(own) for own in hidden), column_masks(count, size, size * count))
+    strengths = tuple(float(alone in (None, place)) for place in range(count))
+    people = People(tuple(Face(own) for own in hidden), column_masks(count, size, size * count), strengths)
     shape = (1, *frozen.latent_shape(size, size * count))
     regions = latent_masks(people.masks, torch.zeros(shape))
     with torch.autocast("cpu", torch.bfloat16):
@@ -46,7 +49,8 @@ def draw_side_by_side(bench: Bench, row: Row, group: Sequence[Request]) -> Tenso
 def measure_regions(bench: Bench) -> list[dict[str, Any]]:
     """For each of :data:`COUNTS` how often the people are told, and taken for one another; intervals over pictures.
 
-    With the published adapter, four references of each person and a picture's neighbours by number.
+    With the published adapter, four references of each person and a picture's neighbours by number. ``alone`` is how
+    often they are told without the others; ``beside`` the difference that these make, paired.
     """
     row = Row("", "")
     bench.model.use(bench.files_of(row)[0])
@@ -65,6 +69,13 @@ def measure_regions(bench: Bench) -> list[dict[str, Any]]:
         for name, values in scores.items():
             found[name] = round(float(values.mean()), 4)
             found[f"{name}_ci"] = [round(value, 4) for value in bootstrap(values, picture)]
+        found |= {"alone": None, "beside": None}
+        if count == ALONE:
+            columns = [draw_side_by_side(bench, row, group, place)[place] for group in groups for place in range(count)]
+            own = judges.scores(judges.examine(torch.stack(columns)), shown)["top1"]
+            for name, values in (("alone", own), ("beside", scores["top1"] - own)):
+                found[name] = round(float(values.mean()), 4)
+                found[f"{name}_ci"] = [round(value, 4) for value in bootstrap(values, picture)]
         found["of_single"] = round(found["top1"] / max(results[0]["top1"] if results else found["top1"], 1e-9), 4)
         results.append(found)
     return results

@@ -61,8 +61,9 @@ need not.
 - Likeness of photographs needs an adapter trained on photographs for Stable Diffusion and a recogniser that it was \
 not trained with, on people who are in neither training set. This page says nothing of that."""
 REGIONS = """*FeedFace Regions* with a column for each person, in one pass; the shipped adapter was trained on \
-pictures of one. The picture is as many squares wide as there are people. A column is judged as a picture of one \
-person is; confused: taken for one of the picture's others. Hoped for: 0.9 of the rate of one, and 5 % confused."""
+64-pictures of one. The picture is as many squares wide as there are people. A column is judged as a picture of one \
+person is; alone: as wide, without the others' faces; confused: taken for one of the others. Hoped for: 0.9 of the \
+rate of one, and 5 % confused."""
 CHAIN = """Balanced accuracy for the held-out people. Encoder and projection: a linear probe on the tokens of one \
 reference. Picture: what the examiner reads from the pictures with one reference; ceiling: from drawings through the \
 autoencoder."""
@@ -126,9 +127,10 @@ def attribute_table(rows: Sequence[dict]) -> list[str]:
 
 def regions_table(rows: Sequence[dict]) -> list[str]:
     """A line for each number of people in a picture."""
-    head = ["people in the picture", "pictures", "top-1", "of one person's", "confused", "similarity", "prompt"]
+    head = ["people", "pictures", "top-1", "of one person's", "alone", "confused", "similarity", "prompt"]
     lines = [
         [row["people"], row["pictures"], interval(row, "top1", "{:.3f}"), row["of_single"]]
+        + [None if row["alone"] is None else interval(row, "alone", "{:.3f}")]
         + [interval(row, name, "{:.3f}") for name in ("confused", "similarity", "prompt")]
         for row in rows
     ]

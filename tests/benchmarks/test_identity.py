@@ -300,6 +300,9 @@ def test_people_side_by_side_have_a_table_with_their_share_of_one_persons_rate()
     rows = [{"people": n, "pictures": 100 // n, "of_single": 1.0, **measured} for n in (1, 2)]
     for row in rows:
         row |= {f"{name}_ci": [row[name] - 0.01, row[name] + 0.01] for name in measured}
+    rows[0]["alone"], rows[1]["alone"], rows[1]["alone_ci"] = None, 0.8, [0.75, 0.85]
+    assert regions_table(rows)[-2].startswith("| 1 | 100 | 0.700 [0.690, 0.710] | 1.000 | – | 0.020")
     assert regions_table(rows)[-1] == (
-        "| 2 | 50 | 0.700 [0.690, 0.710] | 1.000 | 0.020 [0.010, 0.030] | 0.600 [0.590, 0.610] | 0.900 [0.890, 0.910] |"
+        "| 2 | 50 | 0.700 [0.690, 0.710] | 1.000 | 0.800 [0.750, 0.850] | 0.020 [0.010, 0.030] | "
+        "0.600 [0.590, 0.610] | 0.900 [0.890, 0.910] |"
     )
