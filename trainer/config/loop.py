@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
 
 from .fields import Count, NotNegative, PathText, Positive, PositiveFloat, Seed, Text
 from .settings import Section
@@ -75,3 +76,11 @@ class TrainSettings(Section):
     """How long processes wait for one another (pictures, checkpoints, reading the cache) before the run is given up."""
     deterministic: bool = True
     """Deterministic kernels: a resumed run is bit-identical. Slightly slower on some GPUs."""
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Self:
+        if self.sharding != "none" and self.unet != "frozen":
+            raise ValueError(
+                f"train.sharding={self.sharding} shards adapters alone; with train.unet={self.unet} set it to none"
+            )
+        return self

@@ -15,6 +15,7 @@ from support.sharded_training import SAVED, STEPS, make_trainer
 from support.small_training import largest_difference, make_config, make_models, make_photos
 
 from feedface_core.files.adapter_file import load_adapter
+from trainer.config import TrainSettings
 from trainer.errors import TrainerError
 from trainer.export import export
 from trainer.training import sharding
@@ -125,6 +126,11 @@ def test_refused_by_name(ran, tmp_path, monkeypatch):
     monkeypatch.setattr(type(half), "mixed_precision", "fp16")
     with pytest.raises(TrainerError, match=r"train.sharding=fsdp2 does not go with model.precision=fp16.*take bf16"):
         sharding.shard(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), (), make_trainer(tmp_path).settings, half)
+
+
+def test_a_trained_unet_is_refused():
+    with pytest.raises(ValueError, match="shards adapters alone; with train.unet=lora set it to none"):
+        TrainSettings(output="x", sharding="fsdp2", unet="lora")
 
 
 def test_a_process_whose_disk_is_full_ends_all_and_leaves_nothing(ran):
