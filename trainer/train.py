@@ -27,6 +27,7 @@ from feedface_core.modules.likeness import EncoderLikeness
 from .config import Config
 from .config.fields import as_path, make_folder
 from .data.batch import Batch
+from .data.buckets import BucketedBatches, Buckets, parts_by_bucket
 from .data.dataset import FaceDataset, TensorShapes, make_loader
 from .data.held_out import split
 from .data.manifest_index import IndexedRecords, open_manifest
@@ -148,7 +149,8 @@ def make_batches(
         cache = open_shards(config, records, models.frozen, models.encoder)
     elif config.data.cache is not None:
         cache = open_cache(config, records, models.frozen, models.encoder)
-    dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution), cache)
+    shapes = TensorShapes.of(models.frozen, config.data.resolution, Buckets.of(config.data))
+    dataset = FaceDataset(records, config, shapes, cache)
     if held_out is not None:
         dataset.chosen = held_out[0]
 
@@ -164,6 +166,10 @@ def make_batches(
         processes=accelerator.num_processes,
         samples=None if held_out is None else dataset.chosen,
     )
+    if config.data.bucket_step is not None:
+        order = partial(
+            BucketedBatches, *order.args, **order.keywords, parts=parts_by_bucket(dataset.bucket_of, dataset.chosen)
+        )
     if config.data.weights is not None:
         parts = parts_of(count_rows(config.data, len(records)), dataset.chosen)
         order = partial(MixedBatches, *order.args, **order.keywords, parts=parts, weights=tuple(config.data.weights))

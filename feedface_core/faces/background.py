@@ -21,14 +21,29 @@ def largest_square(width: int, height: int, face: Box | None) -> tuple[int, int,
         width, height: of the photo in pixels.
         face: what has to be inside, or None for the plain middle.
     """
-    side, offsets = min(width, height), []
-    for axis, length in enumerate((width, height)):
+    return largest_rectangle(width, height, (1, 1), face)[:3]
+
+
+def largest_rectangle(width: int, height: int, shape: tuple[int, int], face: Box | None) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the largest part of a photo that has a shape, placed as the largest square is.
+
+    Args:
+        width, height, face: see :func:`largest_square`.
+        shape: width and height in any unit.
+    """
+    across, down = shape
+    if width * down >= height * across:
+        sides = max(round(height * across / down), 1), height
+    else:
+        sides = width, max(round(width * down / across), 1)
+    offsets = []
+    for axis, (length, side) in enumerate(zip((width, height), sides, strict=True)):
         offset = (length - side) // 2
         if face is not None:
             low, high = max(math.floor(face[axis]), 0), min(math.ceil(face[axis + 2]), length)
             offset = (low + high - side) // 2 if high - low > side else min(max(offset, high - side), low)
         offsets.append(min(max(offset, 0), length - side))
-    return offsets[0], offsets[1], side
+    return *offsets, *sides
 
 
 def without_faces(image: Tensor, squares: Sequence[Box], fill: float = FILL) -> Tensor:

@@ -102,7 +102,7 @@ def test_box_outside_the_photo(folder, box, known) -> None:
 def test_photo_of_another_size_than_the_manifest_says(folder) -> None:
     path = write(folder / "sizes.jsonl", {**GOOD, "width": 960, "height": 800, "bbox": [300, 300, 600, 600]})
     (record,) = read_manifest(path)[0]
-    for read in (lambda: read_picture(record, 64, "face", 8), lambda: read_crop(record, 64)):
+    for read in (lambda: read_picture(record, (64, 64), "face", 8), lambda: read_crop(record, 64)):
         refused(read, "a.png", "960", "96", error=TrainerError)
 
 
@@ -362,7 +362,7 @@ def test_any_box(folder, box) -> None:
         assert "bbox" in str(error)
         return
     sound(record)
-    pixels, mask = read_picture(record, 64, "face", 8)
+    pixels, mask = read_picture(record, (64, 64), "face", 8)
     assert torch.isfinite(pixels).all() and mask.shape == (1, 8, 8)
     assert torch.isfinite(read_crop(record, 16)).all()
 

@@ -97,3 +97,12 @@ def make_folder(path: str | Path, setting: str) -> Path:
     except OSError as error:
         why = error.strerror or error
         raise TrainerError(f"{setting} {folder}: cannot be written: {why}; give another folder") from error
+
+
+def check_buckets(step: int, resolution: int, weights: object, shards: object) -> None:
+    """Raises ``ValueError`` where ``data.bucket_step`` does not go with the other settings of the data."""
+    if resolution % step:
+        raise ValueError(f"data.resolution ({resolution}) has to divide by data.bucket_step ({step})")
+    for name, value in {"weights": weights, "shards": shards}.items():
+        if value is not None:
+            raise ValueError(f"data.bucket_step does not go with data.{name}: set one of them to null")

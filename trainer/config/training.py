@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from feedface_core.errors import shorten
 
-from .fields import Count, Name, PathText, Positive, PositiveFloat, Probability, Seed, Text
+from .fields import Count, Name, PathText, Positive, PositiveFloat, Probability, Seed, Text, check_buckets
 from .licences import LicenceSettings
 from .loop import OptimiserSettings, TrainSettings
 from .losses import LossSettings
@@ -204,6 +204,11 @@ class DataSettings(Section):
     """Photos, captions or crops that trainer.cache encodes at once."""
     resolution: Side = 512
     """Side of the training square, in pixels."""
+    bucket_step: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Train photos of other shapes than a square, at sizes whose sides are multiples of this (64 suits Stable
+    Diffusion) and whose area is at most resolution²; each batch is of one size. null crops squares."""
+    bucket_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """With bucket_step, the longest size: its longer side over its shorter one."""
     crop: Literal["face", "centre"] = "face"
     """The training square: the middle of the photo, moved as little as it takes to hold the face, or not."""
     flip: bool = True
@@ -284,6 +289,8 @@ class Config(Settings):
             )
         if self.adapter.lora is not None and self.train.unet != "lora":
             raise ValueError(f"adapter.lora is given, but train.unet is {self.train.unet}; set train.unet=lora")
+        if self.data.bucket_step is not None:
+            check_buckets(self.data.bucket_step, self.data.resolution, self.data.weights, self.data.shards)
         if self.data.shards is not None and self.loss.identity.sees_crops:
             raise ValueError(
                 "loss.identity.recogniser=facenet looks at the photos, and data.shards has none; with shards take the "

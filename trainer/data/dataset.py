@@ -17,9 +17,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +29,11 @@ from feedface_core.errors import FeedFaceError
 from ..errors import TrainerError
 from . import pictures, randomness
 from .batch import collate
+from .buckets import Buckets, TensorShapes, parts_by_bucket
 from .faces import Place, place_faces
 from .manifest import Record
 from .order import Entry, GlobalBatches
+from .pictures import Size
 from .reading import OpenPhoto, read_background, read_picture, read_reference
 from .records import Records
 from .references import Reference, References
@@ -61,27 +64,6 @@ class CachedFeatures(Protocol):
     ) -> dict[str, Any]:
         """Moments and mask of a photo, hidden states of its references and, when asked for, of the photo without its
         face, and text states, as ``collate`` names them."""
-
-
-@dataclass(frozen=True)
-class TensorShapes:
-    """What the dataset has to know of the frozen model.
-
-    Args:
-        latent: shape of one sample's latents and noise.
-        cell: side of a latent cell in pixels.
-        timesteps: number of timesteps of the noise schedule.
-    """
-
-    latent: tuple[int, ...] = (4, 64, 64)
-    cell: int = 8
-    timesteps: int = 1000
-
-    @classmethod
-    def of(cls, base: Any, resolution: int) -> TensorShapes:
-        """The shapes of a :class:`~trainer.models.frozen_model.FrozenModel` at a resolution."""
-        steps = base.scheduler.config.num_train_timesteps
-        return cls(tuple(base.latent_shape(resolution, resolution)), base.cell, steps)
 
 
 @dataclass(frozen=True)
@@ -131,6 +113,7 @@ class FaceDataset(torch.utils.data.Dataset):
         self.records, self.shapes, self.cache = Records.of(records), shapes, cache
         self.data, self.loss, self.seed = config.data, config.loss, config.train.seed
         self.chosen: Sequence[int] = range(len(self.records))
+        self.buckets = Buckets.of(config.data)
         self.crop_size, self.background = config.adapter.encoder.image_size, config.adapter.background
         self.references = References(self.records, config.data)
         self._one_person = config.adapter.text_tokens is not None  # the text's tokens know no regions
@@ -140,6 +123,15 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def bucket_of(self) -> np.ndarray:
+        """The bucket of each photo, ``(N,)``."""
+        return self.buckets.of_records(self.records)
+
+    def size_of(self, index: int) -> Size:
+        """What a photo is trained at."""
+        return self.buckets.sizes[0 if len(self.buckets.sizes) == 1 else int(self.bucket_of[index])]
 
     def described(self) -> dict[str, Any]:
         """What a checkpoint says of the data it was trained on."""
@@ -193,18 +185,26 @@ class FaceDataset(torch.utils.data.Dataset):
                 return {**self._sample(index, visit), "unreadable": unreadable}
             except _Unreadable as error:
                 unreadable.append(error.args)
-            place = randomness.integer(len(self.chosen), self.seed, "replacement", name, visit, attempt)
-            index = int(self.chosen[place])
+            others = self._of_one_size(index)
+            place = randomness.integer(len(others), self.seed, "replacement", name, visit, attempt)
+            index = int(others[place])
         raise TrainerError(
             f"sample {name} cannot be read, nor can any of {REPLACEMENTS} others in its place; the last reason: "
             f"{unreadable[-1][1]}"
         )
 
+    def _of_one_size(self, index: int) -> Sequence[int]:
+        """The photos that may take the place of another in its batch."""
+        if len(self.buckets.sizes) == 1:
+            return self.chosen
+        parts = parts_by_bucket(self.bucket_of, self.chosen)
+        return next(part for part in parts if self.bucket_of[part[0]] == self.bucket_of[index])
+
     def _sample(self, index: int, visit: int) -> dict[str, Any]:
-        record, draws = self.records[index], self.draws(index, visit)
+        record, draws, size = self.records[index], self.draws(index, visit), self.size_of(index)
         caption = "" if draws.drop_text else record.caption
         if self.cache is None:
-            sample = self._read(record, draws)
+            sample = self._read(record, draws, size)
         else:
             try:
                 sample = self.cache.sample(index, caption, draws.flip, draws.references, not draws.drop_background)
@@ -222,15 +222,15 @@ class FaceDataset(torch.utils.data.Dataset):
             "visit": visit,
             "caption": caption,
             "draws": dataclasses.replace(draws, standard_loss=True) if empty else draws,
-            "noise": randomness.normal(self.shapes.latent, self.seed, "noise", record.id, visit),
-            "latent_noise": randomness.normal(self.shapes.latent, self.seed, "latents", record.id, visit),
+            "noise": randomness.normal(self.shapes.at(size), self.seed, "noise", record.id, visit),
+            "latent_noise": randomness.normal(self.shapes.at(size), self.seed, "latents", record.id, visit),
             **sample,
         }
 
-    def _read(self, record: Record, draws: Draws) -> dict[str, Any]:
+    def _read(self, record: Record, draws: Draws, size: Size) -> dict[str, Any]:
         open_photo = cache(pictures.open_photo)  # the reference may be cut from the same photo
         with _reading(record):
-            pixels, mask = read_picture(record, self.data.resolution, self.data.crop, self.shapes.cell, open_photo)
+            pixels, mask = read_picture(record, size, self.data.crop, self.shapes.cell, open_photo)
         if draws.flip:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         sample = {"pixels": pixels, "mask": mask, "crops": self._read_references(draws, open_photo)}

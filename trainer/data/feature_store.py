@@ -166,7 +166,7 @@ class FeatureStore:
         self.require_finite(key, tensors)
         self._pending[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
         row_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows have the same shapes
+        if row_bytes * len(self._pending) >= SHARD_BYTES:  # all rows are of about one size
             self.flush()
 
     def require_finite(self, key: str, tensors: Mapping[str, Tensor]) -> None:
@@ -179,14 +179,20 @@ class FeatureStore:
             )
 
     def flush(self) -> None:
-        """Write what waits as one shard.
+        """Write what waits, as one shard for rows of the same shapes.
 
         Raises:
             TrainerError: if the disk is full or the folder cannot be written.
         """
-        if not self._pending:
-            return
-        keys, rows = list(self._pending), list(self._pending.values())
+        alike: dict[tuple, dict[str, Mapping[str, Tensor]]] = {}
+        for key, row in self._pending.items():
+            alike.setdefault(tuple((name, one.shape) for name, one in row.items()), {})[key] = row
+        for group in alike.values():
+            self._write(group)
+        self._pending = {}
+
+    def _write(self, pending: Mapping[str, Mapping[str, Tensor]]) -> None:
+        keys, rows = list(pending), list(pending.values())
         path = self.folder / f"{self.kind}-{key_of(keys)[:16]}.safetensors"
         about = json.dumps(self.settings, sort_keys=True)
         try:
@@ -196,11 +202,10 @@ class FeatureStore:
                 partial.chmod(0o644)  # safetensors makes it private, but other users' training may share a cache
                 with open(partial, "rb") as file:
                     os.fsync(file.fileno())
-        except (OSError, SafetensorError, RuntimeError) as error:  # the last for rows of several shapes
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last for rows of several number formats
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
             why = "the disk is full" if full else str(error)
             raise TrainerError(f"{path}: cannot be written: {why}. What was written before is kept") from error
-        self._pending = {}
 
     def unused(self) -> list[Path]:
         """Shards none of whose features is among the keys."""

@@ -112,6 +112,16 @@ class IndexedRecords(Records):
                 "start again: it is made anew from the manifest"
             ) from error
 
+    def photo_sizes(self) -> np.ndarray:
+        from pyarrow import compute
+
+        parts = []
+        for number in range(self._rows.num_record_batches):
+            batch = self._rows.get_batch(number)
+            columns = [compute.fill_null(batch.column(name), 0).to_numpy() for name in ("width", "height")]
+            parts.append(np.stack(columns, 1).astype(np.int64))
+        return np.concatenate([np.zeros((0, 2), np.int64), *parts])
+
     @cached_property
     def people(self) -> People:
         arrays = {}

@@ -18,8 +18,10 @@ from ..errors import TrainerError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Square = tuple[int, int, int]
-"""Left, top and side of the training square in pixels of the upright photo."""
+Frame = tuple[int, int, int, int]
+"""Left, top, width and height of the training picture (a square without buckets) in pixels of the upright photo."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 VERSION = 1
 """Raise it when the training square, its pixels or its mask come out otherwise: cached ones are then made anew."""
@@ -87,14 +89,19 @@ def to_picture(image: Tensor) -> Image:
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def cut_pixels(photo: Image, square: Square, resolution: int) -> Tensor:
-    """The training square of a photo as pixels ``(3, resolution, resolution)`` in −1…1."""
+def cut_pixels(photo: Image, frame: Frame, size: Size) -> Tensor:
+    """The training picture of a photo as pixels ``(3, H, W)`` in −1…1.
+
+    Args:
+        frame: see :func:`~feedface_core.faces.background.largest_rectangle`.
+        size: W and H.
+    """
     from PIL import Image
 
-    left, top, side = square
-    box = (left, top, left + side, top + side)
-    resized = photo.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    values = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)  # (3, R, R)
+    left, top, width, height = frame
+    box = (left, top, left + width, top + height)
+    resized = photo.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    values = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)  # (3, H, W)
     return values.float() / 127.5 - 1.0
 
 
@@ -136,19 +143,19 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy((values > MASK_THRESHOLD).astype(np.float32))
 
 
-def cut_mask(mask: Tensor, size: tuple[int, int], square: Square, cells: int) -> Tensor:
-    """The training square of a mask, ``(1, cells, cells)``: the share of each latent cell that it covers.
+def cut_mask(mask: Tensor, size: Size, frame: Frame, cells: Size) -> Tensor:
+    """The training picture of a mask, ``(1, h, w)``: the share of each latent cell that it covers.
 
     Args:
         mask: ``(H, W)`` of the photo's shape, at any scale.
-        size: width and height of the photo, which the square refers to.
-        square: see :func:`~feedface_core.faces.background.largest_square`.
-        cells: latent cells along a side.
+        size: width and height of the photo, which the frame refers to.
+        frame: see :func:`~feedface_core.faces.background.largest_rectangle`.
+        cells: w and h, latent cells.
     """
-    left, top, side = square
+    left, top, width, height = frame
     scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
-    rows = _overlaps(top * scale_y, (top + side) * scale_y, cells, mask.shape[0])  # (cells, H)
-    columns = _overlaps(left * scale_x, (left + side) * scale_x, cells, mask.shape[1])  # (cells, W)
+    rows = _overlaps(top * scale_y, (top + height) * scale_y, cells[1], mask.shape[0])  # (h, H)
+    columns = _overlaps(left * scale_x, (left + width) * scale_x, cells[0], mask.shape[1])  # (w, W)
     return (rows @ mask @ columns.T).clamp(0, 1).unsqueeze(0)
 
 

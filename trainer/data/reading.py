@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feedface_core.faces.background import largest_square
+from feedface_core.faces.background import largest_rectangle, largest_square
 
 from . import pictures
 from .augmentation import Augmentation, augmented_crop
@@ -23,25 +23,30 @@ OpenPhoto = Callable[[Path], "Image"]
 
 
 def read_picture(
-    record: Record, resolution: int, crop: str, cell: int, open_photo: OpenPhoto = pictures.open_photo
+    record: Record, size: pictures.Size, crop: str, cell: int, open_photo: OpenPhoto = pictures.open_photo
 ) -> tuple[Tensor, Tensor]:
-    """Read a photo and its mask and cut the training square out of both.
+    """Read a photo and its mask and cut the training picture out of both.
+
+    Args:
+        size: of the training picture, W and H.
+        crop: ``face`` or ``centre``.
+        cell: side of a latent cell in pixels.
 
     Returns:
-        Pixels ``(3, resolution, resolution)`` in −1…1 and the mask ``(1, h, w)`` over latent cells, of all people who
-            have one.
+        Pixels ``(3, H, W)`` in −1…1 and the mask ``(1, h, w)`` over latent cells, of all people who have one.
 
     Raises:
         TrainerError: a photo or mask that cannot be read, or a mask of another shape than its photo.
     """
     photo = open_photo(record.path)
     record.check_place(*photo.size)
-    square = largest_square(*photo.size, record.square if crop == "face" else None)
-    mask = torch.ones(1, resolution // cell, resolution // cell)
+    frame = largest_rectangle(*photo.size, size, record.square if crop == "face" else None)
+    cells = size[0] // cell, size[1] // cell
+    mask = torch.ones(1, *cells[::-1])
     if record.mask_path is not None:
         read = [pictures.read_mask(path, photo.size) for path in (record.mask_path, *record.other_masks)]
-        mask = torch.stack([pictures.cut_mask(one, photo.size, square, resolution // cell) for one in read]).amax(0)
-    return pictures.cut_pixels(photo, square, resolution), mask
+        mask = torch.stack([pictures.cut_mask(one, photo.size, frame, cells) for one in read]).amax(0)
+    return pictures.cut_pixels(photo, frame, size), mask
 
 
 def read_crop(record: Record, size: int, open_photo: OpenPhoto = pictures.open_photo) -> Tensor:

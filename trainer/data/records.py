@@ -136,6 +136,11 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: Any) -> Any:
         return self._list[index]
 
+    def photo_sizes(self) -> np.ndarray:
+        """Width and height of each photo as the manifest says them, ``(N, 2)`` int64; 0 where it does not."""
+        sizes = [(record.width or 0, record.height or 0) for record in self]
+        return np.array(sizes, np.int64).reshape(-1, 2)
+
     def faces_of(self, index: int) -> list[int]:
         """The records of all people in a photo, that of ``index`` first; those that may teach beside it."""
         record = self[index]

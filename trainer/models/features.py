@@ -22,6 +22,7 @@ from feedface_core.faces import crop as crops
 
 from ..config import Config
 from ..data import augmentation, pictures
+from ..data.buckets import Buckets
 from ..data.feature_store import FeatureStore, HashOf, key_of
 from ..data.manifest import Record
 from ..data.reading import read_background, read_picture, read_reference
@@ -119,7 +120,7 @@ class PictureFeatures(Features):
     kind = "picture"
 
     def __init__(self, folder: Path, config: Config, records: Sequence[Record], base: FrozenModel) -> None:
-        self.data, self.cell = config.data, base.cell
+        self.data, self.cell, self.buckets = config.data, base.cell, Buckets.of(config.data)
         settings = {
             "autoencoder": base.fingerprint(["autoencoder"]),
             "version of the cutting code": pictures.VERSION,
@@ -131,19 +132,26 @@ class PictureFeatures(Features):
     def make_keys(self, faces, base, hash_of):
         keys = {}
         for index, record in enumerate(self.records):
-            square = record.square if self.data.crop == "face" else None
+            square, size = record.square if self.data.crop == "face" else None, self.buckets.size_of(record)
+            shape = () if size == self.buckets.sizes[self.buckets.square] else (size,)  # a square's key is as ever
             for flip in (False, True) if self.data.flip else (False,):
-                content = *map(hash_of, (record.path, record.mask_path, *record.other_masks)), square, flip
+                content = *map(hash_of, (record.path, record.mask_path, *record.other_masks)), square, flip, *shape
                 keys[index, flip] = key_of(self.settings, *content)
         return keys
 
     def read(self, item: tuple[int, bool]) -> tuple[Tensor, Tensor]:
         index, flip = item
-        pixels, mask = read_picture(self.records[index], self.data.resolution, self.data.crop, self.cell)
+        record = self.records[index]
+        pixels, mask = read_picture(record, self.buckets.size_of(record), self.data.crop, self.cell)
         return (pixels.flip(-1), mask.flip(-1)) if flip else (pixels, mask)
 
     def encode(self, inputs, base, encoder):
-        moments = base.encode_pixels(torch.stack([pixels for pixels, _ in inputs])).cpu()
+        moments: list[Any] = [None] * len(inputs)
+        for shape in dict.fromkeys(pixels.shape for pixels, _ in inputs):
+            places = [place for place, (pixels, _) in enumerate(inputs) if pixels.shape == shape]
+            rows = base.encode_pixels(torch.stack([inputs[place][0] for place in places])).cpu()
+            for place, row in zip(places, rows, strict=True):
+                moments[place] = row
         return [{"moments": row, "mask": mask} for row, (_, mask) in zip(moments, inputs, strict=True)]
 
 

@@ -15,6 +15,7 @@ from ..config import Config
 from ..data import randomness
 from ..data.batch import Batch, collate
 from ..data.dataset import FaceDataset
+from ..data.pictures import Size
 from ..models.adapter import Models
 from .step import AdapterStep, Features, encode_batch
 
@@ -44,8 +45,11 @@ class HeldOutLoss:
         chosen = [int(held[place]) for place in randomness.permutation(len(held), "held-out samples")[:count].tolist()]
         share = config.train.batch_size // (accelerator.num_processes * config.optimiser.accumulation)
         self._batches: list[tuple[Batch, Features]] = []
-        for first in range(0, count, share):
-            batch = collate([samples[index, 0] for index in chosen[first : first + share]])
+        sizes: dict[Size, list[int]] = {}  # a batch is of one size
+        for index in chosen:
+            sizes.setdefault(samples.size_of(index), []).append(index)
+        for own in (one[first : first + share] for one in sizes.values() for first in range(0, len(one), share)):
+            batch = collate([samples[index, 0] for index in own])
             batch = batch.to(models.frozen.device)
             features = encode_batch(batch, models.frozen, models.encoder)
             encoded = ("pixels", "moments", "crops", "hidden", "backgrounds", "background_hidden", "text")

@@ -168,8 +168,8 @@ def _faces_of(dataset: FaceDataset, index: int, side: int) -> tuple[Tensor, tupl
     crops = torch.stack([read_crop(dataset.records[face], side) for face in shown])
     if len(shown) == 1:
         return crops, None
-    resolution = dataset.data.resolution
-    return crops, tuple(tuple(value / resolution for value in place.box) for place in places)
+    size = dataset.size_of(index) * 2
+    return crops, tuple(tuple(one / side for one, side in zip(place.box, size, strict=True)) for place in places)
 
 
 def _crop_of(path: str, encoder: EncoderConfig) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from feedface_core.faces.background import largest_square
+from feedface_core.faces.background import largest_rectangle, largest_square
 from trainer.data.dataset import pictures
 
 
@@ -48,14 +48,14 @@ def test_mask_is_cut_like_the_photo(tmp_path):
     mask = Image.new("L", (50, 30), 0)  # half the photo's size
     mask.paste(23, (20, 10, 30, 20))  # the lowest class of the released masks
     mask.save(tmp_path / "mask.png")
-    square = largest_square(100, 60, None)
-    pixels = pictures.cut_pixels(photo, square, 60)
-    cut = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, 6)
+    square = largest_rectangle(100, 60, (1, 1), None)
+    pixels = pictures.cut_pixels(photo, square, (60, 60))
+    cut = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, (6, 6))
     expected = torch.zeros(6, 6)
     expected[2:4, 2:4] = 1.0
     assert torch.equal(cut[0], expected)
     assert torch.equal((pixels[0] > 0).float(), expected.repeat_interleave(10, 0).repeat_interleave(10, 1))
-    coarse = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, 4)
+    coarse = pictures.cut_mask(pictures.read_mask(tmp_path / "mask.png", (100, 60)), (100, 60), square, (4, 4))
     assert coarse[0, 1, 1].item() == pytest.approx((10 / 15) ** 2, abs=1e-5)  # the share of the cell it covers
 
 

@@ -10,7 +10,7 @@ import torch
 
 from feedface_core.faces import DetectedFace, resample
 from feedface_core.faces import crop as crops
-from feedface_core.faces.background import largest_square
+from feedface_core.faces.background import largest_rectangle
 from trainer.data import augmentation, pictures
 from trainer.data.augmentation import Augmentation, augmented_crop
 from trainer.preparation import masks as parsing
@@ -32,9 +32,9 @@ def test_crop(image):
 
 def test_picture_and_mask_of_the_training_square(image):
     assert pictures.VERSION == 1
-    square = largest_square(50, 40, (2.0, 5.0, 20.0, 30.0))
-    assert square == (2, 0, 40)
-    pixels = pictures.cut_pixels(pictures.to_picture(image), square, 16)
+    square = largest_rectangle(50, 40, (1, 1), (2.0, 5.0, 20.0, 30.0))
+    assert square == (2, 0, 40, 40)
+    pixels = pictures.cut_pixels(pictures.to_picture(image), square, (16, 16))
     expected = [
         -0.757,
         0.129,
@@ -55,7 +55,7 @@ def test_picture_and_mask_of_the_training_square(image):
     ]
     assert pixels[2, ::5, ::5].flatten().tolist() == pytest.approx(expected, abs=2.5 / 127.5)
     mask = (torch.arange(40)[:, None] * torch.arange(50) % 3 == 0).float()
-    cut = pictures.cut_mask(mask, (50, 40), square, 3)
+    cut = pictures.cut_mask(mask, (50, 40), square, (3, 3))
     expected = [0.5781, 0.5938, 0.5625, 0.5275, 0.545, 0.51, 0.5781, 0.5938, 0.5625]
     assert cut.flatten().tolist() == pytest.approx(expected, abs=1e-3)
 

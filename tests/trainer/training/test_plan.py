@@ -72,6 +72,9 @@ def test_it_follows_the_settings(models, manifest, tmp_path):
     half = found(2, train__ema=None, loss__face_dropout=0.5, optimiser__name="SGD")
     assert half.samples == (2, 24) and half.passes < one.passes
     assert half.average == half.optimiser == 0
+    parts, whole = found(4, train__sharding="fsdp2"), found(4)
+    assert parts.optimiser == 2 * one.trained and parts.average == one.trained and whole.average == 4 * one.trained
+    assert parts.adapter == pytest.approx(1.5 * whole.adapter, rel=0.01) and parts.memory < whole.memory
     assert half.operations == pytest.approx(one.operations / 0.9 * 0.5)
     assert found(loss__kind="mask").operations < found(loss__standard_probability=0.5).operations < one.operations
     assert one.hours(GPUS["T4"], "fp32") > one.hours(GPUS["T4"], "bf16") > one.hours(GPUS["H100 SXM"], "bf16") > 0
