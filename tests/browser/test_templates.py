@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import urllib.parse
 import urllib.request
@@ -16,7 +15,6 @@ from PIL import Image
 from tools.browser import Frontend
 from tools.server import PACK_FOLDER
 from tools.templates import LIST, Template
-from tools.templates.blueprints import FOLDER
 
 pytestmark = pytest.mark.browser
 SMALL = [one for one in LIST if one.base.name == "small"]
@@ -132,36 +130,24 @@ def test_report_survives_another_tab(frontend: Frontend) -> None:
     assert frontend.reports() == before
 
 
-def test_blueprint_works_as_a_node(frontend: Frontend) -> None:
-    """Where the version knows blueprints: listed, and in a graph in the place of the two nodes inside."""
-    listed = frontend.server.get("/global_subgraphs")
-    assert {one["name"] for one in listed.values()} >= {path.stem for path in FOLDER.glob("*.json")}
-    graph = next(one for one in SMALL if one.feature.key == "portrait").build(frontend.server.object_info())
-    blueprint = json.loads((FOLDER / "FeedFace Photo to face.json").read_text("utf-8"))
-    (one,), by_kind = blueprint["nodes"], {node["type"]: node for node in graph["nodes"]}
-    for node in blueprint["definitions"]["subgraphs"][0]["nodes"]:
-        node["widgets_values"] = by_kind[node["type"]]["widgets_values"]  # what the small model's faces need
-    replaced = {by_kind[kind]["id"] for kind in ("FeedFaceDetectFaces", "FeedFaceEncodeFaces")}
-    gone = {link[0] for link in graph["links"] if {link[1], link[3]} & replaced}
-    links = [link for link in graph["links"] if link[0] not in gone]
-    for node in graph["nodes"]:
-        for socket in node["inputs"]:
-            socket["link"] = None if socket["link"] in gone else socket["link"]
-        for socket in node["outputs"]:
-            socket["links"] = [link for link in socket["links"] or [] if link not in gone]
-    one["id"] = 90
-    ends = [
-        (by_kind["LoadImage"], 0, one, 0, "IMAGE"),
-        (by_kind["FeedFaceLoadAdapter"], 0, one, 1, "FEEDFACE_ADAPTER"),
-        (one, 0, by_kind["FeedFaceApply"], 2, "FEEDFACE_FACE"),
-    ]
-    for number, (source, slot, target, socket, kind) in enumerate(ends, 900):
-        links.append([number, source["id"], slot, target["id"], socket, kind])
-        source["outputs"][slot]["links"].append(number)
-        target["inputs"][socket]["link"] = number
-    nodes = [node for node in graph["nodes"] if node["id"] not in replaced]
-    graph |= {"nodes": [*nodes, one], "links": links, "definitions": blueprint["definitions"], "last_node_id": 90}
-    graph["last_link_id"] = 999
-    frontend.open_graph(graph)
-    (made,) = saved(frontend, frontend.run())
-    assert frontend.server.view(made).std() > 20
+#: What covers the middle of a heading, or the note, when a template was just opened: nothing but the graph itself.
+COVERED = """() => {
+  const { scale, offset } = app.canvas.ds, found = [];
+  const box = app.canvas.canvas.getBoundingClientRect();
+  const note = app.graph.nodes.find((node) => node.type === "MarkdownNote");
+  const points = [[note.pos[0] + 4, note.pos[1] - 15], [note.pos[0] + 4, note.pos[1] + 60]];
+  for (const { pos: [x, y], size: [width] } of app.graph.groups) points.push([x + 4, y + 4], [x + width - 4, y + 4]);
+  for (const [x, y] of points) {
+    const over = document.elementFromPoint(box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale);
+    if (over === app.canvas.canvas || over?.closest("[data-node-id], .dom-widget")) continue;
+    found.push(over?.className ?? "outside");
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("feature", ["compare", "identity_guidance"])
+def test_menus_cover_nothing_of_an_opened_template(frontend: Frontend, feature: str) -> None:
+    frontend.open_template(next(one for one in SMALL if one.feature.key == feature).title)
+    frontend.settle(800)
+    assert frontend.page.evaluate(COVERED) == []

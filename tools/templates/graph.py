@@ -19,6 +19,7 @@ from tools.workflow_format import ObjectInfo, Workflow, inputs_of, is_widget
 COLUMN, GAP, TITLE = 285, 64, 30  # units; a node's title lies in the gap above its position
 NOTE_WIDTH = 285
 MARGIN, HEADING = 12, 45  # of the frame around a column
+VIEW = [80, 210]  # units from the edges of a window to the graph: menus lie over the canvas, on the left and above
 BARE, SLOT, WIDGET, TEXT, PREVIEW, BADGE = 18, 20, 28, 100, 316, 26  # heights that both ways of drawing need
 
 
@@ -217,7 +218,7 @@ class Graph:
             "links": links,
             "groups": self.groups(nodes),
             "config": {},
-            "extra": {"ds": {"scale": 0.8, "offset": [40, 60]}},
+            "extra": {"ds": {"scale": 0.8, "offset": VIEW}},
             "version": 0.4,
         }
 
