@@ -170,12 +170,16 @@ def take_nodes(page: Frontend, kinds: Collection[str]) -> None:
 
 
 def take_graphs(page: Frontend) -> None:
-    """Whole graphs and the list of templates, on the canvas."""
+    """Whole graphs and the list of templates, on the canvas, which draws text at every zoom here."""
+    page.page.evaluate("app.extensionManager.setting.set('LiteGraph.Canvas.MinFontSizeForLOD', 0)")
     for name, feature in GRAPHS:
         page.open_template(template(feature).title)
         page.run()
         page.settle(1500)
         page.screenshot(IMAGES / f"{name}.png")
+    page.page.reload()  # without the tabs and messages of these
+    page.page.wait_for_function("window.app?.graph && window.app?.extensionManager?.workflow")
+    page.settle(3000)
     page.command("Comfy.BrowseTemplates")
     page.click(PACK_FOLDER)
     page.settle(4000)

@@ -62,6 +62,18 @@ def test_tile_opens_its_template(frontend: Frontend) -> None:
     assert frontend.missing() == []
 
 
+def test_templates_are_listed_in_the_order_of_learning(frontend: Frontend) -> None:
+    """And not in that of the disk: first those that need no download."""
+    frontend.command("Comfy.BrowseTemplates")
+    frontend.click(PACK_FOLDER)
+    frontend.page.get_by_role("dialog").get_by_text(SMALL[0].title).first.wait_for()
+    titles = {one.title for one in LIST}
+    lines = frontend.page.get_by_role("dialog").last.inner_text().splitlines()  # the tabs have such names too
+    shown = [line for line in dict.fromkeys(map(str.strip, lines)) if line in titles]
+    assert len(shown) >= 8 and shown[:8] == [one.title for one in SMALL][:8]
+    frontend.page.keyboard.press("Escape")
+
+
 def test_photos_come_with_the_template(frontend: Frontend) -> None:
     """Into an input folder that has none of them."""
     folder = frontend.server.base / "input"

@@ -91,6 +91,7 @@ def test_note_is_prose(template: Template) -> None:
     (note,) = (node["widgets_values"][0] for node in read(template.file)["nodes"] if node["type"] in NOTES)
     assert note.startswith(f"## {template.feature.title}\n") and "|" not in note
     assert "`" not in note, "Nodes 2.0 draws code blue on the note's brown"
+    assert not re.search(r"\*\n\w", note), "the canvas draws no space there"
 
 
 # --- on a server

@@ -7,6 +7,7 @@ them all.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class Template:
     def build(self, object_info: ObjectInfo) -> Workflow:
         note = self.feature.note.strip().replace("FACE", saved_face(self.base))
         text = f"## {self.feature.title}\n\n{note}\n\n{self.base.note_about(self.feature.kind)}\n{HELP}"
+        text = re.sub(r"(?<=\*)\n(?=\w)", " ", text)  # the canvas draws no space for a line's end behind an emphasis
         graph = Graph(object_info, text, self.feature.columns)
         self.feature.build(graph, self.base)
         return graph.to_file()
