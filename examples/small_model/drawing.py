@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer.data.manifest import read_rows, write_rows
 from trainer.errors import TrainerError
 
-from .people import ATTRIBUTES, caption, detector_box, specs_of
+from .people import ATTRIBUTES, FEATURES, caption, detector_box, specs_of
 from .settings import PeopleSettings
 
 SHARD = 100  # people drawn at once
@@ -182,6 +182,12 @@ class People:
     def labels(self) -> dict[str, np.ndarray]:
         """For each attribute of :data:`ATTRIBUTES` the number of its value in each picture, ``(N,)``."""
         return {a: np.array([values.index(r[a]) for r in self.records]) for a, values in ATTRIBUTES.items()}
+
+    def features(self) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+        """For each of :data:`FEATURES` its values, and the number of its value in each picture, ``(N,)``."""
+        shown = {name: [record["features"][name] for record in self.records] for name in FEATURES}
+        numbered = {name: np.unique(values, return_inverse=True) for name, values in shown.items()}
+        return {n: v.tolist() for n, (v, _) in numbered.items()}, {n: index for n, (_, index) in numbered.items()}
 
     def words(self, index: int, rng: np.random.Generator, keep: float = 0.85) -> str:
         """A caption of picture ``index``, anew each time, with parts left out at random."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .drawing import People
-from .identity import CosineHead, degrade
-from .people import ATTRIBUTES, FEATURES
+from .identity import CosineHead, classify, degrade, recolor, visible
+from .people import ATTRIBUTES
 from .settings import Stage
 from .training import train
 
@@ -162,10 +162,7 @@ def train_examiner(people: People, folder: Path, stage: Stage) -> Examiner:
     colour alone; those pictures teach nothing about the colours of skin and hair.
     """
     names, labels = torch.from_numpy(people.identities()), people.labels()
-    values = {name: sorted({record["features"][name] for record in people.records}) for name in FEATURES}
-    shown = {
-        name: np.array([known.index(r["features"][name]) for r in people.records]) for name, known in values.items()
-    }
+    values, shown = people.features()
     model = _ExaminerWithHead(values, int(names.max()) + 1, people.size)
     pad, batch = people.size // 16, stage.batch_size
 
@@ -177,35 +174,12 @@ def train_examiner(people: People, folder: Path, stage: Stage) -> Examiner:
         x = torch.roll(F.pad(x, (pad,) * 4, mode="replicate"), (int(dx), int(dy)), (3, 2))[..., pad:-pad, pad:-pad]
         reading = model.examiner(degrade(x, rng))
         identity, right = model.head(reading.identity, names[index])
-        attributes, read = _classify(reading.attributes, {a: labels[a][index] for a in ATTRIBUTES})
-        targets = {
-            name: np.where(recolored & ("color" in name or name == "skin"), -100, shown[name][index])
-            for name in FEATURES
-        }
-        features, told = _classify(reading.features, targets)
+        attributes, read = classify(reading.attributes, {a: labels[a][index] for a in ATTRIBUTES})
+        features, told = classify(reading.features, visible(shown, index, recolored))
         values = {"identity": identity, "right": right, "attributes": attributes, "attributes read": read}
         return {"loss": identity + attributes + features, **values, "features": features, "features read": told}
 
     return train(folder, model, stage, losses).examiner
-
-
-def recolor(pictures: Tensor, masks: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures ``(N, 3, S, S)`` in −1…1, each with another brightness and tint within its mask ``(N, 1, S, S)``."""
-    factor = torch.from_numpy(rng.uniform(0.75, 1.25, (len(pictures), 3, 1, 1))).float()
-    shift = torch.from_numpy(rng.uniform(-0.15, 0.15, (len(pictures), 1, 1, 1))).float()
-    other = (((pictures + 1) * factor - 1) + shift).clamp(-1, 1)
-    return pictures + (other - pictures) * masks
-
-
-def _classify(logits: Mapping[str, Tensor], targets: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Means over names of the cross-entropy and of the share read right; targets of −100 do not count."""
-    losses, read = [], []
-    for name, target in targets.items():
-        wanted = torch.as_tensor(target)
-        counted = wanted >= 0
-        losses.append(F.cross_entropy(logits[name].float(), wanted, reduction="sum") / counted.sum().clamp(min=1))
-        read.append(((logits[name].argmax(1) == wanted) & counted).sum() / counted.sum().clamp(min=1))
-    return torch.stack(losses).mean(), torch.stack(read).mean()
 
 
 def train_eye_reader(people: People, folder: Path, stage: Stage) -> EyeReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,35 @@ def degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
     return x + torch.randn_like(x) * draw(0, 0.08)
 
 
+def recolor(pictures: Tensor, masks: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pictures ``(N, 3, S, S)`` in −1…1, each with another brightness and tint within its mask ``(N, 1, S, S)``."""
+    factor = torch.from_numpy(rng.uniform(0.75, 1.25, (len(pictures), 3, 1, 1))).float()
+    shift = torch.from_numpy(rng.uniform(-0.15, 0.15, (len(pictures), 1, 1, 1))).float()
+    other = (((pictures + 1) * factor - 1) + shift).clamp(-1, 1)
+    return pictures + (other - pictures) * masks
+
+
+def visible(shown: Mapping[str, np.ndarray], index: np.ndarray, recolored: Tensor) -> dict[str, np.ndarray]:
+    """Numbers of the features of the pictures ``index`` ``(N,)``: −100 for colours of the ``recolored`` ``(N,)``."""
+    return {
+        name: np.where(recolored & ("color" in name or name == "skin"), -100, numbers[index])
+        for name, numbers in shown.items()
+    }
+
+
+def classify(logits: Mapping[str, Tensor], targets: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Means over names of the cross-entropy of logits ``(N, values)`` and of the share read right.
+
+    Targets ``(N,)`` of −100 do not count."""
+    losses, read = [], []
+    for name, target in targets.items():
+        wanted = torch.as_tensor(target)
+        counted = wanted >= 0
+        losses.append(F.cross_entropy(logits[name].float(), wanted, reduction="sum") / counted.sum().clamp(min=1))
+        read.append(((logits[name].argmax(1) == wanted) & counted).sum() / counted.sum().clamp(min=1))
+    return torch.stack(losses).mean(), torch.stack(read).mean()
+
+
 def create_encoder(size: int = 48, patch: int = 8) -> CLIPVisionModel:
     """An untrained CLIP vision transformer: ``1 + (size / patch)²`` tokens of width 160."""
     torch.manual_seed(2)
@@ -78,9 +108,9 @@ def create_encoder(size: int = 48, patch: int = 8) -> CLIPVisionModel:
 
 class _EncoderWithHead(nn.Module):
     """The penultimate tokens are what conditions, so they are trained too: their mean and the class token both
-    identify."""
+    identify, and their mean tells each feature of the person."""
 
-    def __init__(self, identities: int, size: int, patch: int):
+    def __init__(self, identities: int, size: int, patch: int, values: Mapping[str, list[str]]):
         super().__init__()
         self.encoder = create_encoder(size, patch)
         self.encoder.set_attn_implementation("eager")  # faster to train than fused attention on a CPU
@@ -88,6 +118,7 @@ class _EncoderWithHead(nn.Module):
         self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.head = CosineHead(width, identities)
         self.inner_head = CosineHead(width, identities)
+        self.features = nn.ModuleDict({name: nn.Linear(width, len(those)) for name, those in values.items()})
 
     def embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out = self.encoder(pixel_values=x, output_hidden_states=True)
@@ -95,11 +126,16 @@ class _EncoderWithHead(nn.Module):
 
 
 def train_encoder(people: People, folder: Path, stage: EncoderStage, size: int) -> CLIPVisionModel:
-    """Trains the face encoder to tell the people of ``people`` apart on jittered face crops of ``size`` pixels."""
+    """Trains the face encoder to tell the people of ``people`` apart on jittered face crops of ``size`` pixels.
+
+    A share of the crops is recoloured, so that colour is not all that tells people apart; where the stage gives
+    features a weight, their kinds (hair, nose, …) are told as well.
+    """
     names, batch = people.identities(), stage.batch_size
+    values, shown = people.features() if stage.feature_weight else ({}, {})
     # half of the crops are of the whole head, half of what a detector would find
     boxes = np.array([[r["box"], detector_box(r["box"])] for r in people.records], np.float32)  # (N, 2, 4)
-    model = _EncoderWithHead(int(names.max()) + 1, size, stage.patch)
+    model = _EncoderWithHead(int(names.max()) + 1, size, stage.patch, values)
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(people), size=batch)
@@ -108,11 +144,21 @@ def train_encoder(people: People, folder: Path, stage: EncoderStage, size: int) 
         # a detector's box differs from ours by place and size
         box = box + np.tile(rng.uniform(-0.06, 0.06, (batch, 2)) * side, 2)
         box = box + np.array([-1, -1, 1, 1]) * rng.uniform(-0.08, 0.05, (batch, 1)) * side
-        x = crops(people.pixels(index), torch.from_numpy(box).float(), size)
+        pixels, recolored = people.pixels(index), torch.zeros(batch, dtype=torch.bool)
+        if stage.recolored:
+            recolored = torch.from_numpy(rng.random(batch) < stage.recolored)
+            pixels = recolor(pixels, people.masks(index) * recolored[:, None, None, None], rng)
+        x = crops(pixels, torch.from_numpy(box).float(), size)
         outer, inner = model.embeddings(degrade(x, rng))
         target = torch.from_numpy(names[index])
         loss, right = model.head(outer, target)
         inner_loss, _ = model.inner_head(inner, target)
-        return {"loss": loss + inner_loss, "outer": loss, "inner": inner_loss, "right": right}
+        told = {"outer": loss, "inner": inner_loss, "right": right}
+        if not values:
+            return {"loss": loss + inner_loss, **told}
+        logits = {name: head(inner) for name, head in model.features.items()}
+        features, read = classify(logits, visible(shown, index, recolored))
+        total = loss + inner_loss + stage.feature_weight * features
+        return {"loss": total, **told, "features": features, "features read": read}
 
     return train(folder, model, stage, losses).encoder

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.config import OptimiserSettings, TrainSettings
-from trainer.config.fields import Count, NotNegative, Positive, PositiveFloat
+from trainer.config.fields import Count, NotNegative, Positive, PositiveFloat, Probability
 from trainer.config.settings import Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
@@ -98,6 +98,10 @@ class EncoderStage(Stage):
 
     patch: Positive = 8
     """Side of a patch of the crop in pixels; every patch is a face token."""
+    recolored: Probability = 0.0
+    """Share of the crops whose head and hair get another colour."""
+    feature_weight: NotNegative = 0.0
+    """Weight of the loss for telling the kinds of hair, nose, … beside who it is."""
 
 
 class SmallModelSettings(Settings):

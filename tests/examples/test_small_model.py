@@ -28,6 +28,7 @@ from examples.small_model.muon import orthogonalise
 from trainer.errors import TrainerError
 from trainer.training.checkpoint import load_latest
 
+POSITIONS = "embeddings.position_embedding.weight"
 DRAWN = "hairBg body ear head eyeLine smileLine miscLine facialHair eye eyebrow hair nose".split()
 PARTS = {
     "ids": {part: [f"{part}1", f"{part}2", "none"] for part in DRAWN},
@@ -262,11 +263,39 @@ def test_a_wrong_word_costs_nothing_where_captions_change_nothing(tmp_path, monk
     assert all(rise == 0 for _, rise, _ in denoiser.cost_of_wrong_words(model, people_, encoded).values())
 
 
+def test_the_encoder_tells_features_of_a_person_but_not_colours_it_changed(tmp_path, alone, monkeypatch):
+    people_, rng = _painted(monkeypatch, 8), np.random.default_rng(0)
+    chosen = {name: rng.choice([f"{name} {i}" for i in range(3)], 4) for name in people.FEATURES}
+    for i, record in enumerate(people_.records):
+        shown = {name: str(values[i // 2]) for name, values in chosen.items()}
+        record |= {"identity": f"{i // 2}", "box": [8, 8, 56, 56], "features": shown}
+    values, numbers = people_.features()
+    for name in people.FEATURES:
+        assert [values[name][i] for i in numbers[name]] == [r["features"][name] for r in people_.records]
+    index, recolored = np.array([3, 0, 5]), torch.tensor([True, False, True])
+    left = identity.visible(numbers, index, recolored)
+    for name, those in left.items():
+        hidden = recolored.numpy() & (name in ("skin", "hair color"))
+        assert np.array_equal(those, np.where(hidden, -100, numbers[name][index]))
+    optimiser = {"lr": 1e-3, "warmup_steps": 0}
+    stage = settings.EncoderStage(steps=2, batch_size=4, log_every=1, optimiser=optimiser, recolored=1)
+    with torch.enable_grad():
+        plain, told = (
+            identity.train_encoder(
+                people_, tmp_path / str(weight), stage.model_copy(update={"feature_weight": weight}), 48
+            )
+            for weight in (0.0, 2.0)
+        )
+    lines = [json.loads(line) for line in (tmp_path / "2.0/log.jsonl").read_text("utf-8").splitlines()]
+    assert [line["features"] > 0 and 0 <= line["features read"] <= 1 for line in lines] == [True, True]
+    assert not torch.equal(plain.state_dict()[POSITIONS], told.state_dict()[POSITIONS])
+
+
 def test_recolouring_stays_within_the_mask():
     rng = np.random.default_rng(0)
     x, mask = torch.rand(2, 3, 64, 64) * 2 - 1, torch.zeros(2, 1, 64, 64)
     mask[1, :, 20:40, 20:40] = 1
-    other = examiner.recolor(x, mask, rng)
+    other = identity.recolor(x, mask, rng)
     assert torch.equal(other[0], x[0]) and torch.equal(other[1, :, :20], x[1, :, :20])
     assert (other[1, :, 20:40, 20:40] - x[1, :, 20:40, 20:40]).abs().mean() > 0.02
 
