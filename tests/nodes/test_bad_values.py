@@ -156,7 +156,7 @@ def test_every_number_and_picture_is_tried(comfy, path: str) -> None:
     assert tried - {"crops_2", "crops_4", "crops_5"} == NODES[path].keys()
 
 
-@pytest.mark.parametrize(("path", "name", "kind", "label"), cases())
+@pytest.mark.parametrize(("path", "name", "kind", "label"), list(cases()))
 def test_bad_value(comfy, good, path: str, name: str, kind: str, label: str) -> None:
     node = node_of(comfy, path)
     if path == "detect.DetectFaces" and name in ("mask", "detector"):

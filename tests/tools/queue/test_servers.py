@@ -256,6 +256,7 @@ def test_little_space_is_refused_before_anything_is_sent(
         (f"http://{HOST}:{free_port()}", "no answer.*Is ComfyUI running there"),
         ("127.0.0.1:8188", "expected an address such as http://127.0.0.1:8188"),
     ],
+    ids=["nobody listens", "no scheme"],
 )
 def test_an_unreachable_server_is_refused(desk: Any, refused: Refusal, address: str, said: str) -> None:
     import re
