@@ -37,6 +37,8 @@ if sys.version_info < (3, 10):  # noqa: UP036 — whoever runs this may have an 
 from tools.environment import Environment, environment_folder, prepare, prepare_oldest, prepare_queue
 from tools.find_comfyui import COMFYUI_OLDEST, ROOT, Stop, fetch_comfyui, find_comfyui, say, version_of
 
+PROCESSES = 2  # of the whole test suite: each has servers of its own, 8 GB with everything
+
 
 def benchmarks() -> list[str]:
     return sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
@@ -91,6 +93,8 @@ def command_test(arguments: list[str], environment: Environment, comfyui: dict[s
             raise Stop(f"--oldest needs ComfyUI {COMFYUI_OLDEST}: put it beside ComfyUI or set COMFYUI_OLDEST_PATH.")
         python = Path(comfyui["COMFYUI_OLDEST_PYTHON"])
         comfyui = comfyui | {"COMFYUI_PATH": comfyui["COMFYUI_OLDEST_PATH"]}
+    if not arguments:  # a file stays in one process, with what its tests share
+        arguments = ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"]
     # From the root: the tests' import path depends on it (see pyproject.toml).
     os.chdir(ROOT)
     return hand_over([str(python), "-m", "pytest", *arguments], os.environ | comfyui)
