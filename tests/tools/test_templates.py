@@ -73,6 +73,16 @@ def test_graph_fits_a_laptop(template: Template) -> None:
             assert max(a - x - w, x - a - c, b - y - h, y - b - d) >= APART
 
 
+def test_first_look_can_be_read_at_once() -> None:
+    """A template opened from its tile is shown whole: at 1440 × 900 pixels by a scale of 667 over its height in units.
+    The canvas draws no text below 8 pixels, which is a scale of 8 / 14."""
+    graph = read(SMALL[0].file)
+    tops, feet = zip(
+        *((y, y + height) for _, y, _, height in (one["bounding"] for one in graph["groups"])), strict=True
+    )
+    assert 667 / (max(feet) - min(tops)) > 8 / 14
+
+
 @each
 def test_files_with_a_public_home_have_their_address(template: Template) -> None:
     """Every file that a loader names, but for what comes along and what the user trains."""

@@ -9,12 +9,14 @@ from tools.templates.parts import apply, detect, empty, encode, encode_photo, pi
 
 def compare(g: Graph, base: Base) -> None:
     model, clip, vae = base.load(g)
-    adapter = base.adapter(g)
+    adapter = base.adapter(g, 1)
     photos = [g.add("LoadImage", 0, title=f"Photo {n}", image=base.photo(1, n)) for n in (1, 2)]
     both = g.add("ImageBatch", 1, title="Both photos", collapsed=True, image1=photos[0][0], image2=photos[1][0])
-    crops = detect(g, base, adapter, both, 1)
-    face = encode(g, adapter, crops, 1)
-    pair = prompts(g, base, clip)
+    crops = detect(g, base, adapter, both, 1, height=700)  # a report on two photos
+    face = encode(g, adapter, crops, 1, collapsed=True)
+    # Low columns: opened from its tile, the graph is shown whole, and below 57 % the canvas draws no text.
+    positive = g.add("CLIPTextEncode", 2, title="Positive prompt", clip=clip, text=base.prompt)
+    pair = positive, base.negative(g, clip, 3)
     latent = empty(g, base)
     faced = apply(g, base, adapter, face, model)
     plain = sample(g, base, model, pair, latent[0], 2, title="Without the face")
