@@ -9,10 +9,12 @@
 - Samples a second from shards of the real sizes, read at random by one process.
 - Two processes with gradients exchanged against two runs beside one another that know nothing of each other, one thread
   each, taking turns; the model is that of ``bench train``. On a machine with two cores, both need both.
+- One ComfyUI behind the queue against two of one thread each, taking turns: pictures of the small model.
 
 Every measurement is a process of its own; medians are given. The last line is one JSON object: by rows ``startup_s``
 (from the start of the process, imports and models included), ``rows_ms`` (of it, what has to do with the rows),
-``first_batch_s`` and ``memory_mb`` (resident, after it), ``index_s``; and ``two_process_efficiency``.
+``first_batch_s`` and ``memory_mb`` (resident, after it), ``index_s``; and ``two_process_efficiency``, ``checkpoint_s``,
+``pictures_s_1`` and ``pictures_s_2`` (pictures a second of one server and of two).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
 PHOTOS, PERSON = 48, 24
 BATCH, STEPS, WARM_UP = 4, 10, 3
+PICTURES = 12
 
 
 def run(module: str, *arguments: str) -> subprocess.Popen:
@@ -161,15 +166,50 @@ def training(folder: Path, rounds: int) -> dict[str, float]:
     return medians(found)
 
 
+def queue(folder: Path, rounds: int) -> dict[str, float]:
+    """Pictures a second that the queue gets from one ComfyUI, and from two."""
+    from tools.server import ComfyServer
+
+    folder.mkdir()
+    people = ROOT / "models/feedface_small/people"
+    tasks = {"people": [{"id": "one", "photos": [str(people / f"feedface_person1_{n}.png") for n in (1, 2)]}]}
+    tasks |= {"prompts": ["a portrait of a person wearing a yellow vest, dotted purple background"]}
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the servers take them over
+    found: list[dict[str, float]] = []
+    with ExitStack() as stack:
+        servers = [stack.enter_context(ComfyServer(Path(os.environ["COMFYUI_PATH"]))) for _ in range(2)]
+
+        def ask(name: str, seeds: Sequence[int], count: int) -> float:
+            (folder / f"{name}.json").write_text(json.dumps({**tasks, "seeds": list(seeds)}))
+            line = [str(folder / f"{name}.json"), "--output", str(folder / name)]
+            line += ["--workflow", str(ROOT / "workflows/api/feedface_small.json")]
+            line += ["--photo-node", "Photo 1.image", "--photo-node", "Photo 2.image"]
+            began = time.perf_counter()
+            result(run("tools.queue", *line, *(word for one in servers[:count] for word in ("--server", one.address))))
+            return time.perf_counter() - began
+
+        ask("warm-up", range(4), 2)  # every server loads the models
+        for number in range(rounds):
+            seconds = {}
+            for count in (1, 2):
+                # Less what the command itself takes: the time of many pictures without that of few.
+                few = ask(f"few-{number}-{count}", range(2), count)
+                many = ask(f"many-{number}-{count}", range(100, 102 + PICTURES), count)
+                seconds[count] = many - few
+            found.append({f"pictures_s_{count}": PICTURES / took for count, took in seconds.items()})
+            print("pictures/s: one server {pictures_s_1:.3f}, two {pictures_s_2:.3f}".format(**found[-1]), flush=True)
+    return medians(found)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python run.py bench scale", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 100,000 rows, a small checkpoint")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each kind (default 3)")
     parser.add_argument("--rows", type=int, nargs="+", help="instead of the default numbers of rows")
-    parser.add_argument("--only", choices=["rows", "disk", "training"], help="a part of it")
+    parser.add_argument("--only", choices=["rows", "disk", "training", "queue"], help="a part of it")
     options = parser.parse_args(arguments)
     rows = options.rows or [count for count in ROWS if not options.quick or count <= 100_000]
-    wanted = [options.only] if options.only else ["rows", "disk", "training"]
+    wanted = [options.only] if options.only else ["rows", "disk", "training", "queue"]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if "rows" in wanted:
@@ -178,6 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
             found |= disk(Path(folder), options.rounds, millions=10 if options.quick else 100)
         if "training" in wanted:
             found |= training(Path(folder) / "training", options.rounds)
+        if "queue" in wanted:
+            found |= queue(Path(folder) / "queue", options.rounds)
     print(json.dumps(found))
     return 0
 
