@@ -94,7 +94,7 @@ def command_test(arguments: list[str], environment: Environment, comfyui: dict[s
         python = Path(comfyui["COMFYUI_OLDEST_PYTHON"])
         comfyui = comfyui | {"COMFYUI_PATH": comfyui["COMFYUI_OLDEST_PATH"]}
     if not arguments:  # a file stays in one process, with what its tests share
-        arguments = ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"]
+        arguments = ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
     # From the root: the tests' import path depends on it (see pyproject.toml).
     os.chdir(ROOT)
     return hand_over([str(python), "-m", "pytest", *arguments], os.environ | comfyui)
