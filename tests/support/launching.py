@@ -75,7 +75,7 @@ def _runs(process: psutil.Process, which: Callable[[psutil.Process], bool]) -> b
         return False
 
 
-def _take_interrupts() -> None:
+def take_interrupts() -> None:
     """A shell starts its background jobs with SIGINT ignored; the tests may be one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -101,7 +101,7 @@ class Run:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_take_interrupts,
+                preexec_fn=take_interrupts,
             )
 
     @property

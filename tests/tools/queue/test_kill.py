@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.fake_comfyui import FakeComfyUI
+from support.launching import take_interrupts
 
 from tools.server import ComfyServer, free_port
 
@@ -38,6 +39,7 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=take_interrupts if os.name != "nt" else None,
             )
 
     def __enter__(self) -> Command:
