@@ -24,6 +24,29 @@ def saved(frontend: Frontend, outputs: dict) -> list[dict[str, str]]:
     return [one for output in outputs.values() for one in output.get("images", []) if one["type"] == "output"]
 
 
+#: What covers the middle of a heading, or the note, when a template was just opened: nothing but the graph itself.
+COVERED = """() => {
+  const { scale, offset } = app.canvas.ds, found = [];
+  const box = app.canvas.canvas.getBoundingClientRect();
+  const note = app.graph.nodes.find((node) => node.type === "MarkdownNote");
+  const points = [[note.pos[0] + 4, note.pos[1] - 15], [note.pos[0] + 4, note.pos[1] + 60]];
+  for (const { pos: [x, y], size: [width] } of app.graph.groups) points.push([x + 4, y + 4], [x + width - 4, y + 4]);
+  for (const [x, y] of points) {
+    const over = document.elementFromPoint(box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale);
+    if (over === app.canvas.canvas || over?.closest("[data-node-id], .dom-widget")) continue;
+    found.push(over?.className ?? "outside");
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("feature", ["compare", "identity_guidance"])  # first: no other test has opened a panel yet
+def test_menus_cover_nothing_of_an_opened_template(frontend: Frontend, feature: str) -> None:
+    frontend.open_template(next(one for one in SMALL if one.feature.key == feature).title)
+    frontend.settle(800)
+    assert frontend.page.evaluate(COVERED) == []
+
+
 @pytest.mark.parametrize("template", LIST, ids=lambda one: one.key)
 def test_template_opens(frontend: Frontend, template: Template) -> None:
     frontend.open_template(template.title)
@@ -140,26 +163,3 @@ def test_report_survives_another_tab(frontend: Frontend) -> None:
     frontend.command("Workspace.PreviousOpenedWorkflow")
     frontend.settle(1200)
     assert frontend.reports() == before
-
-
-#: What covers the middle of a heading, or the note, when a template was just opened: nothing but the graph itself.
-COVERED = """() => {
-  const { scale, offset } = app.canvas.ds, found = [];
-  const box = app.canvas.canvas.getBoundingClientRect();
-  const note = app.graph.nodes.find((node) => node.type === "MarkdownNote");
-  const points = [[note.pos[0] + 4, note.pos[1] - 15], [note.pos[0] + 4, note.pos[1] + 60]];
-  for (const { pos: [x, y], size: [width] } of app.graph.groups) points.push([x + 4, y + 4], [x + width - 4, y + 4]);
-  for (const [x, y] of points) {
-    const over = document.elementFromPoint(box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale);
-    if (over === app.canvas.canvas || over?.closest("[data-node-id], .dom-widget")) continue;
-    found.push(over?.className ?? "outside");
-  }
-  return found;
-}"""
-
-
-@pytest.mark.parametrize("feature", ["compare", "identity_guidance"])
-def test_menus_cover_nothing_of_an_opened_template(frontend: Frontend, feature: str) -> None:
-    frontend.open_template(next(one for one in SMALL if one.feature.key == feature).title)
-    frontend.settle(800)
-    assert frontend.page.evaluate(COVERED) == []
