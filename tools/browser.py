@@ -104,6 +104,7 @@ class Frontend:
             "Comfy.UseNewMenu": "Top",
             "Comfy.Workflow.Persist": False,
             "Comfy.Minimap.Visible": False,
+            "Comfy.RightSidePanel.IsOpen": False,  # an error opens it, and the server remembers
             "Comfy.Locale": language,
         }
         server.post("/settings", settings)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -171,3 +172,11 @@ def model_folder(comfy, tmp_path, monkeypatch):
     (tmp_path / "clip").mkdir()
     folder_paths.filename_list_cache.clear()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_lists_of_files_that_are_gone() -> Iterator[None]:
+    """ComfyUI remembers what lies in its folders, and the folders of a test end with it."""
+    yield
+    if "folder_paths" in sys.modules:
+        sys.modules["folder_paths"].filename_list_cache.clear()
