@@ -34,8 +34,9 @@ from .config import PrepareSettings
 from .config.fields import as_path, make_folder
 from .data import pictures
 from .data.manifest import write_rows
-from .errors import TrainerError
+from .errors import TrainerError, first_of
 from .preparation import masks, on_ray
+from .preparation.captions import Caption, choose_backend
 from .preparation.identities import compares_faces, identify, named_identity
 from .preparation.inputs import find_photos
 from .preparation.journal import NAME as PROGRESS
@@ -43,7 +44,7 @@ from .preparation.journal import Journal
 from .preparation.photo import Batch, Photo
 from .preparation.recognise import Recognise, load_recogniser
 from .preparation.report import contact_sheet, summarise, table
-from .preparation.stages import Caption, FindFace, Mask, Write
+from .preparation.stages import FindFace, Mask, Write
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,8 @@ def _prepare(
     photos = [done.get(photo.id, photo) for photo in photos]
     for photo in photos:
         _finish_caption(photo, required=settings.caption.missing == "drop")
+    if refused := [f"{photo.id}: {photo.detail}" for photo in photos if photo.kept and photo.detail]:
+        logger.warning("%d photos are without a caption:%s", len(refused), first_of(refused))
     kept = [photo for photo in photos if photo.kept]
     people = identify(
         kept, settings.identity, recogniser and (settings.identity.distance or recogniser.distance), why_not
@@ -186,6 +189,7 @@ def _work(
 
     if not todo:
         return
+    settings = choose_backend(settings)
     size = settings.batch_size
     batches = [list(todo[start : start + size]) for start in range(0, len(todo), size)]
     arguments = settings, root, any("bbox" not in photo.given for photo in todo), recognise
@@ -194,7 +198,8 @@ def _work(
         bar = stack.enter_context(tqdm(total=len(todo), unit="photo", disable=None if progress else True))
         results = map(pipeline, batches)
         if settings.runner == "ray":
-            gpus = float(settings.detect.device.startswith("cuda"))
+            sections = settings.detect, settings.mask, settings.caption
+            gpus = float(any(section.device.startswith("cuda") for section in sections))
             results = on_ray.work(Pipeline, arguments, batches, settings.workers, gpus)
         elif settings.workers:
             # Fork would copy the threads' locks of torch and onnxruntime in whatever state they are.
@@ -226,6 +231,7 @@ def _finish_caption(photo: Photo, required: bool) -> None:
     if caption := photo.given.get("caption"):
         photo.row["caption"] = caption
         photo.row.pop("captioned_by", None)
+        photo.detail = photo.detail if photo.reason else ""  # it was of a caption
     elif photo.kept and not photo.row.get("caption"):
         photo.row["caption"], photo.reason = "", "no caption" if required else ""
 

@@ -83,6 +83,9 @@ class CaptionSettings(Section):
 
     model: PathText | None = None
     """Folder of a transformers image-to-text model, for photos without a caption."""
+    backend: Literal["auto", "transformers", "vllm"] = "auto"
+    """What runs the model. auto is vLLM with caption.device=cuda, if it is installed (pip install 'feedface[vllm]') and
+    knows the model, else transformers; the log says which."""
     prompt: Text | None = None
     """Text that the model goes on from, for models that take one."""
     most_tokens: Annotated[int, Field(gt=0, le=10_000)] = 60
@@ -90,6 +93,10 @@ class CaptionSettings(Section):
     missing: Literal["keep", "drop"] = "keep"
     """What happens to photos that have no caption in the end."""
     device: Device = "cpu"
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the GPU's memory that vLLM takes; the detector and the parser may need the rest."""
+    max_model_len: Positive | None = None
+    """Most tokens of picture, prompt and caption in vLLM; null is as many as the model was made for."""
 
 
 class IdentitySettings(Section):

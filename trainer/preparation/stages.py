@@ -1,4 +1,4 @@
-"""The stages: face and crop, mask, caption, writing. Who is in the photo is found by :mod:`.recognise`."""
+"""The stages: face and crop, mask, writing. Captions: :mod:`.captions`; who is in the photo: :mod:`.recognise`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from feedface_core.errors import FeedFaceError
 from feedface_core.faces import FILL, DetectedFace, clamp_square, load_detector, resample, square_box
 from feedface_core.files.atomic import replacing
 
-from ..config.preparation import CaptionSettings, CropSettings, DetectSettings, FilterSettings, MaskSettings
+from ..config.preparation import CropSettings, DetectSettings, FilterSettings, MaskSettings
 from ..data import pictures
 from ..errors import TrainerError
 from .masks import FACER_FILES, face_mask, load_parser
@@ -24,7 +24,6 @@ from .photo import Batch, Drop, Photo, Stage
 
 SHARPNESS_SIDE = 48
 """Sharpness is judged at this size, which even a small face has: at its own, size and sharpness would mix."""
-DEFAULT_PROMPT = "Describe this photo in one sentence."
 
 
 class FindFace(Stage):
@@ -189,57 +188,6 @@ class Mask(Stage):
             kind, which = ("full", "every") if covered else ("empty", "no")
             raise Drop(f"{kind} mask", f"{which} pixel belongs to the face")
         photo.row |= {"mask_kind": kind, "mask_area": round(covered, 4)}
-
-
-class Caption:
-    """Fills ``row["caption"]`` of photos without a caption of their own; ``row["captioned_by"]`` names the model.
-
-    Args:
-        settings: ``model`` is a folder with a transformers image-to-text model (BLIP, GIT, LLaVA, …).
-
-    Raises:
-        TrainerError: a folder that is missing or holds no such model.
-    """
-
-    def __init__(self, settings: CaptionSettings) -> None:
-        self.settings, self.model = settings, None
-        if settings.model is None:
-            return
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        folder = Path(settings.model).expanduser()
-        if not (folder / "config.json").is_file():
-            raise TrainerError(f"caption.model {folder}: no folder with a transformers model (no config.json)")
-        try:
-            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            self.model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise TrainerError(f"caption.model {folder}: not an image-to-text model ({error})") from error
-        self.model = self.model.eval().to(settings.device)
-
-    def __call__(self, batch: Batch) -> Batch:
-        todo = [photo for photo in batch if photo.kept and not photo.given.get("caption")]
-        if todo and self.model is not None:
-            for photo, text in zip(todo, self._describe(todo), strict=True):
-                photo.row |= {"caption": text, "captioned_by": Path(self.settings.model).name}
-        return batch
-
-    @torch.no_grad()
-    def _describe(self, photos: Batch) -> list[str]:
-        prompt = self.settings.prompt
-        if getattr(self.processor, "chat_template", None):
-            question = {"type": "text", "text": prompt or DEFAULT_PROMPT}
-            message = {"role": "user", "content": [{"type": "image"}, question]}
-            prompt = self.processor.apply_chat_template([message], add_generation_prompt=True)
-        text = {} if prompt is None else {"text": [prompt] * len(photos), "padding": True}
-        inputs = self.processor(images=[photo.picture for photo in photos], return_tensors="pt", **text)
-        inputs = inputs.to(self.settings.device)
-        ids = self.model.generate(**inputs, max_new_tokens=self.settings.most_tokens, do_sample=False)
-        given = inputs.get("input_ids")
-        # Decoder-only models repeat what they were given.
-        if given is not None and ids.shape[1] > given.shape[1] and torch.equal(ids[:, : given.shape[1]], given):
-            ids = ids[:, given.shape[1] :]
-        return [" ".join(text.split()) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
 
 class Write(Stage):

@@ -11,10 +11,9 @@ from PIL import Image, ImageFilter
 from support.preparation import BOX, make_staged
 
 from feedface_core.faces import DetectedFace, clamp_square
-from trainer.config.preparation import CaptionSettings, CropSettings, FilterSettings, MaskSettings
-from trainer.errors import TrainerError
+from trainer.config.preparation import CropSettings, FilterSettings, MaskSettings
 from trainer.preparation.photo import Drop
-from trainer.preparation.stages import Caption, Mask, choose_face, cut_crops, sharpness
+from trainer.preparation.stages import Mask, choose_face, cut_crops, sharpness
 
 
 @pytest.mark.parametrize(
@@ -95,41 +94,3 @@ def test_parser_mask_is_recorded(monkeypatch):
     Mask(MaskSettings(), Path())([photo])
     assert photo.row["mask_kind"] == "test parser"
     assert photo.row["mask_area"] == pytest.approx(40 * 20 / (160 * 120), rel=0.02)
-
-
-def test_captions_come_from_a_model_for_photos_without_one(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "man", "woman", "smiling"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), bos_token="[DEC]")
-    images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
-    transformers.BlipProcessor(images, tokenizer).save_pretrained(tmp_path)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.BlipConfig(
-        text_config={
-            **small,
-            "vocab_size": 10,
-            "bos_token_id": 5,
-            "sep_token_id": 3,
-            "pad_token_id": 0,
-            "eos_token_id": 3,
-            "encoder_hidden_size": 16,
-            "max_position_embeddings": 32,
-        },
-        vision_config={**small, "image_size": 32, "patch_size": 16},
-    )
-    model = transformers.BlipForConditionalGeneration(config)
-    with torch.no_grad():
-        model.text_decoder.cls.predictions.decoder.bias[words.index("smiling")] = 9.0
-    model.save_pretrained(tmp_path)
-    stage = Caption(CaptionSettings(model=str(tmp_path), most_tokens=4))
-    bare, given = make_staged(), make_staged()
-    given.given["caption"] = "as it is"
-    stage([bare, given])
-    assert bare.row["captioned_by"] == tmp_path.name
-    assert set(bare.row["caption"].split()) == {"smiling"}
-    assert "caption" not in given.row
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(TrainerError, match="not an image-to-text model"):
-        Caption(CaptionSettings(model=str(tmp_path)))
