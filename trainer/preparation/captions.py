@@ -172,7 +172,7 @@ class VLLM:
             )
         except Exception as error:  # RuntimeError of its own process, ValueError, pydantic's, torch's
             raise TrainerError(
-                f"caption.backend=vllm: no engine for {self.folder} ({str(error)[-500:]}). Where memory is short, lower "
+                f"caption.backend=vllm: no engine for {self.folder} ({str(error)[-500:]}). If memory is short, lower "
                 "caption.max_model_len or change caption.gpu_memory_utilization; or take caption.backend=transformers"
             ) from error
 
