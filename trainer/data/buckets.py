@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TrainerError
-from . import pictures, randomness
-from .order import Entry, GlobalBatches
+from . import pictures
+from .order import Entry, GlobalBatches, draw_from_part, shuffle_parts
 from .pictures import Size
 
 if TYPE_CHECKING:
@@ -107,22 +107,6 @@ def parts_by_bucket(buckets: np.ndarray, chosen: Sequence[int]) -> tuple[np.ndar
     return tuple(photos[buckets[photos] == bucket] for bucket in np.unique(buckets[photos]))
 
 
-@lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """For each batch of an epoch, of which bucket it is, and how many before it in the epoch are of the same one."""
-    order = randomness.permutation(sum(counts), seed, "buckets", epoch).numpy()
-    bucket = np.repeat(np.arange(len(counts)), counts)[order]
-    rank = np.zeros(len(bucket), np.int64)
-    for one, count in enumerate(counts):
-        rank[bucket == one] = np.arange(count)
-    return bucket, rank
-
-
-@lru_cache(maxsize=64)
-def _order(length: int, seed: int, bucket: int, epoch: int) -> np.ndarray:
-    return randomness.permutation(length, seed, "order of a bucket", bucket, epoch).numpy()
-
-
 @dataclass(frozen=True)
 class TensorShapes:
     """What the dataset has to know of the frozen model.
@@ -182,14 +166,13 @@ class BucketedBatches(GlobalBatches):
         while sum(self._before(epoch + 1)) <= step:
             epoch += 1
         before, after = self._before(epoch), self._before(epoch + 1)
-        buckets, ranks = _epoch(self.seed, epoch, tuple(b - a for a, b in zip(before, after, strict=True)))
+        counts = tuple(b - a for a, b in zip(before, after, strict=True))
+        buckets, ranks = shuffle_parts(counts, self.seed, "buckets", epoch)
         slot = step - sum(before)
         bucket = int(buckets[slot])
         first = (before[bucket] + int(ranks[slot])) * self.batch_size
-        photos, entries = self.parts[bucket], []
-        for position in range(first, first + self.batch_size):
-            own_epoch, offset = divmod(position, len(photos) * self.repeat)
-            place = int(_order(len(photos) * self.repeat, self.seed, bucket, own_epoch)[offset])
-            repeat, index = divmod(place, len(photos))
-            entries.append((int(photos[index]), own_epoch * self.repeat + repeat))
-        return entries
+        key = self.seed, "order of a bucket", bucket
+        return [
+            draw_from_part(self.parts[bucket], position, self.repeat, *key)
+            for position in range(first, first + self.batch_size)
+        ]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config.fields import as_path
 from ..errors import TrainerError
-from . import randomness
 from .manifest import read_rows
-from .order import Entry, GlobalBatches
+from .order import Entry, GlobalBatches, draw_from_part, shuffle_parts
 
 if TYPE_CHECKING:
     from ..config import DataSettings
@@ -40,22 +38,6 @@ def slots(weights: Sequence[float]) -> tuple[int, ...]:
                 "out, or give it more"
             )
     return tuple(found)
-
-
-@lru_cache(maxsize=4)
-def _cycle(seed: int, number: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """For each slot of a cycle, whose it is, and how many slots before it in the cycle are the same one's."""
-    order = randomness.permutation(CYCLE, seed, "mixture", number).numpy()
-    part = np.repeat(np.arange(len(counts)), counts)[order]
-    rank = np.zeros(CYCLE, np.int64)
-    for one, count in enumerate(counts):
-        rank[part == one] = np.arange(count)
-    return part, rank
-
-
-@lru_cache(maxsize=64)
-def _order(length: int, seed: int, part: int, epoch: int) -> np.ndarray:
-    return randomness.permutation(length, seed, "order of a part", part, epoch).numpy()
 
 
 @dataclass(frozen=True)
@@ -87,13 +69,10 @@ class MixedBatches(GlobalBatches):
         entries, counts = [], slots(self.weights)
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             cycle, slot = divmod(position, CYCLE)
-            owners, ranks = _cycle(self.seed, cycle, counts)
+            owners, ranks = shuffle_parts(counts, self.seed, "mixture", cycle)
             part = int(owners[slot])
-            photos, drawn = self.parts[part], cycle * counts[part] + int(ranks[slot])
-            epoch, offset = divmod(drawn, len(photos) * self.repeat)
-            place = int(_order(len(photos) * self.repeat, self.seed, part, epoch)[offset])
-            repeat, index = divmod(place, len(photos))
-            entries.append((int(photos[index]), epoch * self.repeat + repeat))
+            drawn = cycle * counts[part] + int(ranks[slot])
+            entries.append(draw_from_part(self.parts[part], drawn, self.repeat, self.seed, "order of a part", part))
         return entries
 
 

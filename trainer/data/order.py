@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import TrainerError
@@ -25,6 +26,41 @@ Entry = tuple[int, int]
 @lru_cache(maxsize=2)
 def _order(length: int, seed: int, epoch: int) -> Tensor:
     return randomness.permutation(length, seed, "order", epoch)
+
+
+@lru_cache(maxsize=4)
+def shuffle_parts(counts: tuple[int, ...], *key: randomness.Key) -> tuple[np.ndarray, np.ndarray]:
+    """So many turns of each part, in an order of their own for every key.
+
+    Returns:
+        For each turn, whose it is, and how many turns before it are the same part's; both ``(sum of counts,)``.
+    """
+    order = randomness.permutation(sum(counts), *key).numpy()
+    part = np.repeat(np.arange(len(counts)), counts)[order]
+    rank = np.zeros(len(part), np.int64)
+    for one, count in enumerate(counts):
+        rank[part == one] = np.arange(count)
+    return part, rank
+
+
+@lru_cache(maxsize=64)
+def _order_of_part(length: int, *key: randomness.Key) -> np.ndarray:
+    return randomness.permutation(length, *key).numpy()
+
+
+def draw_from_part(photos: Sequence[int], position: int, repeat: int, *key: randomness.Key) -> Entry:
+    """An entry of the endless list of one part's photos, which is gone through in epochs of its own.
+
+    Args:
+        photos: indices of the part's photos.
+        position: in the list.
+        repeat: how often a photo comes in one epoch.
+        key: of the list; a new permutation for each epoch comes of it.
+    """
+    epoch, offset = divmod(position, len(photos) * repeat)
+    place = int(_order_of_part(len(photos) * repeat, *key, epoch)[offset])
+    visit, index = divmod(place, len(photos))
+    return int(photos[index]), epoch * repeat + visit
 
 
 @dataclass(frozen=True)
