@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from support.adapter_kinds import STREAMS, TEXT, batch_of, config_of, train_whole_and_in_parts
 from support.recognisers import need_dlib
-from support.small_training import largest_difference, make_config, make_models, make_photos, weights
+from support.small_training import make_config, make_models, make_photos
 
 from feedface_core.conditioning import Face
 from feedface_core.faces import load_image
@@ -15,22 +16,10 @@ from feedface_core.faces.background import background_picture, largest_square
 from feedface_core.files.adapter_file import load_adapter
 from trainer import export, train
 from trainer.data.batch import collate
-from trainer.data.dataset import FaceDataset, TensorShapes
 from trainer.data.manifest import read_manifest
 from trainer.data.reading import read_background
 from trainer.models.adapter import load_models
 from trainer.training.step import AdapterStep
-
-TEXT = {
-    "adapter__text_tokens": {"count": 2, "layers": 2, "width": 16},
-    "adapter__encoder": {"image_size": 64, "pooling": "class", "layer": -1},
-}
-KINDS = {
-    "text": TEXT,
-    "branches with a background": {"adapter__background": True},
-    "text with a background": {**TEXT, "adapter__background": True},
-}
-FILES = ("trainables", "optimiser", "ema")
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +28,14 @@ def files(tmp_path_factory):
     return make_models(root / "models"), make_photos(root / "photos")
 
 
-def config_of(files, output, kind, **changes):
-    values = {**KINDS[kind], **changes}
-    if "adapter__encoder" in values:
-        values["adapter__encoder"] = {"path": str(files[0] / "clip"), **values["adapter__encoder"]}
-    return make_config(*files, output, **values)
-
-
-def batch_of(config, models, size=6):
-    records, _ = read_manifest(config.data.manifest)
-    dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution))
-    return dataset, collate([dataset[index, 0] for index in range(size)])
-
-
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STREAMS)
 def test_it_learns_and_goes_on_where_it_stopped(files, tmp_path, kind):
-    whole, parts = (config_of(files, tmp_path / name, kind) for name in ("whole", "parts"))
-    assert train.train(whole)
-    assert train.train(config_of(files, tmp_path / "parts", kind, train__steps=4, optimiser__schedule="constant"))
-    assert train.train(parts)
-    for name in FILES:
-        assert largest_difference(weights(tmp_path / "whole", 6, name), weights(tmp_path / "parts", 6, name)) == 0.0
-    first, last = (weights(tmp_path / "whole", step) for step in (2, 6))
-    still = [name for name in first if torch.equal(first[name], last[name])]
-    assert still == [], "all weights are trained"
+    train_whole_and_in_parts(files, tmp_path, kind)
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "background" in kind])
+@pytest.mark.parametrize("kind", [kind for kind in STREAMS if "background" in kind])
 def test_cached_features_train_alike(files, tmp_path, kind):
     from trainer import cache
 
@@ -84,7 +52,7 @@ def test_cached_features_train_alike(files, tmp_path, kind):
 
 
 @pytest.mark.parametrize("null", ["none", "learned"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STREAMS)
 @pytest.mark.parametrize(("face", "background"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)])
 def test_every_weight_has_a_gradient_in_every_batch(files, tmp_path, kind, null, face, background):
     """Several processes wait for the gradient of each: also for what a batch does not reach."""
@@ -104,7 +72,7 @@ def test_every_weight_has_a_gradient_in_every_batch(files, tmp_path, kind, null,
     assert reached == shown
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "background" in kind])
+@pytest.mark.parametrize("kind", [kind for kind in STREAMS if "background" in kind])
 def test_each_row_gets_its_own_face_and_background(files, tmp_path, kind):
     """The rows of a batch are those that each sample has by itself."""
     drops = {"loss__face_dropout": 0.4, "loss__background_dropout": 0.4, "loss__kind": "standard"}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.adapter_kinds import FULL, LORA, TEXT, UNETS, batch_of, config_of, train_whole_and_in_parts
 from support.comfy_unet import comfy_model, run_in_comfyui
 from support.evaluation import make_small
-from support.small_training import largest_difference, make_config, make_models, make_photos, weights
+from support.small_training import make_models, make_photos, weights
 
 from feedface_core.conditioning import Face
 from feedface_core.files.adapter_file import load_adapter, save_adapter
@@ -18,9 +19,6 @@ from feedface_core.text_tokens import replace_rows
 from tools.tiny_diffusers import TinySize
 from trainer import export, train
 from trainer.config import ModelSettings
-from trainer.data.batch import collate
-from trainer.data.dataset import FaceDataset, TensorShapes
-from trainer.data.manifest import read_manifest
 from trainer.errors import TrainerError
 from trainer.evaluate.drawing import Painter
 from trainer.evaluate.memo import Memo
@@ -30,34 +28,12 @@ from trainer.models.frozen_model import load_frozen_model
 from trainer.training.plan import estimate
 from trainer.training.step import AdapterStep
 
-TEXT = {
-    "adapter__text_tokens": {"count": 2, "layers": 2, "width": 16},
-    "adapter__encoder": {"image_size": 64, "pooling": "class", "layer": -1},
-}
-LORA = {"train__unet": "lora", "adapter__lora": {"rank": 3, "alpha": 6.0}}
-FULL = {"train__unet": "full", "loss__kind": "mask"}
-KINDS = {"LoRA": {**TEXT, **LORA}, "all": {**TEXT, **FULL}, "LoRA and branches": LORA}
-FILES = ("trainables", "optimiser", "ema")
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("unet")
     size = TinySize(channels=(32, 64), context=32)
     return make_models(root / "models", size=size), make_photos(root / "photos")
-
-
-def config_of(files, output, kind=None, **changes):
-    values = {**KINDS.get(kind, {}), **changes}
-    if "adapter__encoder" in values:
-        values["adapter__encoder"] = {"path": str(files[0] / "clip"), **values["adapter__encoder"]}
-    return make_config(*files, output, **values)
-
-
-def batch_of(config, models, size=6):
-    records, _ = read_manifest(config.data.manifest)
-    dataset = FaceDataset(records, config, TensorShapes.of(models.frozen, config.data.resolution))
-    return collate([dataset[index, 0] for index in range(size)])
 
 
 def change(models, seed=4):
@@ -68,27 +44,20 @@ def change(models, seed=4):
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNETS)
 def test_it_learns_and_goes_on_where_it_stopped(files, tmp_path, kind):
-    whole, parts = (config_of(files, tmp_path / name, kind) for name in ("whole", "parts"))
-    assert train.train(whole)
-    assert train.train(config_of(files, tmp_path / "parts", kind, train__steps=4, optimiser__schedule="constant"))
-    assert train.train(parts)
-    for name in FILES:
-        assert largest_difference(weights(tmp_path / "whole", 6, name), weights(tmp_path / "parts", 6, name)) == 0.0
-    first, last = (weights(tmp_path / "whole", step) for step in (2, 6))
-    assert [name for name in first if torch.equal(first[name], last[name])] == [], "all of it is trained"
+    last = train_whole_and_in_parts(files, tmp_path, kind)
     of_unet = [name for name in last if name.startswith("unet.")]
     assert of_unet and all(".lora_" in name for name in of_unet) == (kind != "all")
 
 
 @pytest.mark.parametrize("dropped", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNETS)
 def test_the_gradient_goes_there_and_only_there(files, tmp_path, kind, dropped):
     models = load_models(config := config_of(files, tmp_path, kind, loss__face_dropout=dropped), "cpu")
     change(models)
     step, trained = AdapterStep(models, config.loss), models.unet.trained()
-    loss, record = step(batch_of(config, models))
+    loss, record = step(batch_of(config, models)[1])
     loss.backward()
     assert len(record.losses) == 6, "a dropped face teaches the U-Net"
     assert all(value.grad is not None for value in models.adapter.parameters())
@@ -118,7 +87,7 @@ def test_a_lora_starts_as_nothing_and_is_held_to_the_released_model(files, tmp_p
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNETS)
 def test_comfyui_draws_what_the_trainer_does(comfy, files, tmp_path, kind):
     """The exported files, loaded by ComfyUI's own code, give the prediction of the model that was trained."""
     config = config_of(files, tmp_path / "run", kind, train__ema=None, optimiser__lr=0.02, train__steps=3)
@@ -182,7 +151,7 @@ def diffusion(patcher, noisy, timesteps, text):
         patcher.unpatch_model(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNETS)
 def test_the_plan_counts_it(files, tmp_path, kind):
     models = load_models(config := config_of(files, tmp_path, kind), "cpu")
     found, plain = estimate(config), estimate(config_of(files, tmp_path, **({} if "branches" in kind else TEXT)))
