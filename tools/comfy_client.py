@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
+from pydantic import TypeAdapter, ValidationError
+
+from feedface_core.errors import problems
+from tools.comfy_answers import HISTORY, OBJECTS, QUEUE, QUEUED, STORED, Answer, receive, refusal, wrong_nodes
 
 if TYPE_CHECKING:
     import numpy
 
-HTTP_TIMEOUT = 60  # seconds
 GATEWAY_ERRORS = (502, 503, 504)  # what a proxy answers while the server behind it is away
 
 
@@ -71,36 +74,45 @@ class ComfyClient:
         """The end of the server's log, where it can be read."""
         return ""
 
-    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+    def request(self, method: str, path: str, **options: Any) -> Answer:
         """The answer to an HTTP request.
 
         Raises:
-            Unreachable: there is none.
+            Unreachable: there is none, or one without an end.
             ServerError: its status is an error; the message holds what the server says.
         """
         try:
-            answer = self.session.request(method, self.address + path, timeout=HTTP_TIMEOUT, **options)
-        except requests.RequestException as problem:
-            raise Unreachable(f"{self.address}{path}: no answer: {problem}\n{self.tail()}") from problem
+            answer = receive(self.session, method, self.address + path, **options)
+        except (requests.RequestException, ValueError) as problem:  # ValueError: what is no address
+            told = f"{self.address[:200]}{path}: no answer: {str(problem)[:400]}"
+            raise Unreachable(f"{told}\n{self.tail()}") from problem
         if not answer.ok:
             kind = Unreachable if answer.status_code in GATEWAY_ERRORS else ServerError
             raise kind(f"{self.address}{path}: {answer.status_code} {answer.reason}: {refusal(answer)}")
         return answer
 
-    def get(self, path: str) -> Any:
-        answer = self.request("GET", path)
-        try:
-            return answer.json()
-        except ValueError as problem:
-            raise ServerError(f"{self.address}{path}: the answer is no JSON: is this ComfyUI?") from problem
+    def get(self, path: str, kind: TypeAdapter | None = None) -> Any:
+        """An answer in JSON, of the kind that is expected. Raises ``ServerError`` for another."""
+        return self._read(self.request("GET", path), path, kind)
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
+    def post(self, path: str, body: dict[str, Any], kind: TypeAdapter | None = None) -> Any:
+        """The same for what is sent; None for an empty answer where no kind is expected."""
         answer = self.request("POST", path, json=body)
-        return answer.json() if answer.content else None
+        return self._read(answer, path, kind) if answer.content or kind else None
+
+    def _read(self, answer: Answer, path: str, kind: TypeAdapter | None) -> Any:
+        try:
+            value = answer.json()
+            return value if kind is None else kind.validate_python(value)
+        except ValidationError as problem:
+            other = f"not as ComfyUI has it ({problems(problem)[:400]})"
+        except ValueError:
+            other = "no JSON"
+        raise ServerError(f"{self.address}{path}: the answer is {other}: is this ComfyUI?")
 
     def object_info(self) -> dict[str, Any]:
         """Every node the server knows, by id."""
-        return self.get("/object_info")
+        return self.get("/object_info", OBJECTS)
 
     def interrupt(self) -> None:
         self.post("/interrupt", {})
@@ -112,12 +124,12 @@ class ComfyClient:
 
     def waits(self, prompt_id: str) -> bool:
         """Whether a prompt is in the queue or runs. To be asked before :meth:`history`, where it moves at its end."""
-        queue = self.get("/queue")
+        queue = self.get("/queue", QUEUE)
         return any(prompt_id == item[1] for item in queue["queue_running"] + queue["queue_pending"])
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """What became of a prompt that has ended; None if the server does not know it (any more)."""
-        return self.get(f"/history/{prompt_id}").get(prompt_id)
+        return self.get(f"/history/{prompt_id}", HISTORY).get(prompt_id)
 
     def free(self) -> None:
         """Have the server unload its models and drop its cache (it does so between two prompts)."""
@@ -134,8 +146,9 @@ class ComfyClient:
         if not isinstance(picture, bytes):
             name, picture = name or Path(picture).name, Path(picture).read_bytes()
         options = {"overwrite": "true", "subfolder": folder}
-        stored = self.request("POST", "/upload/image", data=options, files={"image": (name or "picture.png", picture)})
-        return "/".join(filter(None, [stored.json()["subfolder"], stored.json()["name"]]))
+        path, files = "/upload/image", {"image": (name or "picture.png", picture)}
+        stored = self._read(self.request("POST", path, data=options, files=files), path, STORED)
+        return "/".join(filter(None, [stored.get("subfolder"), stored["name"]]))
 
     def view(self, file: dict[str, str]) -> numpy.ndarray:
         """One picture, ``(H, W, 3)`` uint8, by filename, subfolder and type, as a run's outputs have them."""
@@ -171,7 +184,7 @@ class ComfyClient:
         body = {"prompt": prompt, "client_id": self.client_id, "prompt_id": prompt_id}
         body |= {"extra_data": {"extra_pnginfo": metadata}}
         try:
-            errors = self.post("/prompt", body).get("node_errors")
+            errors = self.post("/prompt", body, QUEUED).get("node_errors")
         except Unreachable:
             raise
         except ServerError as problem:
@@ -247,33 +260,19 @@ def messages(connection: Any, prompt_id: str, deadline: float) -> Iterator[tuple
 
     kind, data = "", {}
     # The last one is sent once the history holds the outputs.
-    while not (kind == "executing" and data["node"] is None and data.get("prompt_id")):
+    while not (kind == "executing" and data.get("node", "") is None and data.get("prompt_id")):
         connection.settimeout(max(0.1, deadline - time.monotonic()))
         message = connection.recv()
         if message == "":  # what a server says last when it ends of itself
             raise websocket.WebSocketConnectionClosedException("closed by the server")
         if not isinstance(message, str):
             continue  # a preview picture
-        message = json.loads(message)
-        if (message.get("data") or {}).get("prompt_id") in (None, prompt_id):
-            kind, data = message["type"], message.get("data") or {}
+        try:
+            message = json.loads(message)
+            kind, data = str(message["type"]), dict(message.get("data") or {})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            continue  # of another pack
+        if data.get("prompt_id") in (None, prompt_id):
             yield kind, data
-
-
-def refusal(answer: requests.Response) -> str:
-    """What a server says in an answer whose status is an error: a line for each node of a workflow that it refuses."""
-    try:
-        said = answer.json()
-        lines = [f"the server refused the workflow: {said['error']['message']} {said['error']['details']}"]
-    except (ValueError, LookupError, TypeError):
-        return answer.text[:1000]
-    return "\n".join([*lines, *wrong_nodes(said.get("node_errors") or {})])
-
-
-def wrong_nodes(node_errors: dict[str, Any]) -> list[str]:
-    """A line for each node that the server finds invalid."""
-    return [
-        f"node {node} ({wrong['class_type']}): "
-        + "; ".join(f"{error['message']}: {error['details']}" for error in wrong["errors"])
-        for node, wrong in node_errors.items()
-    ]
+        else:
+            kind = ""

@@ -46,10 +46,11 @@ class WorkflowError(ValueError):
 def inputs_of(node_info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any], bool]]:
     """Name, type (a list for choices), options and whether it is required, in the order of the node's widgets."""
     for group in ("required", "optional"):
-        for name, declared in node_info["input"].get(group, {}).items():
-            kind = declared[0]
-            options = declared[1] if len(declared) > 1 else {}
-            yield name, kind, options, group == "required"
+        for name, declared in (node_info["input"].get(group) or {}).items():
+            # Packs declare as they like: what is no list of type and options has a type that nobody here knows.
+            kind, *more = declared if isinstance(declared, (list, tuple)) and declared else [str(declared)]
+            options = more[0] if more and isinstance(more[0], dict) else {}
+            yield name, kind if isinstance(kind, (str, list)) else str(kind), options, group == "required"
 
 
 def is_widget(kind: Any, options: dict[str, Any]) -> bool:
@@ -146,14 +147,16 @@ def input_problem(
 def value_problem(kind: Any, options: dict[str, Any], value: Any) -> str | None:
     """What is wrong with the value of a widget; a value of a kind not known here passes."""
     choices = kind if isinstance(kind, list) else options.get("options")
-    if choices is not None:
+    if isinstance(choices, (list, tuple)):
         return None if value in choices else f"{value!r} is none of {', '.join(map(str, choices))}"
     if kind not in WIDGETS:
         return None
     if not isinstance(value, WIDGETS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
         return f"{value!r} is not {kind}"
-    if kind in ("INT", "FLOAT") and not options.get("min", value) <= value <= options.get("max", value):
-        return f"{value} is outside {options.get('min')} to {options.get('max')}"
+    if kind in ("INT", "FLOAT"):
+        low, high = (limit if isinstance(limit, (int, float)) else value for limit in map(options.get, ("min", "max")))
+        if not low <= value <= high:
+            return f"{value} is outside {options.get('min')} to {options.get('max')}"
     return None
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import FeedFaceError
+from ..errors import FeedFaceError, shorten
 
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+_SURROGATE = re.compile(r"\\u[dD]")  # what may be half a sign, as JSON writes it
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,11 @@ def read_records(path: Path) -> Iterator[tuple[Where, Any]]:
     Raises:
         FeedFaceError: not there, of another kind, broken, or empty.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in KINDS)
+    if os.path.isdir(path):  # a path that is too long for the system is none, and no error
+        try:
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in KINDS)
+        except OSError as problem:
+            raise FeedFaceError(f"{path}: cannot be read: {problem.strerror}") from None
         if not files:
             raise FeedFaceError(f"{path}: no {', '.join(KINDS)} file in this folder")
         for file in files:
@@ -41,7 +47,7 @@ def read_records(path: Path) -> Iterator[tuple[Where, Any]]:
         return
     kind = path.suffix.lower()
     if kind not in KINDS:
-        raise FeedFaceError(f"{path}: expected a file that ends in {', '.join(KINDS)}, or a folder of them")
+        raise FeedFaceError(f"{str(path)[:400]}: expected a file that ends in {', '.join(KINDS)}, or a folder of them")
     records = csv_records if kind in (".csv", ".tsv") else json_records if kind == ".json" else jsonl_records
     count = 0
     for record in records(path, read_text(path)):
@@ -53,31 +59,39 @@ def read_records(path: Path) -> Iterator[tuple[Where, Any]]:
 
 def read_text(path: Path) -> str:
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe waits for ever, and a device has no end
+            raise FeedFaceError(f"{path}: not a file that can be read to its end: expected a text file")
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise FeedFaceError(f"{path}: there is no such file") from None
     except OSError as problem:
-        raise FeedFaceError(f"{path}: cannot be read: {problem.strerror}") from None
+        raise FeedFaceError(f"{str(path)[:400]}: cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
         raise FeedFaceError(f"{path}, line {line}: not UTF-8: save it as UTF-8 (in a spreadsheet: CSV UTF-8)") from None
 
 
 def parse_json(text: str, where: Where) -> Any:
-    """A JSON text. Raises ``FeedFaceError``, for ``NaN``, ``Infinity`` and a name twice in one object as well."""
+    """A JSON text. Raises ``FeedFaceError``, for ``NaN``, ``Infinity``, a name twice in one object and half a sign
+    (a lone surrogate, which no file in UTF-8 can hold) as well."""
 
     def constant(name: str) -> None:
         raise FeedFaceError(f"{where}: {name} is no JSON number: give a finite one, or leave it out")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        twice = first_repeated([name for name, _ in pairs])
         if twice is not None:
-            raise FeedFaceError(f"{where}: {twice!r} is there twice in one object: keep one")
+            raise FeedFaceError(f"{where}: {shorten(twice)} is there twice in one object: keep one")
         return dict(pairs)
 
     try:
-        return json.loads(text, parse_constant=constant, object_pairs_hook=once)
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=once)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as problem:
+        half = f"\\u{ord(problem.object[problem.start]):04x}"
+        raise FeedFaceError(f"{where}: {half} is half of a sign: write the sign itself, or both halves") from None
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}" if "\n" in text.strip() else f"column {problem.colno}"
         raise FeedFaceError(f"{where}: broken JSON at {place}: {problem.msg}") from None
@@ -85,6 +99,12 @@ def parse_json(text: str, where: Where) -> Any:
         if isinstance(problem, FeedFaceError):
             raise
         raise FeedFaceError(f"{where}: broken JSON: {str(problem) or 'nested too deep'}") from None
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first of some names that was among those before it, or None."""
+    known: set[str] = set()
+    return next((name for name in names if name in known or known.add(name)), None)
 
 
 def json_records(path: Path, text: str) -> Iterator[tuple[Where, Any]]:
@@ -131,9 +151,9 @@ def header_names(cells: list[str], where: Where) -> list[str]:
     names = [cell.strip() for cell in cells]
     while names and not names[-1]:
         names.pop()
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = first_repeated(names)
     if "" in names or twice is not None:
-        wrong = f"the name {twice!r} is there twice" if twice else f"column {names.index('') + 1} has no name"
+        wrong = f"the name {shorten(twice)} is there twice" if twice else f"column {names.index('') + 1} has no name"
         raise FeedFaceError(f"{where}: {wrong}: the first row holds a name for each column")
     return names
 

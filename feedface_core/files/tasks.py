@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -20,15 +21,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from ..errors import FeedFaceError, refuse
-from .tables import read_records
+from ..errors import FeedFaceError, refuse, shorten
+from .tables import first_repeated, read_records
 
 LARGEST_SEED = 2**64 - 1
+MOST_TASKS = 10**6
+"""Pictures of one entry of people × prompts × seeds; at a second each they take twelve days."""
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
-def not_a_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
+def whole_number(value: Any) -> Any:
+    """What JSON or a cell has for one; Python and pydantic would read 1_0 as 10 as well."""
+    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+(\.0*)?\s*", value)):
         raise ValueError("expected a whole number")
     return value
 
@@ -44,16 +48,18 @@ def as_list(value: Any) -> Any:
     return [part for part in value.split("|") if part.strip()] if isinstance(value, str) else value
 
 
-def finite(value: Any) -> Any:
+def usable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("a text cannot hold the sign NUL")
     return value
 
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Seed = Annotated[int, BeforeValidator(not_a_boolean), AfterValidator(seed_range)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(usable)]
+Seed = Annotated[int, BeforeValidator(whole_number), AfterValidator(seed_range)]
 Photos = Annotated[tuple[Text, ...], BeforeValidator(as_list), Field(min_length=1)]
-Value = Annotated[bool | int | float | str, AfterValidator(finite)]
+Value = Annotated[bool | int | float | str, AfterValidator(usable)]
 
 
 class Record(BaseModel):
@@ -165,7 +171,7 @@ def read_tasks(paths: list[Path], photo_folder: Path | None = None) -> list[Task
 def tasks_of(where: Any, value: Any, folder: Path) -> Iterator[Task]:
     """The tasks of one record. Raises ``FeedFaceError``, a line for each problem."""
     if not isinstance(value, dict):
-        raise FeedFaceError(f"{where}: expected an object with names and values, found {shortened(value)}")
+        raise FeedFaceError(f"{where}: expected an object with names and values, found {shorten(value)}")
     if "caption_list" in value or "source_group" in value:
         record = validated(Released, value, where)
         photos = photos_of(where, [source.path for source in record.source_group], folder, by_name=True)
@@ -180,8 +186,11 @@ def tasks_of(where: Any, value: Any, folder: Path) -> Iterator[Task]:
 
 
 def product(where: Any, batch: Batch, folder: Path) -> Iterator[Task]:
-    ids = [person.id for person in batch.people]
-    refuse([f"{where}: people[{i}]: id {name!r} is there twice" for i, name in enumerate(ids) if name in ids[:i]])
+    count = len(batch.people) * len(batch.prompts) * max(len(batch.seeds), 1)
+    if count > MOST_TASKS:
+        raise FeedFaceError(f"{where}: people × prompts × seeds are {count:,} pictures, at most {MOST_TASKS:,}")
+    twice = first_repeated([person.id for person in batch.people])
+    refuse([f"{where}: people: id {shorten(twice)} is there twice"] if twice is not None else [])
     problems, photos = [], {}
     for index, person in enumerate(batch.people):
         try:
@@ -211,7 +220,7 @@ def row_task(where: Any, row: Row, folder: Path) -> Task:
             near = get_close_matches(name, fields, 1)
             meant = f" (is {near[0]!r} meant?)" if near else ""
             raise FeedFaceError(
-                f"{where}: no column {name!r} is known{meant}: there are {', '.join(fields)}, and inputs of the "
+                f"{where}: no column {shorten(name)} is known{meant}: there are {', '.join(fields)}, and inputs of the "
                 "workflow, such as 'KSampler.steps'"
             )
     if not (row.photos or row.prompt or row.model_extra):
@@ -234,12 +243,16 @@ def photos_of(where: Any, named: list[str] | tuple[str, ...], folder: Path, by_n
         places = [folder / name, *([folder / Path(name).name] if by_name else [])]
         place = next((place for place in places if os.path.exists(place)), None)
         if place is None:
-            looked = " and ".join(str(place) for place in dict.fromkeys(places))
+            looked = " and ".join(str(place)[:200] for place in dict.fromkeys(places))
             problems.append(
-                f"{prefix}no photo {name!r}: looked for {looked}; mend the path, or name the folder: --photos"
+                f"{prefix}no photo {shorten(name)}: looked for {looked}; mend the path, or name the folder: --photos"
             )
         elif place.is_dir():
-            inside = sorted(file for file in place.iterdir() if file.suffix.lower() in PICTURES)
+            try:
+                inside = sorted(file for file in place.iterdir() if file.suffix.lower() in PICTURES)
+            except OSError as problem:
+                problems.append(f"{prefix}the folder {place} cannot be read: {problem.strerror}")
+                continue
             found += inside
             if not inside:
                 problems.append(f"{prefix}no photos in the folder {place} ({', '.join(sorted(PICTURES))})")
@@ -260,14 +273,9 @@ def validated(kind: Callable[..., Any], value: dict[str, Any], where: Any) -> An
 
 def explain(problem: Any) -> str:
     """One of pydantic's ``errors()``: the name, what is wrong, and what was found."""
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("bool", "int", "float", "str"))
+    place = ".".join(str(part)[:80] for part in problem["loc"] if part not in ("bool", "int", "float", "str"))
     if problem["type"] == "missing":
         return f"{place} is missing"
     if problem["type"] == "extra_forbidden":
         return f"{place} is not known here: remove it, or mend the name"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')}, found {shortened(problem['input'])}"
-
-
-def shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}, found {shorten(problem['input'])}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from feedface_core.errors import FeedFaceError, refuse
+from feedface_core.errors import FeedFaceError, refuse, shorten
 from tools.queue.plan import Job
 
 TABLE = """CREATE TABLE IF NOT EXISTS job (
@@ -59,26 +59,34 @@ class Journal:
             self._database.execute(TABLE)
             self._database.execute("COMMIT")
             self.entries()
+        except ValueError as problem:
+            raise self._foreign(problem) from None
         except sqlite3.OperationalError as problem:
             if "locked" in str(problem):
                 raise FeedFaceError(
                     f"{folder}: another queue works in this folder: wait for it, or choose another --output"
                 ) from None
+            if "no such column" in str(problem):
+                raise self._foreign(problem) from None
             raise FeedFaceError(
                 f"{self.path}: cannot be written: {problem}: free space, or choose another --output"
             ) from None
         except sqlite3.DatabaseError as problem:
-            raise FeedFaceError(
-                f"{self.path}: not a journal of this queue ({problem}): choose another --output, or delete the file "
-                "to make every picture again"
-            ) from None
+            raise self._foreign(problem) from None
+
+    def _foreign(self, problem: Exception) -> FeedFaceError:
+        return FeedFaceError(
+            f"{self.path}: not a journal of this queue ({shorten(problem)}): choose another --output, or delete the "
+            "file to make every picture again"
+        )
 
     def entries(self) -> dict[str, Entry]:
+        """By name of the job. Raises ``ValueError`` for a row that this queue did not write."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT name, digest, state, server, prompt_id, sent, result FROM job"
             ).fetchall()
-        return {row[0]: Entry(*row[:-1], json.loads(row[-1])) for row in rows}
+        return {row[0]: _entry(row) for row in rows}
 
     def begin(self, job: Job, server: str, prompt_id: str) -> None:
         """Written before a job is sent, so that whoever comes after us can ask the server about it."""
@@ -89,9 +97,14 @@ class Journal:
             (job.name, job.digest, SENT, server, prompt_id),
         )
 
-    def end(self, job: Job, state: str, result: Mapping[str, Any]) -> None:
+    def end(self, job: Job, server: str, state: str, result: Mapping[str, Any]) -> None:
+        """Also of a job that failed before it was sent, as when the server does not take its photo."""
         text = json.dumps(result, ensure_ascii=False)
-        self._write("UPDATE job SET state = ?, result = ? WHERE name = ?", (state, text, job.name))
+        self._write(
+            "INSERT INTO job VALUES (?, ?, ?, ?, '', 0, ?) ON CONFLICT (name) DO UPDATE SET "
+            "digest = excluded.digest, state = excluded.state, result = excluded.result",
+            (job.name, job.digest, state, server, text),
+        )
 
     def _write(self, statement: str, values: Sequence[Any]) -> None:
         try:
@@ -106,6 +119,19 @@ class Journal:
     def close(self) -> None:
         with self._lock:
             self._database.close()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    *told, result = row
+    try:
+        result = json.loads(result)
+    except (TypeError, RecursionError) as problem:
+        raise ValueError(str(problem)) from problem
+    files = result.get("files", [] if told[2] != DONE else None) if isinstance(result, dict) else None
+    texts = isinstance(files, list) and all(isinstance(text, str) for text in (*told[:5], *files))
+    if not texts or told[2] not in (SENT, DONE, FAILED):
+        raise ValueError(f"the row of {shorten(told[0])} is not one of this queue")
+    return Entry(*told, result)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from feedface_core.errors import FeedFaceError, refuse
+from feedface_core.errors import FeedFaceError, refuse, shorten
 from feedface_core.files.tasks import Task, photos_of
 from tools.queue.references import fit_photos
 from tools.queue.workflow import Target, Targets, declared, find_target, takes_picture, title_of, typed
@@ -22,7 +23,8 @@ from tools.workflow_format import Prompt
 
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-LONGEST_NAME = 120  # characters; what is added to it still fits a file system's 255 bytes
+LONGEST_NAME = 120  # characters
+LONGEST_BYTES = 200  # of a name in UTF-8; what is added to it still fits a file system's 255
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,16 @@ class Photos:
         if path not in self._digests:
             from PIL import Image, UnidentifiedImageError
 
+            if not os.path.isfile(path):  # a pipe waits for ever, and a device has no end
+                raise ValueError(f"{path} is no file: give a photo saved as PNG or JPEG")
             try:
                 with Image.open(path) as picture:
                     picture.load()  # a file cut short opens and does not load
             except UnidentifiedImageError:
                 raise ValueError(f"{path} is no picture that can be read: save it as PNG or JPEG") from None
-            except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
-                raise ValueError(f"{path} cannot be read ({problem}): save it anew as PNG or JPEG") from None
+            except Exception as problem:  # Pillow raises many types for what is broken
+                text = str(problem)[:160]
+                raise ValueError(f"{path} cannot be read ({text}): save it anew as PNG or JPEG") from None
             self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
         return self._digests[path]
 
@@ -169,11 +174,12 @@ def check_name(name: str, task: Task) -> None:
     """Raise ``FeedFaceError`` for a name that not every file system takes."""
     bad = FORBIDDEN.search(name)
     if bad:
-        raise FeedFaceError(f"{task.where}: id {name!r} holds {bad[0]!r}: a file cannot be called so; rename it")
-    if name[0] == "." or name[-1] in ". " or name.split(".")[0].lower() in RESERVED or len(name) > LONGEST_NAME:
+        raise FeedFaceError(f"{task.where}: id {shorten(name)} holds {bad[0]!r}: a file cannot be called so; rename it")
+    long = len(name) > LONGEST_NAME or len(name.encode()) > LONGEST_BYTES
+    if name[0] == "." or name[-1] in ". " or name.split(".")[0].lower() in RESERVED or long:
         raise FeedFaceError(
             f"{task.where}: id {name[:60]!r} cannot name a file: no dot in front, no dot or space at the end, "
-            f"at most {LONGEST_NAME} characters, and not a device of Windows such as con"
+            f"at most {LONGEST_NAME} characters ({LONGEST_BYTES} bytes), and not a device of Windows such as con"
         )
 
 

@@ -63,20 +63,33 @@ Branch = list[tuple[str, str]]  # (node, its input that the one before feeds), l
 
 def branch_of(prompt: Prompt, loader: str) -> Branch | None:
     """The way from a loader to the encoder; None where there is none, or several."""
-    ways: list[Branch] = []
-
-    def follow(way: Branch) -> None:
-        node = way[-1][0]
-        if prompt[node]["class_type"] == ENCODER:
-            ways.append(way)
-            return
-        for other, one in prompt.items():
-            for name, value in one["inputs"].items():
-                if is_link(value) and str(value[0]) == node and all(other != passed for passed, _ in way):
-                    follow([*way, (other, name)])
-
-    follow([(loader, "")])
-    return ways[0] if len(ways) == 1 else None
+    links = [
+        (str(value[0]), other, name)
+        for other, one in prompt.items()
+        for name, value in one["inputs"].items()
+        if is_link(value)
+    ]
+    before: dict[str, list[str]] = {}
+    for source, other, _ in links:
+        before.setdefault(other, []).append(source)
+    leading = {node for node, one in prompt.items() if one["class_type"] == ENCODER}  # to an encoder
+    waiting = list(leading)
+    while waiting:
+        new = set(before.get(waiting.pop(), ())) - leading
+        leading |= new
+        waiting += new
+    after: dict[str, Branch] = {}
+    for source, other, name in links:
+        if other in leading:
+            after.setdefault(source, []).append((other, name))
+    way, passed = [(loader, "")], {loader}
+    while prompt[way[-1][0]]["class_type"] != ENCODER:
+        onward = after.get(way[-1][0], [])
+        if len(onward) != 1 or onward[0][0] in passed:
+            return None
+        way.append(onward[0])
+        passed.add(onward[0][0])
+    return way
 
 
 def remove_branch(prompt: Prompt, branch: Branch) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from feedface_core.errors import FeedFaceError
+from feedface_core.errors import FeedFaceError, shorten
 from feedface_core.files.provenance import mark
-from tools.comfy_client import ComfyClient
+from feedface_core.files.tasks import PICTURES
+from tools.comfy_client import ComfyClient, ServerError
 from tools.queue.files import write_whole
 from tools.queue.journal import DONE, FAILED, Entry
-from tools.queue.plan import Job
+from tools.queue.plan import FORBIDDEN, Job
 from tools.queue.workflow import numbered, title_of
+
+LONGEST_SUFFIX = 16  # characters
 
 
 def save_pictures(
@@ -39,11 +43,15 @@ def save_pictures(
         files = [file for owner, file in saved if owner == node]
         for number, file in enumerate(files, 1):
             suffix = PurePosixPath(file["filename"]).suffix
-            title = [slug(title_of(job.workflow, node))] if len(nodes) > 1 else []
+            if FORBIDDEN.search(suffix) or len(suffix) > LONGEST_SUFFIX:
+                raise ServerError(f"{client.address}: no file can end in {shorten(suffix)}, and one does there")
+            title = [slug(title_of(job.workflow, node) if node in job.workflow else node)] if len(nodes) > 1 else []
             inside = "_".join([*title, *([str(number)] if len(files) > 1 else [])])
             name = unused(f"{job.name}/{inside}" if inside else job.name, suffix, names)
             (folder / name).parent.mkdir(exist_ok=True)
             content = client.request("GET", "/view", params=file).content
+            if problem := picture_problem(content, suffix):
+                raise ServerError(f"{client.address}/view: {shorten(file['filename'])}: {problem}")
             write_whole(folder / name, mark(content, kind) if kind else content)
             names.append(name)
     return {"files": names, "texts": texts_of(outputs, job)}
@@ -57,7 +65,7 @@ def files_of(outputs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]
         for entries in outputs[node].values()
         if isinstance(entries, list)
         for entry in entries
-        if isinstance(entry, dict) and "filename" in entry
+        if isinstance(entry, dict) and isinstance(entry.get("filename"), str)
     ]
     kept = [one for one in found if one[1]["type"] == "output"]
     return iter(kept or found)
@@ -66,10 +74,26 @@ def files_of(outputs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]
 def texts_of(outputs: Mapping[str, Any], job: Job) -> dict[str, str]:
     """Texts that nodes showed, by title."""
     return {
-        title_of(job.workflow, node): "\n".join(map(str, outputs[node]["text"]))
+        title_of(job.workflow, node): "\n".join(map(str, text if isinstance(text, list) else [text]))
         for node in sorted(outputs, key=numbered)
-        if outputs[node].get("text") and node in job.workflow
+        if (text := outputs[node].get("text")) and node in job.workflow
     }
+
+
+def picture_problem(content: bytes, suffix: str) -> str | None:
+    """What is wrong with what should be a picture: a proxy has answers of its own, and a connection may end early."""
+    if not content:
+        return "the server gives an empty file"
+    if suffix.lower() not in PICTURES:
+        return None  # a film, or whatever else the workflow saves
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+    except Exception as problem:  # Pillow raises many types for what is broken
+        return f"the server gives no picture ({len(content)} bytes; {str(problem)[:160]})"
+    return None
 
 
 def slug(title: str) -> str:

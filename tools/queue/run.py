@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from feedface_core.errors import FeedFaceError
+from feedface_core.errors import FeedFaceError, shorten
 from feedface_core.files.tasks import Task, read_tasks
 from tools.comfy_client import ComfyClient, ServerError
 from tools.queue.files import write_whole
@@ -99,9 +99,21 @@ def checked_server(client: ComfyClient, workflow: Prompt) -> dict[str, Any]:
         raise FeedFaceError(
             f"{client.address} has no node {', '.join(missing)}: install the pack that brings it, then restart it"
         )
+    for kind in sorted({node["class_type"] for node in workflow.values()}):
+        if not tells_inputs(object_info[kind]):
+            told = shorten(object_info[kind])
+            raise FeedFaceError(f"{client.address}/object_info: expected the inputs of the node {kind}, found {told}")
     if not saves(workflow, object_info):
         raise FeedFaceError("the workflow saves nothing: add a Save Image node")
     return object_info
+
+
+def tells_inputs(node_info: Any) -> bool:
+    """Whether a server describes a node as ComfyUI does, as far as the queue needs it."""
+    declared = node_info.get("input") if isinstance(node_info, dict) else None
+    if not isinstance(declared, dict):
+        return False
+    return all(isinstance(declared.get(group) or {}, dict) for group in ("required", "optional"))
 
 
 def check_output(pictures: Path) -> None:
@@ -181,7 +193,7 @@ def carry_out(
         raise
     finally:
         bar.close()
-    return int(tell_summary(order.output, jobs, journal)[FAILED] > 0)
+    return int(tell_summary(order.output, jobs, journal)[DONE] < len(jobs))
 
 
 def tell_summary(folder: Path, jobs: Sequence[Job], journal: Journal) -> dict[str, Any]:

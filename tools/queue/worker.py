@@ -93,7 +93,7 @@ class Worker:
                 self.pool.give_back(job)
                 self.pool.leaves(self, str(problem))
                 return
-            self.journal.end(job, state, result)
+            self.journal.end(job, self.client.address, state, result)
             self.pool.ended(self, job, state, result)
 
     def carry_out(self, job: Job, entry: Entry | None = None) -> tuple[str, dict[str, Any]]:
@@ -177,8 +177,9 @@ class Worker:
                 raise Stopped
             try:
                 for kind, data in messages(connection, prompt_id, time.monotonic() + LISTEN):
-                    if kind == "progress" and data.get("node") in job.workflow:
-                        self.pool.progress(self, title_of(job.workflow, data["node"]), data["value"], data["max"])
+                    if kind == "progress" and str(data.get("node")) in job.workflow:
+                        title = title_of(job.workflow, str(data["node"]))
+                        self.pool.progress(self, title, data.get("value", "?"), data.get("max", "?"))
                     if time.monotonic() > until or self.pool.stopping.is_set():
                         break
                 else:
@@ -195,23 +196,21 @@ class Worker:
             FeedFaceError: the pictures cannot be written.
         """
         ended = self.client.history(prompt_id)
-        happened = dict(((ended or {}).get("status") or {}).get("messages") or [])
+        happened: dict[str, Any] = dict(((ended or {}).get("status") or {}).get("messages") or [])
         if prompt_id in self.overdue and "execution_success" not in happened:
             return {}, f"took longer than {self.limits.timeout:g} s", True
         if ended is None:
             return {}, f"{self.client.address} ended with it, or somebody took it out of the queue", True
         self.accepted = True
-        if failure := happened.get("execution_error"):
-            text = f"{failure['exception_type']}: {failure['exception_message'].strip()}"
-            again = "OutOfMemory" in failure["exception_type"]
+        failure = happened.get("execution_error")
+        if failure is not None:
+            names = ("exception_type", "exception_message", "node_id", "node_type")
+            kind, message, node, node_type = (str(failure.get(name, "unknown")) for name in names)
+            again = "OutOfMemory" in kind
             if again:
                 self.client.free()
-            title = (
-                title_of(job.workflow, failure["node_id"])
-                if failure["node_id"] in job.workflow
-                else failure["node_type"]
-            )
-            return {}, f"{title}: {text}", again
+            title = title_of(job.workflow, node) if node in job.workflow else node_type
+            return {}, f"{title}: {kind}: {message.strip()}", again
         if "execution_interrupted" in happened:
             return {}, "interrupted on the server: run the same command again to make it", False
         try:
@@ -221,7 +220,8 @@ class Worker:
         if not result["files"]:
             return {}, "the workflow saved no picture: add a Save Image node", False
         start, end = (happened.get(kind, {}).get("timestamp") for kind in ("execution_start", "execution_success"))
-        return result | ({"seconds": (end - start) / 1000} if start and end else {}), "", False
+        timed = all(isinstance(moment, (int, float)) for moment in (start, end))
+        return result | ({"seconds": (end - start) / 1000} if timed else {}), "", False
 
     def is_away(self, problem: Exception) -> None:
         """Wait a little for the server. Raises ``Gone`` when it has been away for too long, ``Stopped`` on the way."""

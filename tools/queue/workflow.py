@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from feedface_core.errors import FeedFaceError
+from feedface_core.errors import FeedFaceError, listing, shorten
 from feedface_core.files.tables import Where, parse_json, read_text
 from tools.workflow_format import Prompt, inputs_of, value_problem
 
@@ -44,10 +44,32 @@ def read_workflow(path: Path) -> Prompt:
         raise FeedFaceError(
             f"{path} is a workflow as the editor saves it: export it with File, Export (API), and give that file"
         )
-    nodes = value.values() if isinstance(value, dict) else ()
-    if not nodes or not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
+    if not isinstance(value, dict) or not value:
         raise FeedFaceError(f"{path} is no workflow in API format: expected nodes with class_type and inputs")
+    for key, node in value.items():
+        if problem := node_problem(node, value):
+            raise FeedFaceError(f"{path} is no workflow in API format: node {shorten(key)}: {problem}")
     return value
+
+
+def node_problem(node: Any, prompt: dict[str, Any]) -> str | None:
+    """What is wrong with the form of a node of a workflow."""
+    if not isinstance(node, dict):
+        return f"expected class_type and inputs, found {shorten(node)}"
+    told = node.get("_meta") or {}
+    title = told.get("title") if isinstance(told, dict) else None
+    for name, found, kind, expected in (
+        ("_meta", told, dict, "a title by name"),
+        ("class_type", node.get("class_type"), str, "the name of a kind of node"),
+        ("inputs", node.get("inputs"), dict, "values by name"),
+        ("_meta.title", "" if title is None else title, str, "a text"),
+    ):
+        if not isinstance(found, kind):
+            return f"{name} is {shorten(found)}, expected {expected}"
+    for name, link in node["inputs"].items():
+        if is_link(link) and str(link[0]) not in prompt:
+            return f"{shorten(name)} is linked to node {shorten(link[0])}, which is not there"
+    return None
 
 
 def title_of(prompt: Prompt, node: str) -> str:
@@ -55,7 +77,8 @@ def title_of(prompt: Prompt, node: str) -> str:
 
 
 def is_link(value: Any) -> bool:
-    return isinstance(value, list)
+    """Whether an input comes from another node, as ComfyUI tells it: the node's id and the number of its output."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and type(value[1]) is int
 
 
 def find_target(prompt: Prompt, name: str, usual: Sequence[str] = ()) -> Target:
@@ -71,11 +94,11 @@ def find_target(prompt: Prompt, name: str, usual: Sequence[str] = ()) -> Target:
     if not nodes and usual:
         nodes, wanted, title = nodes_called(prompt, name), "", name
     if not nodes:
-        titles = [title_of(prompt, node) for node in prompt]
-        near = get_close_matches(title, titles, 1)
+        titles = sorted({title_of(prompt, node) for node in prompt})
+        near = get_close_matches(title[:200], titles, 1)
         meant = f"Is {near[0]!r} meant? " if near else ""
         raise FeedFaceError(
-            f"{name!r}: no node is titled {title!r}. {meant}The titles: {', '.join(sorted(set(titles)))}"
+            f"{shorten(name)}: no node is titled {shorten(title)}. {meant}The titles: {listing(titles, 30)}"
         )
     if len(nodes) > 1:
         ids = ", ".join(f"#{node}" for node in nodes)
@@ -87,7 +110,7 @@ def find_target(prompt: Prompt, name: str, usual: Sequence[str] = ()) -> Target:
     values = [one for one, value in inputs.items() if not is_link(value)]
     if wanted not in inputs:
         raise FeedFaceError(
-            f"{name!r}: the node {title!r} has no input {wanted!r}; it has {', '.join(values) or 'none'}"
+            f"{name!r}: the node {title!r} has no input {shorten(wanted)}; it has {', '.join(values) or 'none'}"
         )
     if is_link(inputs[wanted]):
         source = title_of(prompt, str(inputs[wanted][0])) if str(inputs[wanted][0]) in prompt else "another node"
@@ -121,26 +144,22 @@ def find_targets(
 
 def positive_texts(prompt: Prompt) -> list[Target]:
     """The text that reaches the input ``positive`` of some node; none where several do."""
-    found: dict[Target, None] = {}
+    found: list[Target] = []
     seen: set[str] = set()
-
-    def follow(node: str) -> None:
+    starts = (node["inputs"].get("positive") for node in prompt.values())
+    waiting = [str(link[0]) for link in starts if is_link(link)]
+    while waiting:
+        node = waiting.pop()
         if node in seen or node not in prompt:
-            return
+            continue
         seen.add(node)
         inputs = prompt[node]["inputs"]
         if isinstance(inputs.get("text"), str):
-            found[Target(node, "text")] = None
-            return
+            found.append(Target(node, "text"))
+            continue
         onward = ["positive"] if "positive" in inputs else [name for name in inputs if name.startswith("conditioning")]
-        for name in onward:
-            if is_link(inputs[name]):
-                follow(str(inputs[name][0]))
-
-    for node in prompt.values():
-        if is_link(node["inputs"].get("positive")):
-            follow(str(node["inputs"]["positive"][0]))
-    return list(found) if len(found) == 1 else []
+        waiting += [str(inputs[name][0]) for name in onward if is_link(inputs[name])]
+    return found if len(found) == 1 else []
 
 
 def face_photos(prompt: Prompt) -> list[Target]:
@@ -210,10 +229,12 @@ def parsed(text: str, kind: str) -> Any:
     try:
         if kind == "BOOLEAN":
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if "_" in text or not text.isascii():  # 1_0 and digits of other scripts, which Python reads
+            raise ValueError
         return int(text) if kind == "INT" else float(text)
     except (ValueError, KeyError):
         wanted = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[kind]
-        raise ValueError(f"{text!r} is not {wanted}") from None
+        raise ValueError(f"{shorten(text)} is not {wanted}") from None
 
 
 def missing_nodes(prompt: Prompt, object_info: dict[str, Any]) -> list[str]:

@@ -279,6 +279,10 @@ def test_a_fault_is_told_before_anything_is_sent(
         ),
         (
             {key: node for key, node in WORKFLOW.items() if key != "1"},
+            "node '3': 'image' is linked to node '1', which is not there",
+        ),
+        (
+            WORKFLOW | {"1": {"class_type": "KSampler", "inputs": {}}},
             'shows no place for the photos: name it with --photo-node "TITLE.input"',
         ),
     ],
