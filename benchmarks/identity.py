@@ -57,6 +57,7 @@ from examples.small_model.evaluate import (
     wanted_attributes,
 )
 from tools.find_comfyui import ROOT
+from tools.options import whole
 
 
 class Bench:
@@ -248,9 +249,9 @@ def say(text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python run.py bench identity", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer people and rows, under five minutes")
-    parser.add_argument("--identities", type=int, help="held-out people (default 100; quick 40)")
-    parser.add_argument("--prompts", type=int, help="pictures of each (default 4; quick 1)")
-    parser.add_argument("--steps", type=int, default=16, help="of the sampler (default 16)")
+    parser.add_argument("--identities", type=whole(1), help="held-out people (default 100; quick 40)")
+    parser.add_argument("--prompts", type=whole(1), help="pictures of each (default 4; quick 1)")
+    parser.add_argument("--steps", type=whole(1), default=16, help="of the sampler (default 16)")
     parser.add_argument("--groups", nargs="+", help="only rows of these groups, such as main references again")
     parser.add_argument("--model", type=Path, default=system.FOLDER, help="the small model")
     parser.add_argument("--work", type=Path, default=WORK, help="where the small model's build keeps its work")
@@ -258,8 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     identities = options.identities or (40 if options.quick else 100)
     prompts = options.prompts or (1 if options.quick else 4)
-    whole = not (options.quick or options.groups)
-    draw_people(options.work, options.model, (*OTHERS, "examiner") if whole else tuple(OTHERS), say)
+    complete = not (options.quick or options.groups)
+    draw_people(options.work, options.model, (*OTHERS, "examiner") if complete else tuple(OTHERS), say)
     bench = Bench(identities, prompts, options.steps, options.model, options.work)
     several = "regions" in options.groups if options.groups else not options.quick
     known = [*all_rows(options.quick), *(() if options.quick else site_rows(bench.sites()))]
@@ -280,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         "differences": bench.differences(rows),
         "absent": [row.name for row in absent],
         "rows": results,
-        "chain": bench.chain() if whole else [],
+        "chain": bench.chain() if complete else [],
         "regions": measure_regions(bench) if several else [],
         "seconds": round(time.monotonic() - began),
     }

@@ -32,6 +32,7 @@ from benchmarks.support.comfy_models import (
     unidiffuser,
 )
 from benchmarks.support.step_speed import Say, Steps, measure, table
+from tools.options import whole
 
 HOSTS = {"sd": stable_diffusion, "uvit": unidiffuser}
 RELEASED_STRENGTH = 0.8  # that the released adapter is meant for
@@ -113,13 +114,13 @@ def millions(module: torch.nn.Module) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python run.py bench sampling", description=__doc__.splitlines()[0])
     parser.add_argument("--host", choices=tuple(HOSTS), default="sd")
-    parser.add_argument("--latent", type=int, default=32, help="side of the latent (default 32)")
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each variant (default 9)")
+    parser.add_argument("--latent", type=whole(8, 1024), default=32, help="side of the latent (default 32)")
+    parser.add_argument("--rounds", type=whole(1), default=9, help="timed steps of each variant (default 9)")
     parser.add_argument("--no-self-attention", action="store_true", help="branches that only attend to the face")
     parser.add_argument("--no-mlp", action="store_true", help="branches without an MLP")
-    parser.add_argument("--rank", type=int, help="rank of the branches' projections")
+    parser.add_argument("--rank", type=whole(1), help="rank of the branches' projections")
     parser.add_argument("--count", action="store_true", help="only count the operations of every kind of branch")
-    parser.add_argument("--sites", type=int, metavar="N", help="branches on N of the host's sites")
+    parser.add_argument("--sites", type=whole(1), metavar="N", help="branches on N of the host's sites")
     options = parser.parse_args(arguments)
 
     def say(text: str) -> None:

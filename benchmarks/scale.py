@@ -32,6 +32,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tools.options import whole
+
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
 PHOTOS, PERSON = 48, 24
@@ -204,8 +206,8 @@ def queue(folder: Path, rounds: int) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python run.py bench scale", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 100,000 rows, a small checkpoint")
-    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each kind (default 3)")
-    parser.add_argument("--rows", type=int, nargs="+", help="instead of the default numbers of rows")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="fresh processes of each kind (default 3)")
+    parser.add_argument("--rows", type=whole(1), nargs="+", help="instead of the default numbers of rows")
     parser.add_argument("--only", choices=["rows", "disk", "training", "queue"], help="a part of it")
     options = parser.parse_args(arguments)
     rows = options.rows or [count for count in ROWS if not options.quick or count <= 100_000]

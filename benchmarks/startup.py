@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.options import whole
+
 ROOT = Path(__file__).resolve().parents[1]
 PROBE = """
 import importlib.util, json, sys, time
@@ -52,7 +54,7 @@ def probe(comfyui: str) -> dict[str, float | list[str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python run.py bench startup", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes (default 5)")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="fresh processes (default 5)")
     rounds = parser.parse_args(arguments).rounds
     found = [probe(os.environ["COMFYUI_PATH"]) for _ in range(rounds)]
     result = {key: round(statistics.median(one[key] for one in found), 3) for key in ("import_s", "schemas_s")}

@@ -42,6 +42,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.support.training_variants import RESOLUTION, VARIANTS, run_variant
+from tools.options import number, whole
 
 Round = dict[str, float]  # seconds and peak of one variant
 
@@ -186,15 +187,15 @@ def best_precision() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
-    parser.add_argument("--steps", type=int, default=1, help="steps of each variant in a round")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1, help="threads of each variant")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--rounds", type=whole(1), default=7, help="measured rounds")
+    parser.add_argument("--steps", type=whole(1), default=1, help="steps of each variant in a round")
+    parser.add_argument("--batch", type=whole(1), default=4)
+    parser.add_argument("--threads", type=whole(1, 1024), default=1, help="threads of each variant")
+    parser.add_argument("--workers", type=whole(0, 1024), default=0, help="loader processes")
     precisions = {"choices": ("auto", "fp32", "bf16"), "default": "auto"}
     parser.add_argument("--precision", **precisions, help="of this trainer, and of plain unless --plain says otherwise")
     parser.add_argument("--plain", choices=("same", "fp32"), default="same", help="in what the released step computes")
-    parser.add_argument("--ema", type=float, help="decay of this trainer's moving average (default: none)")
+    parser.add_argument("--ema", type=number(0, 0.999999), help="decay of the moving average (default: none)")
     options = parser.parse_args()
     precision = best_precision() if options.precision == "auto" else options.precision
     mixed = options.plain == "same" and precision == "bf16"

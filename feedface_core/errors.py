@@ -27,7 +27,8 @@ def shorten(found: Any) -> str:
     """A found value as it reads in a message: at most 80 characters (160 of an error), however large the value."""
     torch = sys.modules.get("torch")  # not imported: the queue runs without it
     if torch is not None and isinstance(found, torch.Tensor):
-        return f"{found.dtype} of shape {str(tuple(found.shape))[:60]}"
+        shape = "different sizes" if found.is_nested else f"shape {str(tuple(found.shape))[:60]}"
+        return f"{found.dtype} of {shape}"
     if isinstance(found, Exception):
         return f"{type(found).__name__}: {found}".split("\n")[0][:160]
     try:

@@ -70,7 +70,9 @@ def check_input(one: Any, value: Any) -> Any:
         if not isinstance(value, str if kind == "STRING" else bool):
             raise _unexpected(one, value, "a text" if kind == "STRING" else "true or false")
     elif kind == "IMAGE":
-        _check_image(one, value)
+        return _image(one, value)
+    elif kind == "CONDITIONING":
+        _check_conditioning(one, value)
     elif kind == "MASK":
         return _mask(one, value)
     return value
@@ -80,19 +82,44 @@ def _unexpected(one: Any, value: Any, expected: str) -> FeedFaceError:
     return FeedFaceError(f"{one.id} is {shorten(value)}, expected {expected}")
 
 
-def _check_image(one: Any, value: Any) -> None:
-    if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[-1] not in (1, 3, 4) or 0 in value.shape:
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor whose numbers are all there, in memory of a device: neither sparse nor quantised."""
+    if not isinstance(value, Tensor) or value.is_nested or value.is_quantized:
+        return False
+    return value.layout is torch.strided and not value.is_meta
+
+
+def _image(one: Any, value: Any) -> Tensor:
+    if not _is_plain(value) or value.ndim != 4 or value.shape[-1] not in (1, 3, 4) or 0 in value.shape:
         raise _unexpected(one, value, "images (B, H, W, 3)")
     if not value.is_floating_point():
         raise _unexpected(one, value, "floats in 0…1")
+    value = value.detach()
+    if value.itemsize == 1:  # 8-bit floats, in which torch computes nothing
+        value = value.float()
     low, high = (float(limit) for limit in torch.aminmax(value))
     if not (low >= -0.5 and high <= 1.5):  # a NaN is in no range
         raise _unexpected(one, value, f"values of 0 to 1, and holds values from {low:g} to {high:g}")
+    return value
+
+
+def _check_conditioning(one: Any, value: Any) -> None:
+    usable = isinstance(value, (list, tuple)) and all(
+        isinstance(entry, (list, tuple))
+        and len(entry) == 2
+        and (entry[0] is None or isinstance(entry[0], Tensor))
+        and isinstance(entry[1], dict)
+        and isinstance(entry[1].get("feedface", {}), dict)
+        for entry in value
+    )
+    if not usable:
+        raise _unexpected(one, value, "what an output CONDITIONING gives")
 
 
 def _mask(one: Any, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim not in (2, 3) or 0 in value.shape or value.is_complex():
+    if not _is_plain(value) or value.ndim not in (2, 3) or 0 in value.shape or value.is_complex():
         raise _unexpected(one, value, "a mask (masks, height, width)")
+    value = value.detach()
     if not math.isfinite(float(value.sum(dtype=torch.float64))):
         raise _unexpected(one, value, "finite values, and holds NaN or infinite ones")
     return value.reshape(-1, *value.shape[-2:]).float().clamp(0.0, 1.0)

@@ -32,6 +32,8 @@ def parse_weights(text: str, count: int) -> tuple[float, ...]:
     if not text.strip():
         return (1.0,) * count
     try:
+        if "_" in text or not text.isascii():  # 1_0 and digits of other scripts, which Python reads
+            raise ValueError
         weights = tuple(float(word) for word in text.replace(";", ",").split(","))
     except ValueError:
         weights = (math.nan,)

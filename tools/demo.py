@@ -7,6 +7,7 @@ face, on one sheet. With ``--checkpoint`` and ``--adapter``: your model, and a p
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -22,6 +23,8 @@ from tools.comfyui import device_arguments, installed_comfyui
 from tools.demo_graph import REPORT, comparison_graph, node
 from tools.demo_small import draw_people
 from tools.find_comfyui import version_of
+from tools.options import whole
+from tools.queue.files import write_whole
 from tools.server import ComfyServer, ServerError
 
 PLAIN, FACE = "plain0", "face0"  # ids of the output nodes
@@ -53,6 +56,16 @@ def link_file(file: Path, folder: Path) -> str:
     return file.name
 
 
+def make_output(folder: Path) -> None:
+    """Raises ``ServerError`` if no pictures can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".try", b"try")
+        (folder / ".try").unlink()
+    except OSError as problem:
+        raise ServerError(f"--output {str(folder)[:400]}: cannot be written: {problem.strerror}") from problem
+
+
 def default_photo(folder: Path) -> Path:
     from skimage.data import astronaut
 
@@ -70,15 +83,14 @@ def draw_portrait(options: argparse.Namespace) -> None:
     if options.checkpoint is None or options.adapter is None:
         raise ServerError("a photograph needs a model: give --checkpoint and --adapter, or nothing for the small model")
     for file in filter(None, (options.photo, options.checkpoint, options.adapter)):
-        if not file.is_file():
-            raise ServerError(f"there is no file {file}")
+        if not os.path.isfile(file):
+            raise ServerError(f"there is no file {str(file)[:400]}")
     comfyui, began = installed_comfyui("demo"), time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
 
     output = options.output
-    output.mkdir(parents=True, exist_ok=True)
     photo = options.photo or default_photo(output)
     server = ComfyServer(comfyui, arguments=device_arguments())
     checkpoint = link_file(options.checkpoint, server.base / "models/checkpoints")
@@ -107,7 +119,7 @@ def main() -> None:
         prog="run.py demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=1)
     parser.add_argument(
         "--no-mark", dest="mark", action="store_false", help="do not mark the pictures as generated in their XMP"
     )
@@ -116,10 +128,11 @@ def main() -> None:
     own.add_argument("--adapter", type=Path, help="a FeedFace adapter for it")
     own.add_argument("--photo", type=Path, help="a photograph of a person (default: a public-domain portrait)")
     own.add_argument("--prompt", default="a portrait of a person on a beach, golden hour")
-    own.add_argument("--size", type=int, default=512, help="side of the pictures in pixels (default 512)")
-    own.add_argument("--steps", type=int, default=25, help="of the sampler (default 25)")
+    own.add_argument("--size", type=whole(64, 4096), default=512, help="side of the pictures in pixels (default 512)")
+    own.add_argument("--steps", type=whole(1, 10_000), default=25, help="of the sampler (default 25)")
     options = parser.parse_args()
     try:
+        make_output(options.output)
         if options.checkpoint or options.adapter or options.photo:
             draw_portrait(options)
         else:

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tools.find_comfyui import ROOT, WINDOWS, Stop, environment_python, find_oldest, say, version_of
+from tools.find_comfyui import ROOT, WINDOWS, Stop, environment_python, find_oldest, named_path, say, version_of
 
 TORCH = "torch==2.14.1 torchvision==0.29.1 torchaudio==2.11.0"
 TORCH_INDEX = "https://download.pytorch.org/whl"
@@ -55,22 +55,46 @@ class Environment:
             return False
 
     def create(self) -> None:
-        """Make it where it is missing or broken. Raises ``Stop``."""
+        """Make it where it is missing or broken. Raises ``Stop``, also where something else lies: what is in the folder
+        of an environment that is made anew is removed."""
         if self.runs():
             return
+        if problem := self.in_the_way():
+            raise Stop(
+                f"{str(self.folder)[:400]} {problem}. For a virtual environment FEEDFACE_VENV has to name one, or an "
+                "empty folder, or nothing that is there yet."
+            )
         say(f"making the virtual environment {self.folder}")
         # --clear also mends an environment whose interpreter was removed.
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
         if made.returncode or not self.runs():
             raise Stop(
-                f"cannot make a virtual environment in {self.folder}: `{sys.executable} -m venv` failed.\n"
+                f"cannot make a virtual environment in {str(self.folder)[:400]}: `{sys.executable} -m venv` failed.\n"
                 "On Debian and Ubuntu: sudo apt install python3-venv.\n"
                 "Or set FEEDFACE_VENV to an environment you have."
             )
 
+    def in_the_way(self) -> str | None:
+        """What lies in the folder and is no virtual environment, or why nobody knows."""
+        try:
+            if not os.path.lexists(self.folder):
+                return None
+            names = os.listdir(self.folder)
+        except OSError as problem:  # a file, a link to itself, a folder of somebody else
+            return f"is no folder for it ({problem.strerror})"
+        if not names or "pyvenv.cfg" in names:
+            return None
+        return f"is a folder of other files ({', '.join(sorted(names)[:3])}), which would be lost"
+
     def ask(self, script: str, *arguments: str) -> Any:
         """What a short script prints as JSON, run by this environment's interpreter."""
-        return json.loads(subprocess.check_output([str(self.python), "-c", script, *arguments], text=True))
+        try:
+            return json.loads(subprocess.check_output([str(self.python), "-c", script, *arguments], text=True))
+        except (OSError, ValueError, subprocess.CalledProcessError) as problem:
+            raise Stop(
+                f"the virtual environment {self.folder} does not work ({type(problem).__name__}; what its interpreter "
+                "says is above). Delete it, or set FEEDFACE_VENV to another."
+            ) from problem
 
     def pip(
         self, what: str, arguments: list[str], keep: dict[str, str | None] | None = None, into: Path | None = None
@@ -100,15 +124,20 @@ class Environment:
 
     def stamps(self) -> dict[str, str]:
         try:
-            return json.loads(self.stamps_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            stamps = json.loads(self.stamps_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return stamps if isinstance(stamps, dict) else {}
 
     def stamped(self, group: str, *content: str) -> bool:
         return self.stamps().get(group) == digest(*content)
 
     def stamp(self, group: str, *content: str) -> None:
-        self.stamps_file.write_text(json.dumps(self.stamps() | {group: digest(*content)}, indent=2), encoding="utf-8")
+        text = json.dumps(self.stamps() | {group: digest(*content)}, indent=2)
+        try:
+            self.stamps_file.write_text(text, encoding="utf-8")
+        except OSError as problem:  # an environment that others keep: it is only slower
+            say(f"{self.stamps_file}: cannot be written ({problem.strerror}); the packages are looked at every time")
 
 
 def digest(*content: str) -> str:
@@ -116,7 +145,7 @@ def digest(*content: str) -> str:
 
 
 def environment_folder() -> Path:
-    return Path(os.environ.get("FEEDFACE_VENV") or ROOT / ".venv").expanduser().absolute()
+    return named_path("FEEDFACE_VENV", os.environ.get("FEEDFACE_VENV") or str(ROOT / ".venv")).absolute()
 
 
 def has_nvidia_gpu() -> bool:
@@ -180,12 +209,20 @@ def prepare(comfyui: Path | None) -> tuple[Environment, dict]:
 
     if comfyui:
         requirements = comfyui / "requirements.txt"
-        content = requirements.read_text(encoding="utf-8")
+        content = read_requirements(requirements)
         if not environment.stamped("comfyui", content):
             say(f"installing what ComfyUI {version_of(comfyui)} needs")
             environment.pip("ComfyUI's requirements", ["-r", str(requirements)], keep=facts["torch"])
             environment.stamp("comfyui", content)
     return environment, facts
+
+
+def read_requirements(path: Path) -> str:
+    """What a ComfyUI needs. Raises ``Stop``."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Stop(f"{path}: cannot be read ({type(problem).__name__}): is the ComfyUI there whole?") from problem
 
 
 def prepare_queue() -> Environment:
@@ -211,7 +248,7 @@ def prepare_oldest(comfyui: Path, environment: Environment, facts: dict) -> tupl
     if found is None or "COMFYUI_OLDEST_PYTHON" in os.environ:
         return found
     folder, _ = found
-    pins = [line for line in (folder / "requirements.txt").read_text("utf-8").splitlines() if "==" in line]
+    pins = [line for line in read_requirements(folder / "requirements.txt").splitlines() if "==" in line]
     layered, content = Environment(folder / ".venv"), (*pins, facts["site"], facts["python"])
     if not (layered.stamped("layer", *content) and layered.runs()):
         say(f"making the small environment of ComfyUI {version_of(folder)}")

@@ -34,7 +34,11 @@ def environment_python(folder: Path) -> Path:
 
 def version_of(comfyui: Path) -> str:
     """The release number; a version file that cannot be read counts as 0, too old."""
-    found = re.search(r'"([\d.]+)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
+    try:
+        text = (comfyui / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r'"([0-9.]{1,40})"', text)
     return found.group(1) if found else "0"
 
 
@@ -43,7 +47,8 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def is_comfyui(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("main.py", "comfyui_version.py", "comfy/model_patcher.py"))
+    # os.path: a path that is too long for the system is no ComfyUI, and no error.
+    return all(os.path.isfile(folder / name) for name in ("main.py", "comfyui_version.py", "comfy/model_patcher.py"))
 
 
 def cache_folder() -> Path:
@@ -72,14 +77,24 @@ def comfy_cli_workspaces() -> list[Path]:
     return [*(Path(folder) for folder in named if folder), home / default]
 
 
+def named_path(variable: str, value: str) -> Path:
+    """A path that an environment variable holds. Raises ``Stop`` if there is no such user's home folder."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise Stop(
+            f"{variable} is {value[:400]}, but there is no such user's home folder: write the path out."
+        ) from None
+
+
 def named_folder(variable: str) -> Path | None:
     """The ComfyUI that an environment variable names; None where it is not set. Raises ``Stop`` if none is there."""
     value = os.environ.get(variable)
     if not value:
         return None
-    folder = Path(value).expanduser().absolute()
+    folder = named_path(variable, value).absolute()
     if not is_comfyui(folder):
-        raise Stop(f"{variable} is {value}, but no ComfyUI is there (a folder with main.py and comfy/).")
+        raise Stop(f"{variable} is {value[:400]}, but no ComfyUI is there (a folder with main.py and comfy/).")
     return folder
 
 
@@ -110,7 +125,10 @@ def fetch_comfyui() -> Path:
     """
     target, tag = cache_folder() / f"ComfyUI-{COMFYUI_RELEASE}", f"v{COMFYUI_RELEASE}"
     say(f"no ComfyUI found: fetching {COMFYUI_RELEASE} into {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Stop(f"{target.parent}: cannot be made ({problem.strerror}): set COMFYUI_PATH to a ComfyUI.") from problem
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         fetched = Path(folder) / target.name  # as the archive calls it
         try:
@@ -139,11 +157,16 @@ def find_oldest(comfyui: Path | None) -> tuple[Path, Path] | None:
     """The oldest supported ComfyUI and the interpreter that runs it, or None; makes nothing.
 
     Raises:
-        Stop: ``COMFYUI_OLDEST_PATH`` is set and holds no ComfyUI.
+        Stop: ``COMFYUI_OLDEST_PATH`` is set and holds no ComfyUI, or ``COMFYUI_OLDEST_PYTHON`` is no program.
     """
     beside = comfyui.parent / f"ComfyUI-{COMFYUI_OLDEST}" if comfyui else None
     folder = named_folder("COMFYUI_OLDEST_PATH") or (beside if beside and is_comfyui(beside) else None)
     if folder is None:
         return None
     python = os.environ.get("COMFYUI_OLDEST_PYTHON")
-    return folder, Path(python).expanduser() if python else environment_python(folder / ".venv")
+    if not python:
+        return folder, environment_python(folder / ".venv")
+    program = named_path("COMFYUI_OLDEST_PYTHON", python)
+    if not (os.path.isfile(program) and os.access(program, os.X_OK)):
+        raise Stop(f"COMFYUI_OLDEST_PYTHON is {python[:400]}, but that is no program: name a Python interpreter.")
+    return folder, program

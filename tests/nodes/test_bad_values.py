@@ -30,6 +30,12 @@ NO_PICTURE = {
     "video": torch.zeros(1, 2, 64, 64, 3),
     "none": None,
     "list": [torch.zeros(64, 64, 3)],
+    "complex": torch.zeros(1, 64, 64, 3, dtype=torch.complex64),
+    "8 bits, NaN": torch.full((1, 64, 64, 3), NAN).to(torch.float8_e4m3fn),
+    "without numbers": torch.zeros(1, 64, 64, 3, device="meta"),
+    "sparse": torch.zeros(1, 64, 64, 3).to_sparse(),
+    "quantised": torch.quantize_per_tensor(torch.zeros(1, 64, 64, 3), 0.1, 0, torch.quint8),
+    "different sizes": torch.nested.nested_tensor([torch.zeros(64, 64, 3), torch.zeros(32, 32, 3)]),
 }
 NO_MASK = {
     "NaN": torch.full((1, 64, 64), NAN),
@@ -40,7 +46,18 @@ NO_MASK = {
     "empty": torch.ones(0, 64, 64),
     "list": [torch.ones(64, 64)],
     "text": "mask",
+    "complex": torch.zeros(1, 64, 64, dtype=torch.complex64),
+    "without numbers": torch.zeros(1, 64, 64, device="meta"),
+    "sparse": torch.zeros(1, 64, 64).to_sparse(),
+    "quantised": torch.quantize_per_tensor(torch.zeros(1, 64, 64), 0.1, 0, torch.quint8),
+    "different sizes": torch.nested.nested_tensor([torch.zeros(64, 64), torch.zeros(32, 32)]),
 }
+STATES = torch.zeros(1, 77, 32)
+NO_CONDITIONING = {
+    "text": "x", "none": None, "number": 5, "dict": {"a": 1}, "tensor": STATES, "numbers": [1], "short": [[STATES]],
+    "long": [[STATES, {}, 1]], "no dict": [[STATES, None]], "list for dict": [[STATES, []]], "no states": [["x", {}]],
+    "generator": iter([]), "no faces": [[STATES, {"feedface": "x"}]], "list of faces": [[STATES, {"feedface": [1]}]],
+}  # fmt: skip
 #: Which values an input of each type must refuse.
 BAD = {
     "FLOAT": {**dict(zip(map(repr, NO_NUMBER), NO_NUMBER, strict=True)), **LONG},
@@ -49,6 +66,7 @@ BAD = {
     "STRING": {**dict(zip(map(repr, NO_TEXT), NO_TEXT, strict=True)), **LONG},
     "IMAGE": NO_PICTURE,
     "MASK": NO_MASK,
+    "CONDITIONING": NO_CONDITIONING,
 }
 #: The inputs of each node that are tried, by their types. Names of files are tried elsewhere.
 NODES = {
@@ -72,11 +90,16 @@ NODES = {
     "apply.ApplyFeedFace": {
         "strength": "FLOAT", "start": "FLOAT", "end": "FLOAT", "mask": "MASK", "background_strength": "FLOAT",
     },
-    "apply.SetFace": {"strength": "FLOAT", "mask": "MASK", "background_strength": "FLOAT"},
+    "apply.SetFace": {
+        "conditioning": "CONDITIONING", "strength": "FLOAT", "mask": "MASK", "background_strength": "FLOAT",
+    },
     "identity_guidance.IdentityGuidanceNode": {
         "scale": "FLOAT", "start": "FLOAT", "end": "FLOAT", "every": "INT", "boxes": "STRING",
     },
-    "guider.Guider": {"text_scale": "FLOAT", "face_scale": "FLOAT", "both_scale": "FLOAT", "form": "COMBO"},
+    "guider.Guider": {
+        "positive": "CONDITIONING", "negative": "CONDITIONING", "text_scale": "FLOAT", "face_scale": "FLOAT",
+        "both_scale": "FLOAT", "form": "COMBO",
+    },
     "schedule.StrengthSchedule": {
         "curve": "COMBO", "first": "FLOAT", "last": "FLOAT", "points": "STRING", "sites": "STRING",
     },

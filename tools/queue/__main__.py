@@ -18,6 +18,7 @@ from feedface_core.errors import FeedFaceError
 from feedface_core.files.provenance import SOURCE_TYPES
 from feedface_core.files.tasks import LARGEST_SEED
 from tools.comfy_client import ServerError
+from tools.options import number, whole
 from tools.queue.run import Order, run_queue
 from tools.queue.worker import Limits
 
@@ -38,7 +39,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("queue_output"), help="folder (default queue_output)")
     parser.add_argument("--server", action="append", metavar="URL", help=f"may be repeated (default {ADDRESS})")
     parser.add_argument("--photos", type=Path, help="folder of the photos (default: that of each file)")
-    parser.add_argument("--seeds", type=seed, nargs="+", default=[], help="each task that names no seed once with each")
+    parser.add_argument(
+        "--seeds",
+        type=whole(0, LARGEST_SEED),
+        nargs="+",
+        default=[],
+        help="each task that names no seed once with each",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="TITLE.INPUT=VALUE", help="for every task; may be repeated"
     )
@@ -46,9 +53,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--prompt-node", metavar="TITLE.INPUT")
     where.add_argument("--photo-node", metavar="TITLE.INPUT", action="append", default=[], help="may be repeated")
     where.add_argument("--seed-node", metavar="TITLE.INPUT", action="append", default=[], help="may be repeated")
-    parser.add_argument("--attempts", type=at_least_one, default=3, help="how often a picture is tried (default 3)")
-    parser.add_argument("--patience", type=float, default=300, help="seconds that a server may be away (default 300)")
-    parser.add_argument("--timeout", type=float, help="seconds for a picture, others' work on the server included")
+    parser.add_argument("--attempts", type=whole(1), default=3, help="how often a picture is tried (default 3)")
+    parser.add_argument(
+        "--patience", type=number(0, 1e9), default=300, help="seconds that a server may be away (default 300)"
+    )
+    parser.add_argument(
+        "--timeout", type=number(0, 1e9, above=True), help="seconds for a picture, others' work on the server included"
+    )
     parser.add_argument(
         "--mark",
         choices=(*SOURCE_TYPES, "none"),
@@ -62,27 +73,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 to {LARGEST_SEED}")
-    return value
-
-
-def at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return value
-
-
 def order_of(options: argparse.Namespace) -> Order:
     settings = {}
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
-            raise FeedFaceError(f"--set {text}: expected TITLE.INPUT=VALUE, such as KSampler.steps=20")
+            raise FeedFaceError(f"--set {text[:80]}: expected TITLE.INPUT=VALUE, such as KSampler.steps=20")
+        if name.strip() in settings:
+            raise FeedFaceError(f"--set {text[:80]}: {name.strip()[:80]} is given twice: keep one")
         settings[name.strip()] = value
+    for option in ("prompt_node", "photo_node", "seed_node"):
+        given = getattr(options, option)
+        if given is not None and not all(name.strip() for name in ([given] if isinstance(given, str) else given)):
+            raise FeedFaceError(f"--{option.replace('_', '-')}: empty, expected TITLE.INPUT, such as KSampler.seed")
     names: dict[str, Any] = {"text": options.prompt_node, "photos": options.photo_node, "seed": options.seed_node}
     return Order(
         tasks=options.tasks,
