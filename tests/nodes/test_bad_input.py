@@ -183,6 +183,8 @@ def test_crops(pack, adapter, crops, message):
 @pytest.mark.parametrize(
     "weights, message",
     [
+        ("1_0", r"are not numbers"),
+        ("\u0661", r"are not numbers"),
         ("1, 2", r"2 weights \('1, 2'\) for 1 crops"),
         ("heavy", "are not numbers of 0 to 1e\\+06 separated by commas"),
         ("-1", "weights '-1' are not numbers of 0 to"),
