@@ -38,9 +38,14 @@ def shorten(found: Any) -> str:
 
 
 def listing(names: Iterable[Any], most: int = 3) -> str:
-    """The first few of several names, each cut to 120 characters."""
+    """The first few of several names, each cut to 120 characters, on one line whatever they hold."""
     names = list(names)
-    return ", ".join(str(name)[:120] for name in names[:most]) + (" …" if len(names) > most else "")
+    return ", ".join(_printable(str(name)[:120]) for name in names[:most]) + (" …" if len(names) > most else "")
+
+
+def _printable(text: str) -> str:
+    """A file may have names that hold ends of lines, or what a terminal takes for a command."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def refuse(problems: Sequence[str], shown: int = 10) -> None:

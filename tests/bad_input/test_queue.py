@@ -15,6 +15,7 @@ from PIL import Image
 from support.fake_comfyui import OBJECT_INFO, WORKFLOW
 from support.refused import refused
 
+from feedface_core.errors import listing
 from feedface_core.files.tables import read_text
 from feedface_core.files.tasks import read_tasks
 from tools.queue.journal import Journal
@@ -180,3 +181,7 @@ def test_journal_of_somebody_else(tmp_path: Path, label: str) -> None:
         database.execute(JOURNALS[label])
     database.close()
     refused(lambda: Journal(tmp_path), path, "not a journal of this queue")
+
+
+def test_names_in_a_message_stay_on_its_line() -> None:
+    assert listing(["a\n\x1b[31mb", "ß 漢"]) == "a\\n\\x1b[31mb, ß 漢"
