@@ -90,7 +90,7 @@ def test_plain_way_is_the_same_step(comfy, models, tmp_path):
     assert (ours - plain).norm() < 0.05 * (ours - off).norm()  # bfloat16
 
 
-@pytest.mark.parametrize("host", ["sd", "uvit"])
+@pytest.mark.parametrize("host", ["sd", pytest.param("uvit", marks=pytest.mark.slow)])
 def test_runs_in_a_process_of_its_own(newest_comfyui, host: str) -> None:
     """As ``run.py bench sampling`` starts it: nobody has imported ComfyUI before."""
     small = "TINY" if host == "sd" else "UViTConfig(width=96, heads=2, depth=6, hidden=384, grid=(4, 4))"

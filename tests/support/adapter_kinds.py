@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from trainer import train
@@ -31,6 +34,12 @@ STREAMS = {
 UNETS = {"LoRA": {**TEXT, **LORA}, "all": {**TEXT, **FULL}, "LoRA and branches": LORA}
 """What of the U-Net is trained along."""
 KINDS = {**STREAMS, **UNETS}
+
+
+def first_of(cases: Iterable[str]) -> list[ParameterSet]:
+    """The first case for every run of the tests, the others for the slow ones."""
+    first, *others = cases
+    return [pytest.param(first), *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
 
 
 def config_of(files: tuple[Path, Path], output: Path, kind: str | None = None, **changes) -> Config:

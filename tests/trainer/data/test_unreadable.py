@@ -138,6 +138,7 @@ def test_more_than_allowed_saves_and_stops(models, manifest, tmp_path, monkeypat
     assert train.main() == 0 and (output / "checkpoint-00000006").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(models, manifest, tmp_path):
     truncate(manifest, "3.png")
     config = make_config(models, manifest, tmp_path / "run", data__unreadable_photos=0, train__steps=50)

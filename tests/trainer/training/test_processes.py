@@ -98,7 +98,8 @@ loop.Trainer.run = told
 """
 
 
-@pytest.mark.parametrize("main, other", [(4, None), pytest.param(None, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("main, other", [(4, None), (None, 2)])
 def test_every_process_goes_on_from_the_main_ones_checkpoint(files, tmp_path, main, other):
     """With a disk of its own for each process, only the main one has checkpoints, or the other has older ones."""
     folders = {0: tmp_path / "run", 1: tmp_path / "run-of-the-other"}
@@ -128,6 +129,7 @@ adapter.load_frozen_model = changed
 """
 
 
+@pytest.mark.slow
 def test_processes_with_different_models_are_refused(files, tmp_path):
     code, told = launch(make_config(*files, tmp_path / "run"), tmp_path, 2, OTHER_BASE)
     assert code != 0
@@ -152,6 +154,7 @@ step.encode_batch = truncated
 """
 
 
+@pytest.mark.slow
 def test_pictures_never_end_a_run_and_an_exception_saves_first(files, tmp_path):
     """Pictures that fail, then pictures for which the other process waits; then a photo that only it cannot read."""
     changes = {**PICTURES, "train__validate_every": 2, "train__checkpoint_every": 100}
@@ -164,6 +167,7 @@ def test_pictures_never_end_a_run_and_an_exception_saves_first(files, tmp_path):
     assert [line.get("failed validations") for line in lines] == [None, 1]
 
 
+@pytest.mark.slow
 def test_processes_wait_as_long_as_the_settings_say(files, tmp_path):
     """Pictures that take longer than the limit: the limit is in force, and it is the one of the settings."""
     slow = "validation.Validation.__call__ = lambda self, step: time.sleep(9)"

@@ -181,6 +181,7 @@ sharded_checkpoint.describe_file = killed
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_killed_amid_a_save_goes_on_and_is_exported(files, tmp_path):
     """Two processes, of which one is killed while the second checkpoint is written; then two more, to the end."""
     changes = {"loss__face_dropout": 0.6, "adapter__null": "learned", "optimiser__lr": 1e-4}

@@ -48,8 +48,8 @@ def slow_case(*values):
     "launcher, count, number",
     [
         ("accelerate", 1, signal.SIGTERM),
-        ("accelerate", 2, signal.SIGUSR1),
-        ("torchrun", 1, signal.SIGUSR1),
+        slow_case("accelerate", 2, signal.SIGUSR1),
+        slow_case("torchrun", 1, signal.SIGUSR1),
         ("torchrun", 2, signal.SIGTERM),
         slow_case("accelerate", 1, signal.SIGUSR1),
         slow_case("accelerate", 2, signal.SIGTERM),
@@ -73,6 +73,7 @@ def test_a_signal_to_the_launcher_stops_with_a_checkpoint(files, tmp_path, launc
     assert "stopped at step" in started.output
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all(files, tmp_path):
     """To the one that is not the main process, with its loader workers, as a scheduler does it."""
     run = write_run(make_config(*files, tmp_path / "run", **ENDLESS), tmp_path, SLOWLY.format(seconds=0.2))
@@ -86,6 +87,7 @@ def test_a_signal_to_one_process_stops_all(files, tmp_path):
     assert len(names(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_a_launcher_that_dies_early_takes_the_run_with_it(files, tmp_path):
     """While the process still imports its libraries, it has nothing to save and simply ends."""
     run = write_run(make_config(*files, tmp_path / "run", **ENDLESS), tmp_path)

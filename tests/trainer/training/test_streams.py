@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from support.adapter_kinds import STREAMS, TEXT, batch_of, config_of, train_whole_and_in_parts
+from support.adapter_kinds import STREAMS, TEXT, batch_of, config_of, first_of, train_whole_and_in_parts
 from support.recognisers import need_dlib
 from support.small_training import make_config, make_models, make_photos
 
@@ -29,13 +29,13 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("kind", first_of(STREAMS))
 def test_it_learns_and_goes_on_where_it_stopped(files, tmp_path, kind):
     train_whole_and_in_parts(files, tmp_path, kind)
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", [kind for kind in STREAMS if "background" in kind])
+@pytest.mark.parametrize("kind", first_of([kind for kind in STREAMS if "background" in kind]))
 def test_cached_features_train_alike(files, tmp_path, kind):
     from trainer import cache
 
@@ -51,7 +51,7 @@ def test_cached_features_train_alike(files, tmp_path, kind):
     assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("null", ["none", "learned"])
+@pytest.mark.parametrize("null", first_of(["learned", "none"]))
 @pytest.mark.parametrize("kind", STREAMS)
 @pytest.mark.parametrize(("face", "background"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)])
 def test_every_weight_has_a_gradient_in_every_batch(files, tmp_path, kind, null, face, background):
