@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,6 +14,16 @@ from ..errors import FeedFaceError, located, shorten, typed
 _LONGEST = 1 << 20  # characters
 
 
+def regular_file(path: str | os.PathLike) -> None:
+    """Raises ``OSError``, as ``open`` does, for what is missing or no file. A pipe is waited for without end, and a
+    device has none."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise OSError(errno.EINVAL, f"is a {kind}, expected a file", os.fspath(path))
+
+
 def read_json(path: str | os.PathLike, kind: Any) -> Any:
     """A file's content as a pydantic model or any other type.
 
@@ -19,6 +31,7 @@ def read_json(path: str | os.PathLike, kind: Any) -> Any:
     """
     with located(path):
         try:
+            regular_file(path)
             with open(path, encoding="utf-8") as file:
                 text = file.read(_LONGEST + 1)
         except (OSError, UnicodeDecodeError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +177,18 @@ def test_parquet_file_that_is_damaged(folder, cut) -> None:
         pyarrow.table({"path": ["a.png"], "bbox": [[10, 20, 50, 60]], "width": [96.5]}),
         pyarrow.table({"path": pyarrow.array([], pyarrow.string()),
                        "bbox": pyarrow.array([], pyarrow.list_(pyarrow.int64()))}),
-        pyarrow.table([pyarrow.array(["a.png"]), pyarrow.array(["b.png"])], names=["path", "path"]),
+        pyarrow.table([pyarrow.array(["a.png"]), pyarrow.array(["b.png"]), pyarrow.array([[10, 20, 50, 60]])],
+                      names=["path", "path", "bbox"]),
+        pyarrow.table({"path": ["a.png"], "bbox": [[Decimal(10), Decimal(20), Decimal(50), Decimal(60)]]}),
+        pyarrow.table({"path": ["a.png"], "bbox": [{"x0": 10, "y0": 20, "x1": 50, "y1": 60}]}),
+        pyarrow.table({"path": ["a.png"], "bbox": [[[10, 20, 50, 60]]]}),
+        pyarrow.table({"path": ["a.png"], "bbox": [[10, 20, 50, 60]], "caption": [date(2020, 1, 1)]}),
+        pyarrow.table({"path": ["a.png"], "bbox": [[10, 20, 50, 60]], "id": [datetime(2020, 1, 1)]}),
+        pyarrow.table({"path": ["a.png"], "bbox": [[10, 20, 50, 60]], "width": [timedelta(1)]}),
         pyarrow.table({"photo": ["a.png"]}),
     ],
-    ids=["NaN", "bytes", "number", "text box", "identity", "width", "no rows", "twice", "other columns"],
+    ids=["NaN", "bytes", "number", "text box", "identity", "width", "no rows", "twice", "decimals", "struct", "nested",
+         "date", "time", "duration", "other columns"],
 )  # fmt: skip
 def test_parquet_table(folder, table) -> None:
     path = folder / "table.parquet"

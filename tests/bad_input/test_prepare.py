@@ -89,6 +89,8 @@ TABLES = {
     "nan.csv": (b"path,bbox\na.png,nan nan nan nan\n", "row 1"),
     "inf.csv": (b"path,bbox\na.png,0 0 1e999 9\n", "row 1"),
     "digits.csv": (b"path,bbox\na.png,0 0 " + b"9" * 5000 + b" 9\n", "row 1"),
+    "line.csv": (b"path,bbox\na.png,1_0 20 30 40\n", "row 1"),
+    "script.csv": ("path,bbox\na.png,١ 20 30 40\n".encode(), "row 1"),
     "more.csv": (b"path,caption\na.png,one, two\n", "row 1"),
     "latin.csv": ("path\né.png\n".encode("latin-1"), "UTF-8"),
     "utf16.csv": ("path\na.png\n".encode("utf-16"), ""),
@@ -114,6 +116,13 @@ def test_table(folder, name) -> None:
     path = folder / name
     path.write_bytes(content)
     refused(lambda: find_photos(str(path)), path, named, error=TrainerError)
+
+
+def test_space_after_a_comma_loses_no_column(folder) -> None:
+    path = folder / "spaces.csv"
+    path.write_text("path, caption, bbox\na.png, a person, 1 2 30 40\n")
+    (photo,), _ = find_photos(str(path))
+    assert photo.given == {"caption": "a person", "bbox": [1, 2, 30, 40]}
 
 
 @pytest.mark.parametrize(

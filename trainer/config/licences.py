@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from feedface_core.files.json_file import regular_file
+
 from .fields import Text
 from .settings import Section
 
@@ -34,7 +36,8 @@ def stated_licence(model: str) -> str:
             with safe_open(path, "pt") as file:
                 if stated := (file.metadata() or {}).get("modelspec.license"):
                     return stated.strip()
-        with open((path if path.is_dir() else path.parent) / "README.md", encoding="utf-8", errors="replace") as card:
+        regular_file(beside := (path if path.is_dir() else path.parent) / "README.md")
+        with open(beside, encoding="utf-8", errors="replace") as card:
             head = card.read(_HEAD)
     except Exception:  # no such file, or one that is none: the training itself says so
         return ""

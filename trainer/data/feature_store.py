@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feedface_core.files.atomic import replacing
+from feedface_core.files.json_file import regular_file
 
 from ..errors import TrainerError
 
@@ -57,6 +58,7 @@ class FileHashes:
         self.path = path
         self.known: dict[str, tuple[int, int, str]] = {}
         try:
+            regular_file(path)
             self.known = _KNOWN.validate_json(path.read_bytes())
         except FileNotFoundError:
             pass
@@ -68,6 +70,7 @@ class FileHashes:
         try:
             name, status = str(file.resolve()), file.stat()
             state = status.st_size, status.st_mtime_ns
+            regular_file(file)
             if self.known.get(name, ())[:2] != state:
                 self.known[name] = (*state, hashlib.blake2b(file.read_bytes()).hexdigest()[:32])
         except (OSError, ValueError, RuntimeError) as error:
@@ -113,6 +116,7 @@ class FeatureStore:
 
     def _read_index_of(self, path: Path) -> None:
         try:
+            regular_file(path)
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 rows = {name: file.get_slice(name).get_shape()[:1] for name in file.keys()}  # noqa: SIM118
@@ -145,6 +149,7 @@ class FeatureStore:
         name, row = self._rows[self.keys[item]]
         try:
             if name not in self._files:
+                regular_file(self.folder / name)
                 self._files[name] = safe_open(self.folder / name, "pt")
             file = self._files[name]
             tensors = {tensor: file.get_slice(tensor)[row] for tensor in file.keys()}  # noqa: SIM118

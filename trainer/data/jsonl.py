@@ -11,10 +11,12 @@ from typing import Any
 
 from feedface_core.errors import shorten
 from feedface_core.files.atomic import replacing
+from feedface_core.files.json_file import regular_file
 
 
 def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """The lines that hold something, with their numbers from 1; a byte order mark is skipped."""
+    regular_file(path)
     with open(path, encoding="utf-8-sig", errors=errors) as file:
         try:
             for number, line in enumerate(file, 1):
@@ -53,7 +55,7 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
     file that is not there has none.
     """
     kept, values, count = [], [], 0
-    for _, line in read_lines(path, errors="replace") if path.is_file() else ():
+    for _, line in read_lines(path, errors="replace") if path.exists() else ():
         count += 1
         try:
             value = json.loads(line)

@@ -16,6 +16,7 @@ from typing import Any
 
 from feedface_core.errors import shorten
 from feedface_core.files.atomic import replacing
+from feedface_core.files.json_file import regular_file
 
 from ..config.fields import as_path
 from ..errors import TrainerError, first_of
@@ -40,10 +41,11 @@ def each_row(path: str | Path) -> Iterator[dict[str, Any]]:
         TrainerError: a file that is missing, empty, of another kind, or not what its name says.
     """
     path, found = as_path(path, "manifest"), False
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise TrainerError(f"manifest {path}: no such file; python -m trainer.prepare makes one")
     rows = _parquet_rows(path) if _is_parquet(path) else read_objects(path)
     try:
+        regular_file(path)
         for row in rows:
             found = True
             yield row
@@ -57,6 +59,9 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the column {shorten(twice[0])} is there twice")
         for batch in file.iter_batches(4096):
             yield from batch.to_pylist()
 

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feedface_core.files.json_file import regular_file
+
 from ..config.fields import as_path, make_folder
 from ..errors import TrainerError
 from .manifest import CropRule, Record, check_counts, check_rows
@@ -75,6 +77,8 @@ class IndexedRecords(Records):
         self.folder = folder
         try:
             alone = pa.ipc.IpcReadOptions(use_threads=False)  # workers are forked from this process
+            for name in ("people.arrow", "records.arrow"):
+                regular_file(folder / name)
             self._people = pa.ipc.open_file(pa.memory_map(str(folder / "people.arrow")), options=alone)
             self.header: dict[str, Any] = json.loads((self._people.schema.metadata or {})[b"feedface"])
             self._rows = pa.ipc.open_file(pa.memory_map(str(folder / "records.arrow")), options=alone)
@@ -167,7 +171,13 @@ def open_manifest(
         if (found := _find(folder / name, source)) is not None:
             return found
     folder = _writable(folders)
-    with FileLock(folder / f"{name}.lock"):
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise TrainerError(f"{lock.lock_file}: the index cannot be locked ({error.strerror})") from error
+    with lock:
+        lock.release()  # of the two times that it is held by now
         found = _find(folder / name, source)  # made while this process waited
         if found is None:
             found = _make(folder / name, source, paths, root, drop_missing)

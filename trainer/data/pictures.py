@@ -12,6 +12,7 @@ from torch import Tensor
 
 from feedface_core.faces import FILL, image_from_pil, resample
 from feedface_core.faces.box import Box
+from feedface_core.files.json_file import regular_file
 
 from ..errors import TrainerError
 
@@ -35,9 +36,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 
 
 def open_picture(path: str | Path) -> Image:
-    """``PIL.Image.open`` for photos and masks, as far as the plugins are there. Raises whatever the decoder raises."""
+    """``PIL.Image.open`` for photos and masks, as far as the plugins are there. Raises ``OSError`` for a pipe, a
+    device or a folder, and whatever the decoder raises."""
     from PIL import Image, UnidentifiedImageError
 
+    regular_file(path)
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
@@ -73,6 +76,8 @@ def open_photo(path: str | Path) -> Image:
             return to_picture(image_from_pil(file))
     except FileNotFoundError as error:
         raise TrainerError(f"{path}: no such file") from error
+    except OSError as error:
+        raise TrainerError(f"{path}: not a readable picture ({error.strerror or error})") from error
     except Exception as error:  # the decoders of a dozen formats raise all kinds for broken files
         raise TrainerError(f"{path}: not a readable picture ({error or type(error).__name__})") from error
 
@@ -133,6 +138,8 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     try:
         with open_picture(path) as file:
             values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
+    except OSError as error:
+        raise TrainerError(f"{path}: not a readable mask ({error.strerror or error})") from error
     except Exception as error:  # as above
         raise TrainerError(f"{path}: not a readable mask ({error or type(error).__name__})") from error
     height, width = values.shape

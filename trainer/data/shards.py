@@ -14,7 +14,6 @@ sample can be read from anywhere without the others: the order of the samples is
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -29,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feedface_core.files.json_file import regular_file
+
 from ..errors import TrainerError
 from .manifest_index import IndexedRecords
 from .references import Reference
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "feedface-shards-1"
 HEADER, INDEX = "header.json", ("records.arrow", "people.arrow", "places.arrow")
@@ -77,7 +76,9 @@ class Folder:
         """Whether it lies on a disk of this machine."""
         return "://" not in self.address
 
-    def _files(self) -> tuple[Any, str]:
+    def _files(self, name: str = "") -> tuple[Any, str]:
+        if name and self.is_local:
+            regular_file(os.path.join(self.address, name))
         if self._system is None or self._system[0] != os.getpid():  # its threads do not live on in a forked worker
             from fsspec.core import url_to_fs
 
@@ -92,16 +93,14 @@ class Folder:
 
     def read(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Ranges of bytes of a file; shorter where it ends. Tried again where the network fails."""
-        files, root = self._files()
+        files, root = self._files(name)
         starts, stops = [first for first, _ in ranges], [last for _, last in ranges]
         for attempt in range(_TRIES):
             try:
                 parts = files.cat_ranges([f"{root}/{name}"] * len(ranges), starts, stops, on_error="raise")
                 break
-            except FileNotFoundError:
-                raise
-            except Exception:  # of a dozen libraries below fsspec
-                if self.is_local or attempt == _TRIES - 1:
+            except Exception as error:  # of a dozen libraries below fsspec
+                if self.is_local or attempt == _TRIES - 1 or isinstance(error, FileNotFoundError):
                     raise
                 time.sleep(0.2 * 4**attempt)
         # A server that knows no ranges sends the whole file.
@@ -115,7 +114,7 @@ class Folder:
 
     def content(self, name: str) -> bytes:
         """All of a small file."""
-        files, root = self._files()
+        files, root = self._files(name)
         return files.cat_file(f"{root}/{name}")
 
 
@@ -199,9 +198,11 @@ class ShardedFeatures:
 
         self.folder, self.index, self.header = folder, index, dict(header)
         try:
-            file = pa.ipc.open_file(pa.memory_map(str(index / "places.arrow")))
-            batch = file.get_batch(0)
+            regular_file(index / "places.arrow")
+            batch = pa.ipc.open_file(pa.memory_map(str(index / "places.arrow"))).get_batch(0)
             self._places = [batch.column(name).to_numpy(zero_copy_only=True) for name in PLACES]
+            if kinds := {str(column.dtype) for column in self._places} - {"int64", "int32"}:
+                raise KeyError(f"a column of {kinds}, expected whole numbers")
         except (pa.ArrowException, OSError, KeyError) as error:
             raise TrainerError(f"{index / 'places.arrow'}: damaged ({error}); copy or make the shards again") from error
         self._shard = lru_cache(256)(self._open)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from feedface_core.files.json_file import regular_file
+
 from ..data.jsonl import keep_lines
 from ..errors import TrainerError
 
@@ -53,6 +55,7 @@ def key_of(*parts: Any) -> str:
 def digest_of(path: Path) -> str:
     """Of a file's content. Raises ``TrainerError`` if it cannot be read."""
     try:
+        regular_file(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise TrainerError(f"{path}: cannot be read: {error.strerror}") from error

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from feedface_core.errors import shorten
+from feedface_core.files.json_file import regular_file
 
 from ..config.fields import MOST_FACES, MOST_TEXT, Name, PathText, Text, as_path, writable
 from ..data.manifest import Coordinates, read_rows
@@ -37,7 +38,7 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         TrainerError: nothing there, or no photo in it, or a table without a path column.
     """
     path = as_path(source, "photos")
-    if os.path.isfile(path) and path.suffix.lower() in TABLES:
+    if os.path.exists(path) and not os.path.isdir(path) and path.suffix.lower() in TABLES:
         return _from_table(path), path.parent
     if os.path.isdir(path):
         root, files = path, [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
@@ -123,9 +124,12 @@ class _Row(BaseModel):
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     try:
+        regular_file(path)
         with open(path, encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
-            rows, names = list(table), table.fieldnames or []
+            names = [name.strip() for name in table.fieldnames or []]  # a space after a comma is no part of it
+            table.fieldnames = names
+            rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TrainerError(f"{path}: not a CSV table in UTF-8 ({error})") from error
     if len(set(names)) < len(names):
@@ -137,6 +141,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             raise TrainerError(f"{path}, row {number}: more fields than the header has; quote captions with commas")
         box = row.get("bbox") or ""
         try:
+            if not box.isascii() or "_" in box:  # Python reads both as digits
+                raise ValueError
             row["bbox"] = [float(value) for value in box.strip("[] ").replace(",", " ").split()] or None
         except ValueError as error:
             raise TrainerError(

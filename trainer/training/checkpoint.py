@@ -29,6 +29,7 @@ from torch import Tensor
 
 from feedface_core.errors import shorten, typed
 from feedface_core.files.atomic import replacing
+from feedface_core.files.json_file import regular_file
 
 from ..errors import TrainerError
 
@@ -220,11 +221,13 @@ def load_checkpoint(path: Path, tensors: bool = True) -> Checkpoint:
         CheckpointError: for a file that is missing, cut short or changed.
     """
     try:
+        regular_file(path / MANIFEST)
         entries = typed(_ENTRIES, (path / MANIFEST).read_text(encoding="utf-8"))
         shards = [name for name in entries if name.startswith(SHARD)]
         if missing := {STATE, *([] if shards else ["trainables.safetensors"])} - entries.keys():
             raise CheckpointError(f"{path / MANIFEST} does not name {' and '.join(sorted(missing))}")
         for name, entry in entries.items():
+            regular_file(path / name)
             size = (path / name).stat().st_size
             if size != entry.bytes:
                 raise CheckpointError(f"{path / name} has {size} bytes, expected {entry.bytes}")
