@@ -39,6 +39,7 @@ import torch
 from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import chain
 from benchmarks.support.identity_ladder import draw_ladder, draw_people
+from benchmarks.support.identity_options import check_options
 from benchmarks.support.identity_pull import pulling
 from benchmarks.support.identity_regions import measure_regions
 from benchmarks.support.identity_report import MEASURES, text_table, write_report
@@ -56,8 +57,8 @@ from examples.small_model.evaluate import (
     requests,
     wanted_attributes,
 )
-from tools.find_comfyui import ROOT
 from tools.options import whole
+from trainer.errors import exit_code
 
 
 class Bench:
@@ -257,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=WORK, help="where the small model's build keeps its work")
     parser.add_argument("--report", type=Path, help="folder for identity.md and its plots (default docs; quick none)")
     options = parser.parse_args(arguments)
+    check_options(options)
     identities = options.identities or (40 if options.quick else 100)
     prompts = options.prompts or (1 if options.quick else 4)
     complete = not (options.quick or options.groups)
@@ -267,11 +269,10 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [row for row in known if not options.groups or row.group in options.groups]
     rows, results, began = [], [], time.monotonic()
     absent = [row for row in wanted if row.adapter and not bench.files_of(row)]
-    for row in wanted:
-        if row not in absent:
-            rows.append(row)
-            results.append(bench.run(row))
-            say(f"{time.monotonic() - began:6.0f} s  {row.name}: top-1 {results[-1]['top1']:.3f}")
+    for row in [row for row in wanted if row not in absent]:
+        rows.append(row)
+        results.append(bench.run(row))
+        say(f"{time.monotonic() - began:6.0f} s  {row.name}: top-1 {results[-1]['top1']:.3f}")
     result = {
         "chance": 1 / identities,
         "identities": identities,
@@ -289,11 +290,11 @@ def main(arguments: list[str] | None = None) -> int:
     if absent:
         names = ", ".join(result["absent"])
         print(f"not trained here, so left out: {names} (python -m examples.small_model.build variants)")
-    if options.report or not options.quick:
-        print(f"report: {write_report(result, options.report or ROOT / 'docs')}")
+    if options.report:
+        print(f"report: {write_report(result, options.report)}")
     print(json.dumps(result))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

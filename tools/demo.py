@@ -27,6 +27,7 @@ from tools.options import whole
 from tools.queue.files import write_whole
 from tools.server import ComfyServer, ServerError
 
+OUTPUTS = "people.png", "plain.png", "face.png", "difference.png", "photo.png"
 PLAIN, FACE = "plain0", "face0"  # ids of the output nodes
 DETECTION = {"detector": "auto", "order": "size", "min_size": 32, "crop_scale": 1.1, "crop_size": 224}
 
@@ -62,8 +63,14 @@ def make_output(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ".try", b"try")
         (folder / ".try").unlink()
-    except OSError as problem:
-        raise ServerError(f"--output {str(folder)[:400]}: cannot be written: {problem.strerror}") from problem
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise ServerError(f"--output {str(folder)[:400]!r}: cannot be written: {why}") from problem
+    for name in OUTPUTS:
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise ServerError(
+                f"--output {str(folder)[:400]!r}: {name} is there and no file, expected room for a picture"
+            )
 
 
 def default_photo(folder: Path) -> Path:
