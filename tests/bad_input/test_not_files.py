@@ -15,11 +15,13 @@ import pyarrow
 import pytest
 import torch
 from PIL import Image
+from support.preparation import make_photo
 from support.refused import refused
 
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces import load_image
 from feedface_core.files.json_file import read_json
+from trainer.config import PrepareSettings
 from trainer.data import pictures
 from trainer.data.feature_store import FeatureStore, FileHashes
 from trainer.data.manifest import read_manifest
@@ -31,6 +33,7 @@ from trainer.evaluate.memo import Memo, digest_of
 from trainer.evaluate.people import read_prompts
 from trainer.preparation.inputs import find_photos
 from trainer.preparation.journal import NAME, Journal
+from trainer.prepare import prepare
 from trainer.training.checkpoint import load_checkpoint, load_latest, save_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes and devices among files")
@@ -175,3 +178,29 @@ def test_checkpoint(tmp_path, put, name, caplog) -> None:
     put(second / name)
     refused(lambda: load_checkpoint(second), second, name, error=TrainerError)
     assert load_latest(tmp_path).path == first and second.name in caplog.text
+
+
+def test_among_the_photos_to_prepare(tmp_path) -> None:
+    """Each is left out with its reason, and no other photo is lost."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    make_photo(photos / "good.png", 1)
+    for kind, make in KINDS.items():
+        make(photos / f"{kind}.jpg")
+    (photos / "astray.jpg").symlink_to("gone.jpg")
+    (photos / "empty.jpg").write_bytes(b"")
+    quick = ("detect.detector=whole image", "mask.parser=ellipse", "identity.source=none", "sheet=20")
+    summary = prepare(PrepareSettings.load(None, quick, photos=str(photos), output=str(tmp_path / "out")), False)
+    assert summary["kept"] == 1
+    assert summary["dropped"] == {"not a file": 4, "missing file": 2, "empty file": 1}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["manifest.jsonl", "dropped.jsonl", "summary.json", "contact_sheet.png"])
+def test_in_place_of_what_preparation_writes(tmp_path, kind, name) -> None:
+    make_photo(tmp_path / "good.png", 1)
+    (tmp_path / "out").mkdir()
+    KINDS[kind](tmp_path / "out" / name)
+    quick = ("detect.detector=whole image", "mask.parser=ellipse", "identity.source=none", "sheet=4")
+    prepare(PrepareSettings.load(None, quick, photos=str(tmp_path), output=str(tmp_path / "out")), False)
+    assert (tmp_path / "out" / name).is_file()

@@ -55,7 +55,7 @@ def find_photos(source: str, output: str | Path | None = None) -> tuple[list[Pho
         for file in files
         if file.suffix.lower() in SUFFIXES
         and not file.name.startswith(".")
-        and not any(file.resolve().is_relative_to(folder) for folder in own)
+        and not any(Path(os.path.realpath(file)).is_relative_to(folder) for folder in own)
     )
     if not photos:
         raise TrainerError(

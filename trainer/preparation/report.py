@@ -12,6 +12,7 @@ import numpy as np
 
 from feedface_core.errors import FeedFaceError
 from feedface_core.faces import clamp_square, square_box
+from feedface_core.files.atomic import replacing
 
 from ..data import pictures
 from .identities import People
@@ -109,7 +110,8 @@ def contact_sheet(photos: Sequence[Photo], output: Path, most: int) -> Path:
         draw.text((x + 2, y + CELL + 1), first[:70], fill=KEPT, font=font)
         draw.text((x + 2, y + CELL + 1 + LINE), second[:66], fill=KEPT if photo.kept else DROPPED, font=font)
     path = output / "contact_sheet.png"
-    sheet.save(path)
+    with replacing(path) as partial:
+        sheet.save(partial, format="PNG")
     return path
 
 

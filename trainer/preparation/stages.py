@@ -68,7 +68,7 @@ class FindFace(Stage):
 def open_photo(photo: Photo) -> None:
     """Fills ``picture``, and the columns of its size and perceptual hash."""
     if not photo.path.is_file():
-        raise Drop("missing file", str(photo.path))
+        raise Drop("not a file" if photo.path.exists() else "missing file", str(photo.path))
     if photo.path.stat().st_size == 0:
         raise Drop("empty file", "")
     try:
