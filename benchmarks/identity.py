@@ -92,10 +92,11 @@ class Bench:
 
     def files_of(self, row: Row) -> list[Path]:
         """The adapter's files, one for each training: the published one and those of the working folder."""
-        published, files = self.folder / system.ADAPTER, []
+        files = []
         for training in range(row.trainings):
             name = system.adapter_name(row.adapter, training)
-            chosen = (name, row.percent) == ("full", 100) and published.is_file()
+            published = self.folder / system.PUBLISHED.get(name, "")
+            chosen = row.percent == 100 and published.is_file()
             files.append(published if chosen else self.work / "adapters" / f"{name}-{row.percent}.safetensors")
         return [file for file in files if file.is_file()]
 
@@ -121,7 +122,7 @@ class Bench:
         if row.drawing:
             return self.ladder(row.people)[row.drawing]
         if row.references:
-            self._attach(self.files_of(replace(row, trainings=TRAININGS))[training])
+            self.attach(self.files_of(replace(row, trainings=TRAININGS))[training])
         how = (row.references, row.combination, row.crop)
         change = None
         if row.pull:
@@ -155,10 +156,11 @@ class Bench:
 
     def sites(self) -> list[str]:
         """Names of the blocks at which the full adapter has branches."""
-        self._attach(self.files_of(Row("", ""))[0])
+        self.attach(self.files_of(Row("", ""))[0])
         return [site.name for site in self.model.adapter.config.sites]
 
-    def _attach(self, file: Path) -> None:
+    def attach(self, file: Path) -> None:
+        """Gives the model the adapter of a file."""
         if file != self._attached:
             self.model.use(file)
             self._attached = file
@@ -168,7 +170,7 @@ class Bench:
         summary, cost = self.summary(self.scores(row), self.asked(row)), {}
         if row.adapter:
             files = self.files_of(row)
-            self._attach(files[0])
+            self.attach(files[0])
             adapter = self.model.adapter
             count = sum(parameter.numel() for parameter in adapter.parameters())
             cost = {
@@ -229,7 +231,7 @@ class Bench:
         """Where each feature is lost, with one reference; the probes learn from the examiner's people."""
         row, decoded = Row("", "", references=1), Row("", "", None, 0, drawing="decoded")
         (drawn, _), (seen, _) = self.judged(row), self.judged(decoded)
-        self._attach(self.files_of(row)[0])
+        self.attach(self.files_of(row)[0])
         index = self.references(row.people)
         return chain(
             self.model,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.identity import Bench
 
 ALONE = 2  # of so many people each is drawn alone in the same wide picture as well: what its width costs by itself
+ADAPTERS = ("full", "several")
 COUNTS = (1, 2, 4)  # people in a picture; one, drawn alone with the same captions, is what the others are held against
 
 
@@ -47,13 +48,22 @@ def draw_side_by_side(bench: Bench, row: Row, group: Sequence[Request], alone: i
 
 
 def measure_regions(bench: Bench) -> list[dict[str, Any]]:
-    """For each of :data:`COUNTS` how often the people are told, and taken for one another; intervals over pictures.
+    """For each of :data:`ADAPTERS` and :data:`COUNTS` how often the people are told, and taken for one another;
+    intervals over pictures.
 
-    With the published adapter, four references of each person and a picture's neighbours by number. ``alone`` is how
-    often they are told without the others; ``beside`` the difference that these make, paired.
+    With four references of each person and a picture's neighbours by number. ``of_single`` is the share of what the
+    full adapter reaches with one person; ``alone`` how often they are told without the others; ``beside`` the
+    difference that these make, paired.
     """
-    row = Row("", "")
-    bench.model.use(bench.files_of(row)[0])
+    rows = [row for row in (Row("", "", adapter) for adapter in ADAPTERS) if bench.files_of(row)]
+    results = [found for row in rows for found in _of_adapter(bench, row)]
+    for found in results:
+        found["of_single"] = round(found["top1"] / max(results[0]["top1"], 1e-9), 4)
+    return results
+
+
+def _of_adapter(bench: Bench, row: Row) -> list[dict[str, Any]]:
+    bench.attach(bench.files_of(row)[0])
     asked, judges = requests(bench.identities, 1), bench.examination(row.people)
     results: list[dict[str, Any]] = []
     for count in COUNTS:
@@ -65,7 +75,7 @@ def measure_regions(bench: Bench) -> list[dict[str, Any]]:
         others = [{one.person for one in groups[n]} - {one.person} for n, one in zip(picture, shown, strict=True)]
         scores = judges.scores(read, shown)
         scores["confused"] = np.array([float(who in rest) for who, rest in zip(told, others, strict=True)])
-        found: dict[str, Any] = {"people": count, "pictures": len(groups)}
+        found: dict[str, Any] = {"adapter": row.adapter, "people": count, "pictures": len(groups)}
         for name, values in scores.items():
             found[name] = round(float(values.mean()), 4)
             found[f"{name}_ci"] = [round(value, 4) for value in bootstrap(values, picture)]
@@ -76,6 +86,5 @@ def measure_regions(bench: Bench) -> list[dict[str, Any]]:
             for name, values in (("alone", own), ("beside", scores["top1"] - own)):
                 found[name] = round(float(values.mean()), 4)
                 found[f"{name}_ci"] = [round(value, 4) for value in bootstrap(values, picture)]
-        found["of_single"] = round(found["top1"] / max(results[0]["top1"] if results else found["top1"], 1e-9), 4)
         results.append(found)
     return results

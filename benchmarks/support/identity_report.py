@@ -60,10 +60,10 @@ tables) bounds what the adapter can add. Order and sign of a difference may carr
 need not.
 - Likeness of photographs needs an adapter trained on photographs for Stable Diffusion and a recogniser that it was \
 not trained with, on people who are in neither training set. This page says nothing of that."""
-REGIONS = """*FeedFace Regions* with a column for each person, in one pass; the shipped adapter was trained on \
-64-pictures of one. The picture is as many squares wide as there are people. A column is judged as a picture of one \
-person is; alone: as wide, without the others' faces; confused: taken for one of the others. Hoped for: 0.9 of the \
-rate of one, and 5 % confused."""
+REGIONS = """*FeedFace Regions* with a column for each person, in one pass. *full* is the adapter of the other rows, \
+trained on pictures of one person; *several* went on from it on pictures of two. The picture is as many squares wide \
+as there are people. A column is judged as a picture of one person is; alone: as wide, without the others' faces; \
+confused: taken for one of the others. Hoped for: 0.9 of the rate of one person (*full*), and 5 % confused."""
 CHAIN = """Balanced accuracy for the held-out people. Encoder and projection: a linear probe on the tokens of one \
 reference. Picture: what the examiner reads from the pictures with one reference; ceiling: from drawings through the \
 autoencoder."""
@@ -127,9 +127,9 @@ def attribute_table(rows: Sequence[dict]) -> list[str]:
 
 def regions_table(rows: Sequence[dict]) -> list[str]:
     """A line for each number of people in a picture."""
-    head = ["people", "pictures", "top-1", "of one person's", "alone", "confused", "similarity", "prompt"]
+    head = ["adapter", "people", "pictures", "top-1", "of one person's", "alone", "confused", "similarity", "prompt"]
     lines = [
-        [row["people"], row["pictures"], interval(row, "top1", "{:.3f}"), row["of_single"]]
+        [row["adapter"], row["people"], row["pictures"], interval(row, "top1", "{:.3f}"), row["of_single"]]
         + [None if row["alone"] is None else interval(row, "alone", "{:.3f}")]
         + [interval(row, name, "{:.3f}") for name in ("confused", "similarity", "prompt")]
         for row in rows

@@ -5,10 +5,11 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
     people       draws the synthetic people (needs Node.js)
     autoencoder  trains the autoencoder
     unet         encodes every picture, then trains the U-Net and the text encoder on captions
+    wide         goes on with both, on pictures of two people side by side as well
     encoder      trains the face encoder
     recogniser   trains the networks that only judge, on people of their own
     adapter      trains the FeedFace adapter with ``trainer.train``
-    kinds        trains adapters of other kinds for the templates: Face0, Face Mixer
+    kinds        trains adapters of other kinds for the templates: Face0, Face Mixer, several people
     publish      copies the finished model to ``models/feedface_small``
     published    takes the model of ``--output`` instead of training all of it; only when asked for
     variants     trains the other adapters that ``bench identity`` compares; only when asked for
@@ -46,15 +47,14 @@ from trainer.training.checkpoint import load_latest
 from trainer.training.stopping import Interrupted
 
 from . import autoencoder, denoiser, examiner, identity, settings, system, text
-from .drawing import People, draw
+from .drawing import People, draw, draw_pairs
 from .showcase import write_sheet, write_showcase
 from .summary import LOGS, write_readme
-from .variants import IN_TEXT, STREAMS, VARIANTS, overrides_of
+from .variants import CACHES, IN_TEXT, STREAMS, VARIANTS, overrides_of
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 CONFIG = Path(__file__).with_name("adapter.yaml")
 DATE = "2026-11-24T00:00:00Z"  # in the adapters, whenever they are made: training again writes the same files
-QUICK_ADAPTER = ("train.steps=8", "train.batch_size=4", "train.checkpoint_every=2")
 
 
 class Build:
@@ -64,20 +64,12 @@ class Build:
         work: data and checkpoints.
         target: where the finished model goes.
         chosen: the settings.
-        adapter: overrides of the adapter's configuration.
         only: names of :data:`VARIANTS` to train; none means all of them.
     """
 
-    def __init__(
-        self,
-        work: Path,
-        target: Path,
-        chosen: settings.SmallModelSettings,
-        adapter: Sequence[str] = (),
-        only: Sequence[str] = (),
-    ):
+    def __init__(self, work: Path, target: Path, chosen: settings.SmallModelSettings, only: Sequence[str] = ()):
         self.work, self.output, self.target = work.resolve(), work.resolve() / "output", target
-        self.settings, self.adapter_settings, self.only = chosen, adapter, only
+        self.settings, self.only = chosen, only
 
     def run(self, name: str) -> None:
         """One stage, and a line in ``stages.jsonl`` with the time it took."""
@@ -91,6 +83,8 @@ class Build:
 
     def people(self) -> None:
         draw(self.work / "people", self.settings.people)
+        if self.settings.pairs:
+            draw_pairs(self.work / "people", self.settings.people, self.settings.pairs)
 
     def autoencoder(self) -> AutoencoderKL:
         people, stage = self.load_people(), self.settings.autoencoder
@@ -108,16 +102,33 @@ class Build:
             unfinished.rename(folder)
         return AutoencoderKL.from_pretrained(folder).eval()
 
-    def latents(self) -> dict[str, Tensor]:
+    def encoded(self, people: People, folder: str) -> dict[str, Tensor]:
         """What the U-Net learns from, which needs the autoencoder's encoder only."""
-        people = self.load_people().first(self.settings.pictures)
-        return autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "latents")
+        return autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / folder)
 
     def unet(self) -> None:
-        encoded, tokenizer = self.latents(), text.write_tokenizer(self.work / "text")
         people = self.load_people().first(self.settings.pictures)
-        model = denoiser.train_denoiser(people, encoded, tokenizer, self.work / "unet", self.settings.unet)
+        pictures = denoiser.Pictures(people, self.encoded(people, "latents"))
+        tokenizer = text.write_tokenizer(self.work / "text")
+        model = denoiser.train_denoiser(pictures, tokenizer, self.work / "unet", self.settings.unet)
         system.save_pipeline(self.output, self.autoencoder(), model.unet, model.text_encoder, self.settings.people)
+
+    def wide(self) -> None:
+        if self.settings.wide is None or self.settings.pairs is None:
+            return
+
+        def vae() -> AutoencoderKL:
+            return AutoencoderKL.from_pretrained(self.output / "vae", torch_dtype=torch.float32).eval()
+
+        squares, pairs = self.load_people().first(self.settings.pictures), self.load_people("pairs")
+        model = denoiser.train_wide(
+            denoiser.Pictures(squares, autoencoder.encode_all(vae, squares, self.work / "latents")),
+            denoiser.Pictures(pairs, autoencoder.encode_all(vae, pairs, self.work / "pair-latents")),
+            system.load_text_to_image(self.output),
+            self.work / "wide",
+            self.settings.wide,
+        )
+        system.save_text_to_image(self.output, model.unet, model.text_encoder)
 
     def encoder(self) -> None:
         folder, stage = self.work / "encoder", self.settings.encoder
@@ -137,9 +148,10 @@ class Build:
         shutil.copyfile(self.work / "adapters" / "full-100.safetensors", self.output / system.ADAPTER)
 
     def kinds(self) -> None:
-        for kind, variant in (("face0", "face0"), ("mixer", "mixer-text")):
+        for variant in ("face0", "mixer-text", *(["several"] if self.settings.pairs else [])):
             steps = self.train_adapter(variant)
-            self.export(variant, steps, self.output / system.adapter_file(kind), statistics=1000)
+            options = {"statistics": 1000} if variant in IN_TEXT else {}
+            self.export(variant, steps, self.output / system.PUBLISHED[variant], **options)
 
     def publish(self) -> None:
         write_showcase(self.load_people("heldout"), self.output)
@@ -154,9 +166,8 @@ class Build:
     def words(self) -> None:
         """Whether the U-Net heeds its captions so far: how much a wrong word raises the loss, for each attribute."""
         people = self.load_people("heldout").first(512)
-        encoded = autoencoder.encode_all(lambda: self.start() or self.autoencoder(), people, self.work / "words")
         model, step = self.unet_so_far()
-        costs = denoiser.cost_of_wrong_words(model, people, encoded)
+        costs = denoiser.cost_of_wrong_words(model, people, self.encoded(people, "words"))
         with (self.work / "words.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **costs}) + "\n")
         for name, (loss, rise, error) in costs.items():
@@ -199,7 +210,10 @@ class Build:
         Paths are relative to the working folder, since the trainer writes its settings into the adapter.
         """
         manifest = "people/train/adapter.jsonl"
-        write_rows(self.work / manifest, self.load_people().first(self.settings.pictures).records)
+        if variant == "several":
+            manifest = "people/pairs/manifest.jsonl"
+        else:
+            write_rows(self.work / manifest, self.load_people().first(self.settings.pictures).records)
         name = system.adapter_name(variant, training)
         unet = denoiser.create(self.settings.people.size, self.settings.unet.widths)
         values = [
@@ -207,13 +221,11 @@ class Build:
             "adapter.encoder.path=output/face_encoder",
             f"adapter.encoder.image_size={self.settings.crop}",
             f"data.manifest={manifest}",
-            f"data.cache=adapters/cache{'-text' if variant in IN_TEXT else ''}",
-            f"data.resolution={self.settings.people.size}",
+            f"data.cache=adapters/{CACHES.get(variant, 'cache')}",
             f"train.output=adapters/{name}",
-            *overrides_of(variant, unet),
+            *overrides_of(variant, unet, self.settings.people.size),
             *([f"train.seed={training}"] if training else []),
-            *self.settings.adapter,
-            *self.adapter_settings,
+            *self.settings.variants.get(variant, self.settings.adapter),
         ]
         environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
         for command in ("trainer.cache", "trainer.train"):
@@ -235,7 +247,7 @@ class Build:
             os.chdir(before)
 
 
-STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "kinds", "publish")
+STAGES = ("people", "autoencoder", "unet", "wide", "encoder", "recogniser", "adapter", "kinds", "publish")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -266,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     overrides = [*(settings.QUICK if options.quick else ()), *(word for word in options.stages if "=" in word)]
     try:
         chosen = settings.load(overrides, options.settings)
-        build = Build(options.work, options.output, chosen, QUICK_ADAPTER if options.quick else (), options.only)
+        build = Build(options.work, options.output, chosen, options.only)
         for stage in stages or STAGES:
             build.run(stage)
     except TrainerError as problem:

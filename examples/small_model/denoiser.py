@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from . import text
 from .autoencoder import CHANNELS
 from .drawing import People
 from .people import ATTRIBUTES, Scene, caption
-from .settings import UNetStage
+from .settings import UNetStage, WideStage
 from .training import train
 
 EMPTY = 0.1  # share of empty captions, for guidance
@@ -79,26 +80,49 @@ class TextToImage(nn.Module):
         return v.float(), self.schedule.get_velocity(x, noise, t)
 
 
-def train_denoiser(
-    people: People, encoded: Mapping[str, Tensor], tokenizer: CLIPTokenizer, folder: Path, stage: UNetStage
-) -> TextToImage:
-    """Trains on what :func:`~.autoencoder.encode_all` gave, with captions drawn anew each time."""
-    model, batch = TextToImage(tokenizer, people.size, stage.widths), stage.batch_size
-    latents, faces = encoded["latents"], encoded["faces"]
+class Pictures(NamedTuple):
+    """What the U-Net is trained on: pictures with their records, and what :func:`~.autoencoder.encode_all` gave."""
+
+    people: People
+    encoded: Mapping[str, Tensor]
+
+
+def train_denoiser(pictures: Pictures, tokenizer: CLIPTokenizer, folder: Path, stage: UNetStage) -> TextToImage:
+    """Trains on latents with captions drawn anew each time."""
+    model = TextToImage(tokenizer, pictures.people.size, stage.widths)
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        index = rng.integers(len(people), size=batch)
-        captions = [people.words(i, rng) if rng.random() >= EMPTY else "" for i in index]
-        mean, std = latents[index].float().chunk(2, 1)
-        x = mean + std * torch.randn_like(mean)
-        # stratified: each step of the optimiser sees all of the schedule
-        t = torch.from_numpy(rng.permutation((np.arange(batch) + rng.random(batch)) / batch * 1000)).long()
-        v, wanted = model.velocities(x, torch.randn_like(x), t, captions)
-        wrong = ((v - wanted) ** 2).mean(1, keepdim=True)  # (N, 1, h, w)
-        weight = 1 + (stage.face_weight - 1) * faces[index].float()
-        return {"loss": (wrong * weight).mean() / weight.mean(), "unweighted": wrong.mean()}
+        return _losses(model, pictures, stage.batch_size, stage.face_weight, rng)
 
     return train(folder, model, stage, losses)
+
+
+def train_wide(pictures: Pictures, pairs: Pictures, model: TextToImage, folder: Path, stage: WideStage) -> TextToImage:
+    """Goes on with a trained model, in a share of the steps on pictures of two people; these, of twice the size, come
+    in half the number, so that every step costs the same."""
+
+    def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        if rng.random() < stage.share:
+            return _losses(model, pairs, max(1, stage.batch_size // 2), stage.face_weight, rng)
+        return _losses(model, pictures, stage.batch_size, stage.face_weight, rng)
+
+    return train(folder, model, stage, losses)
+
+
+def _losses(
+    model: TextToImage, pictures: Pictures, batch: int, face_weight: float, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    people, latents, faces = pictures.people, pictures.encoded["latents"], pictures.encoded["faces"]
+    index = rng.integers(len(people), size=batch)
+    captions = [people.words(i, rng) if rng.random() >= EMPTY else "" for i in index]
+    mean, std = latents[index].float().chunk(2, 1)
+    x = mean + std * torch.randn_like(mean)
+    # stratified: each step of the optimiser sees all of the schedule
+    t = torch.from_numpy(rng.permutation((np.arange(batch) + rng.random(batch)) / batch * 1000)).long()
+    v, wanted = model.velocities(x, torch.randn_like(x), t, captions)
+    wrong = ((v - wanted) ** 2).mean(1, keepdim=True)  # (N, 1, h, w)
+    weight = 1 + (face_weight - 1) * faces[index].float()
+    return {"loss": (wrong * weight).mean() / weight.mean(), "unweighted": wrong.mean()}
 
 
 @torch.no_grad()

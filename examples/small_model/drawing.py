@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from torch import Tensor
 from trainer.data.manifest import read_rows, write_rows
 from trainer.errors import TrainerError
 
-from .people import ATTRIBUTES, FEATURES, caption, detector_box, specs_of
-from .settings import PeopleSettings
+from .people import ATTRIBUTES, FEATURES, caption, detector_box, pair_specs_of, specs_of
+from .settings import Pairs, PeopleSettings
 
 SHARD = 100  # people drawn at once
 
@@ -84,59 +84,97 @@ def draw(root: Path, settings: PeopleSettings, splits: Iterable[str] = (), log=p
     renderer = install_renderer(root / "renderer")
     parts = parts_of(renderer)
     for split in splits or settings.splits:
-        folder, identities = root / split, settings.splits[split].identities
-        folder.mkdir(parents=True, exist_ok=True)
+
+        def specs(index: int, split: str = split) -> Iterable[tuple[tuple[dict, ...], dict]]:
+            return (((spec,), record) for spec, record in specs_of(parts, settings, split, index))
+
         wanted = settings.model_dump_json(exclude={"splits"}) + settings.splits[split].model_dump_json()
-        state = folder / "settings.json"
-        if state.is_file() and state.read_text() != wanted:
-            raise TrainerError(
-                f"{folder} was drawn with {state.read_text()}, now asked for {wanted}; remove it to draw it anew"
-            )
-        state.write_text(wanted)
-
-        def draw_shard(people: range, split: str = split, folder: Path = folder) -> tuple[str, Sequence[dict]]:
-            specs, records = zip(*(pair for i in people for pair in specs_of(parts, settings, split, i)), strict=True)
-            shard = folder / f"{people.start:05d}"
-            if not shard.is_dir():
-                _write_shard(shard, records, render(renderer, specs))
-                log(f"people {split}: {people.stop} of {settings.splits[split].identities}")
-            return shard.name, records
-
-        rows: list[dict] = []
-        shards = [range(first, min(first + SHARD, identities)) for first in range(0, identities, SHARD)]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for a renderer of its own
-            for shard, records in threads.map(draw_shard, shards):
-                rows += [_row(record, shard, len(rows) + i, settings.size) for i, record in enumerate(records)]
-        write_rows(folder / "manifest.jsonl", rows)
+        _draw(renderer, root / split, wanted, settings.splits[split].identities, specs, log)
 
 
-def _write_shard(shard: Path, records: Sequence[dict], drawn: tuple[np.ndarray, np.ndarray]) -> None:
+def draw_pairs(root: Path, settings: PeopleSettings, pairs: Pairs, log=print) -> None:
+    """Draws two people side by side into ``root/pairs``, as :func:`draw` does one; rows of the manifest have the
+    second one among their ``faces``."""
+    renderer = install_renderer(root / "renderer")
+    parts = parts_of(renderer)
+    wanted = settings.model_dump_json(exclude={"splits"}) + pairs.model_dump_json()
+
+    def specs(index: int) -> Iterable[tuple[tuple[dict, ...], dict]]:
+        return pair_specs_of(parts, settings, index, pairs.pictures)
+
+    _draw(renderer, root / "pairs", wanted, pairs.identities // 2, specs, log)
+
+
+def _draw(
+    renderer: Path,
+    folder: Path,
+    wanted: str,
+    count: int,
+    specs_for: Callable[[int], Iterable[tuple[tuple[dict, ...], dict]]],
+    log: Callable[[str], None],
+) -> None:
+    """Draws what ``specs_for`` gives for 0 … count − 1: of each picture its parts from left to right, and its row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / "settings.json"
+    if state.is_file() and state.read_text() != wanted:
+        raise TrainerError(
+            f"{folder} was drawn with {state.read_text()}, now asked for {wanted}; remove it to draw it anew"
+        )
+    state.write_text(wanted)
+
+    def draw_shard(indices: range) -> tuple[str, int, Sequence[dict]]:
+        specs, records = zip(*(pair for i in indices for pair in specs_for(i)), strict=True)
+        shard = folder / f"{indices.start:05d}"
+        if not shard.is_dir():
+            beside = len(specs[0])
+            drawn = render(renderer, [part for one in specs for part in one])
+            _write_shard(shard, records, *(_side_by_side(one, beside) for one in drawn))
+            log(f"people {folder.name}: {indices.stop} of {count}")
+        return shard.name, specs[0][0]["mask_size"], records
+
+    rows: list[dict] = []
+    shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for a renderer of its own
+        for shard, size, records in threads.map(draw_shard, shards):
+            rows += [_row(record, shard, len(rows) + i, size) for i, record in enumerate(records)]
+    write_rows(folder / "manifest.jsonl", rows)
+
+
+def _side_by_side(parts: np.ndarray, beside: int) -> np.ndarray:
+    """``(N · beside, S, S, …)`` as ``(N, S, beside · S, …)``."""
+    return np.concatenate([parts[place::beside] for place in range(beside)], 2)
+
+
+def _write_shard(shard: Path, records: Sequence[dict], pictures: np.ndarray, masks: np.ndarray) -> None:
     with tempfile.TemporaryDirectory(dir=shard.parent) as folder:
         unfinished = Path(folder) / shard.name
         unfinished.mkdir()
-        for record, picture, mask in zip(records, *drawn, strict=True):
+        for record, picture, mask in zip(records, pictures, masks, strict=True):
             Image.fromarray(picture).save(unfinished / f"{record['id']}.png", compress_level=1)
             Image.fromarray(mask).save(unfinished / f"{record['id']}-mask.png", compress_level=1)
         unfinished.rename(shard)
 
 
 def _row(record: dict, shard: str, index: int, size: int) -> dict:
-    path = f"{shard}/{record['id']}"
-    # every second box is like a detector's, so that the adapter learns both kinds of crops
-    box = [round(v, 2) for v in detector_box(record["box"])] if index % 2 else record["box"]
-    return {
-        "path": f"{path}.png",
-        "mask_path": f"{path}-mask.png",
-        "width": size,
-        "height": size,
-        "bbox": box,
-        **record,
-    }
+    path, people = f"{shard}/{record['id']}", len(record.get("boxes", "1"))
+
+    def box_of(box: list[float]) -> list[float]:
+        # every second box is like a detector's, so that the adapter learns both kinds of crops
+        return [round(v, 2) for v in detector_box(box)] if index % 2 else box
+
+    row = {"path": f"{path}.png", "mask_path": f"{path}-mask.png", "width": people * size, "height": size}
+    if people == 1:
+        return row | {"bbox": box_of(record["box"]), **record}
+    first, *others = ({"bbox": box_of(box)} for box in record["boxes"])
+    for face, identity in zip((first, *others), record["identities"], strict=True):
+        face["identity"] = identity
+    return row | first | {"faces": others} | {k: v for k, v in record.items() if k not in ("boxes", "identities")}
 
 
 @dataclass(frozen=True)
 class People:
-    """A drawn split: one row of the manifest for each picture, with the columns of :func:`~.people.specs_of`."""
+    """A drawn split: one row of the manifest for each picture, with the columns of :func:`~.people.specs_of`; or
+    ``pairs``, with those of :func:`~.people.pair_specs_of`."""
 
     folder: Path
     records: list[dict]
@@ -154,15 +192,15 @@ class People:
 
     @property
     def size(self) -> int:
-        """Side of a picture in pixels."""
-        return self.records[0]["width"]
+        """Side of a picture of one person in pixels."""
+        return self.records[0]["height"]
 
     def first(self, count: int) -> People:
         """The first ``count`` pictures."""
         return People(self.folder, self.records[:count])
 
     def pixels(self, index: Iterable[int]) -> Tensor:
-        """Pictures as ``(N, 3, S, S)`` floats in −1…1."""
+        """Pictures as ``(N, 3, S, S)`` floats in −1…1; of pairs ``(N, 3, S, 2 S)``."""
         return to_pixels(np.stack([np.asarray(Image.open(self.folder / self.records[i]["path"])) for i in index]))
 
     def masks(self, index: Iterable[int]) -> Tensor:

@@ -252,15 +252,49 @@ def specs_of(parts: dict, settings: PeopleSettings, split: str, index: int) -> I
     for j in range(chosen.pictures):
         rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j])
         scene = scene_of(rng)
-        spec, box = picture(person, scene, settings, rng)
+        drawn, place = _drawn(person, scene, settings, rng)
         record = {
             "id": f"{split}-{index:05d}-{j:02d}",
             "identity": f"{split}-{index:05d}",
             "caption": caption(scene, rng, 0.85),
-            "box": [round(v * settings.size / CANVAS, 2) for v in box],
+            "box": place.pop("box"),
             **scene,
             "features": features(person, settings),
-            "eyes": [[round(v * settings.size / CANVAS, 2) for v in place_of(point, spec)] for point in EYES],
-            "unit": round(spec["scale"] * settings.size / CANVAS, 5),
+            **place,
         }
-        yield spec | {"size": 2 * settings.size, "mask_size": settings.size}, record
+        yield drawn, record
+
+
+def pair_specs_of(
+    parts: dict, settings: PeopleSettings, index: int, pictures: int
+) -> Iterator[tuple[tuple[dict, dict], dict]]:
+    """For each picture of the people ``2 index`` and ``2 index + 1`` of the split ``train`` in one scene: what the
+    renderer takes for its halves, and what is known about it: ``id``, ``identities``, ``caption``, ``boxes`` of the
+    heads in pixels of the whole, and the scene."""
+    chosen = settings.splits["train"]
+    who = [identity(parts, settings, "train", 2 * index + side) for side in (0, 1)]
+    for j in range(pictures):
+        rng = np.random.default_rng([settings.seed, chosen.number, index, 1 + j, 2])
+        scene = scene_of(rng)
+        halves = [_drawn(person, scene, settings, rng) for person in who]
+        halves[1][0]["background"] = halves[0][0]["background"]
+        boxes = [place["box"] for _, place in halves]
+        record = {
+            "id": f"pair-{index:05d}-{j:02d}",
+            "identities": [f"train-{2 * index + side:05d}" for side in (0, 1)],
+            "caption": caption(scene, rng, 0.85),
+            "boxes": [boxes[0], [boxes[1][0] + settings.size, boxes[1][1], boxes[1][2] + settings.size, boxes[1][3]]],
+            **scene,
+        }
+        yield (halves[0][0], halves[1][0]), record
+
+
+def _drawn(person: dict, scene: Scene, settings: PeopleSettings, rng: np.random.Generator) -> tuple[dict, dict]:
+    """The renderer's input for a person in a scene, and where it is drawn: ``box``, ``eyes`` and ``unit`` in pixels."""
+    spec, box = picture(person, scene, settings, rng)
+    pixels = settings.size / CANVAS
+    return spec | {"size": 2 * settings.size, "mask_size": settings.size}, {
+        "box": [round(v * pixels, 2) for v in box],
+        "eyes": [[round(v * pixels, 2) for v in place_of(point, spec)] for point in EYES],
+        "unit": round(spec["scale"] * pixels, 5),
+    }

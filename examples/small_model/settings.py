@@ -13,13 +13,18 @@ from trainer.config.fields import Count, NotNegative, Positive, PositiveFloat, P
 from trainer.config.settings import Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
-STAGES = ("autoencoder", "unet", "encoder", "masks", "eyes", "recogniser")
+STAGES = ("autoencoder", "unet", "wide", "encoder", "masks", "eyes", "recogniser")
 _LIST = Field(strict=False)  # YAML has lists
 #: A few people and steps, to see that the build works.
 QUICK = (
     "people.splits.train.identities=12",
     "people.splits.examiner.identities=12",
     "people.splits.heldout.identities=32",
+    "pairs.identities=4",
+    *(
+        f"{name}=[train.steps=8, train.batch_size=4, train.checkpoint_every=2]"
+        for name in ("adapter", "variants.face0", "variants.mixer-text", "variants.several")
+    ),
     *(f"people.splits.{name}.identities=8" for name in ("heldout-equal", "second", "second-equal")),
     *(f"{stage}.{length}" for stage in STAGES for length in ("steps=6", "batch_size=4", "optimiser.warmup_steps=2")),
 )
@@ -35,6 +40,15 @@ class Split(Section):
     """Of each person."""
     equal_colors: Annotated[tuple[str, str], _LIST] | None = None
     """Skin and hair that everybody has, as ``#rrggbb``; null leaves everybody their own."""
+
+
+class Pairs(Section):
+    """Pictures of two people of the split ``train`` side by side, in one scene: two squares wide."""
+
+    identities: Annotated[int, Field(ge=2, multiple_of=2)]
+    """The first so many people, two by two."""
+    pictures: Positive
+    """Of each two."""
 
 
 class Complexion(Section):
@@ -93,6 +107,13 @@ class UNetStage(Stage):
     """How much more the loss counts in the latent's cells that show head or hair."""
 
 
+class WideStage(UNetStage):
+    """Going on with the U-Net and the text encoder, on pictures of two people as well."""
+
+    share: Probability = 0.25
+    """Of the steps that see pictures of two people, half a batch each."""
+
+
 class EncoderStage(Stage):
     """The face encoder."""
 
@@ -114,9 +135,14 @@ class SmallModelSettings(Settings):
     """How many of the training pictures the U-Net and the adapter see."""
     autoencoder: AutoencoderStage
     unet: UNetStage
+    pairs: Pairs | None = None
+    """null: the model knows squares alone, and has no stage ``wide``."""
+    wide: WideStage | None = None
     encoder: EncoderStage
     adapter: list[str] = []
     """Overrides of ``adapter.yaml``, such as ``train.steps=4000``."""
+    variants: dict[str, list[str]] = {}
+    """In their place, those of a variant of the adapter."""
     trainings: Positive = 1
     """How often each variant of the adapter is trained, with other seeds."""
     masks: Stage

@@ -36,6 +36,11 @@ def adapter_file(kind: str) -> str:
     return ADAPTER.replace(".safetensors", f"_{kind}.safetensors")
 
 
+PUBLISHED = {"full": ADAPTER, "face0": adapter_file("face0"), "mixer-text": adapter_file("mixer")}
+PUBLISHED |= {"several": adapter_file("several")}
+"""The published adapters by the variant that they are, see :mod:`~.variants`."""
+
+
 def picture_size(folder: Path = FOLDER) -> int:
     """Side of the model's pictures in pixels. Raises ``TrainerError`` where there is no model."""
     path = folder / "vae" / "config.json"
@@ -76,8 +81,7 @@ def save_pipeline(
     (folder / PEOPLE).parent.mkdir(parents=True, exist_ok=True)
     (folder / PEOPLE).write_text(people.model_dump_json(indent=1) + "\n")
     half(autoencoder).save_pretrained(folder / "vae")
-    half(unet).save_pretrained(folder / "unet")
-    half(text_encoder).save_pretrained(folder / "text_encoder")
+    save_text_to_image(folder, unet, text_encoder)
     text.write_tokenizer(folder / "tokenizer")  # in the form that every version of transformers reads
     denoiser.scheduler().save_pretrained(folder / "scheduler")
     names = {
@@ -91,6 +95,23 @@ def save_pipeline(
     }
     index = {"_class_name": "StableDiffusionPipeline", **names, "requires_safety_checker": False}
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def save_text_to_image(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    """Writes the two that are trained together."""
+    half(unet).save_pretrained(folder / "unet")
+    half(text_encoder).save_pretrained(folder / "text_encoder")
+
+
+def load_text_to_image(folder: Path) -> denoiser.TextToImage:
+    """Reads what :func:`save_text_to_image` wrote, in single precision."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    tokenizer = text.write_tokenizer(folder / "tokenizer")
+    model = denoiser.TextToImage(tokenizer, picture_size(folder), unet.config.block_out_channels)
+    model.unet.load_state_dict(unet.state_dict())
+    written = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+    model.text_encoder.load_state_dict(written.state_dict())
+    return model
 
 
 def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:

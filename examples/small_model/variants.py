@@ -10,18 +10,29 @@ from feedface_core.hosts import sd_unet
 
 VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
 VARIANTS += ("light",)
-STREAMS = ("face0", "face0-lora", "mixer", "mixer-text")
-"""Other kinds of adapters: the face among the text's tokens, without and with a LoRA of the U-Net, and a second stream
-for the background."""
+STREAMS = ("face0", "face0-lora", "mixer", "mixer-text", "several")
+"""Other kinds of adapters: the face among the text's tokens, without and with a LoRA of the U-Net, a second stream for
+the background, and branches that have seen two people in one picture."""
+#: The finished adapter, in the working folder.
+FULL = "adapters/full-100.safetensors"
 #: Those that need the encoder's class token alone, which is cached by itself.
 IN_TEXT = ("face0", "face0-lora", "mixer-text")
+#: Folders of features, where they are not those of most.
+CACHES = {**dict.fromkeys(IN_TEXT, "cache-text"), "several": "cache-several"}
 #: The encoder's last class token is what it tells people apart by.
 TEXT = ("adapter.text_tokens.width=512", "adapter.encoder.pooling=class", "adapter.encoder.layer=-1")
 
 
-def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
-    """What a variant of the adapter for a U-Net changes in ``adapter.yaml``; nothing for one that is not of
-    :data:`VARIANTS`."""
+def overrides_of(variant: str, unet: UNet2DConditionModel, size: int) -> list[str]:
+    """What a variant of the adapter for a U-Net changes in ``adapter.yaml``.
+
+    Args:
+        variant: one of :data:`VARIANTS` or :data:`STREAMS`; any other changes nothing.
+        size: side of the pictures in pixels.
+    """
+    squares = [f"data.resolution={size}"]
+    if variant == "several":  # of the buckets of this area one is two squares wide; begins where "full" ended
+        return [f"data.resolution={size * 3 // 2}", f"data.bucket_step={size // 2}", f"adapter.init={FULL}"]
     names = [site.name for site in sd_unet.list_sites(unet)]
     middle = next(name for name in names if name.startswith("middle_block"))
     changes = {
@@ -37,4 +48,4 @@ def overrides_of(variant: str, unet: UNet2DConditionModel) -> list[str]:
         "mixer": ["adapter.background=true"],
         "mixer-text": [*TEXT, "adapter.background=true"],
     }
-    return changes.get(variant, [])
+    return [*squares, *changes.get(variant, [])]

@@ -79,9 +79,10 @@ def test_variants_with_fewer_sites_cover_both_resolutions(size, widths):
 
     unet = create(size, widths)
     known = [site.name for site in sd_unet.list_sites(unet)]
-    assert all(overrides_of(name, unet) for name in VARIANTS) and overrides_of("full", unet) == []
+    assert overrides_of("full", unet, size) == [f"data.resolution={size}"]
+    assert all(len(overrides_of(name, unet, size)) > 1 for name in VARIANTS)
     for name, count in (("every-second-site", 4), ("one-a-resolution", 2)):
-        chosen = json.loads(overrides_of(name, unet)[0].partition("=")[2])
+        chosen = json.loads(overrides_of(name, unet, size)[1].partition("=")[2])
         assert len(chosen) == count and set(chosen) <= set(known)
         assert len({tokens_at(site, unet.config) for site in chosen}) == 2
 
@@ -297,12 +298,12 @@ def test_a_head_is_the_box_around_its_mask_and_a_speck_is_none():
 
 def test_people_side_by_side_have_a_table_with_their_share_of_one_persons_rate():
     measured = {"similarity": 0.6, "prompt": 0.9, "confused": 0.02, "top1": 0.7}
-    rows = [{"people": n, "pictures": 100 // n, "of_single": 1.0, **measured} for n in (1, 2)]
+    rows = [{"adapter": "full", "people": n, "pictures": 100 // n, "of_single": 1.0, **measured} for n in (1, 2)]
     for row in rows:
         row |= {f"{name}_ci": [row[name] - 0.01, row[name] + 0.01] for name in measured}
     rows[0]["alone"], rows[1]["alone"], rows[1]["alone_ci"] = None, 0.8, [0.75, 0.85]
-    assert regions_table(rows)[-2].startswith("| 1 | 100 | 0.700 [0.690, 0.710] | 1.000 | – | 0.020")
+    assert regions_table(rows)[-2].startswith("| full | 1 | 100 | 0.700 [0.690, 0.710] | 1.000 | – | 0.020")
     assert regions_table(rows)[-1] == (
-        "| 2 | 50 | 0.700 [0.690, 0.710] | 1.000 | 0.800 [0.750, 0.850] | 0.020 [0.010, 0.030] | "
+        "| full | 2 | 50 | 0.700 [0.690, 0.710] | 1.000 | 0.800 [0.750, 0.850] | 0.020 [0.010, 0.030] | "
         "0.600 [0.590, 0.610] | 0.900 [0.890, 0.910] |"
     )

@@ -248,7 +248,7 @@ def _painted(monkeypatch, count: int) -> drawing.People:
     monkeypatch.setattr(drawing.People, "pixels", lambda self, index: pictures[list(index)])
     monkeypatch.setattr(drawing.People, "masks", lambda self, index: masks[list(index)])
     scenes = [people.scene_of(np.random.default_rng(i)) for i in range(count)]
-    return drawing.People(Path(), [{"width": 64, **scene} for scene in scenes])
+    return drawing.People(Path(), [{"width": 64, "height": 64, **scene} for scene in scenes])
 
 
 def test_a_wrong_word_costs_nothing_where_captions_change_nothing(tmp_path, monkeypatch):
