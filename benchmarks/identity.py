@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--identities", type=whole(1), help="held-out people (default 100; quick 40)")
     parser.add_argument("--prompts", type=whole(1), help="pictures of each (default 4; quick 1)")
     parser.add_argument("--steps", type=whole(1), default=16, help="of the sampler (default 16)")
-    parser.add_argument("--groups", nargs="+", help="only rows of these groups, such as main references again")
+    parser.add_argument("--groups", nargs="+", help="only these, such as main references again regions chain")
     parser.add_argument("--model", type=Path, default=system.FOLDER, help="the small model")
     parser.add_argument("--work", type=Path, default=WORK, help="where the small model's build keeps its work")
     parser.add_argument("--report", type=Path, help="folder for identity.md and its plots (default docs; quick none)")
@@ -263,10 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
     check_options(options)
     identities = options.identities or (40 if options.quick else 100)
     prompts = options.prompts or (1 if options.quick else 4)
-    complete = not (options.quick or options.groups)
-    draw_people(options.work, options.model, (*OTHERS, "examiner") if complete else tuple(OTHERS), say)
+    asked = set(options.groups or (() if options.quick else ("chain", "regions")))
+    draw_people(options.work, options.model, (*OTHERS, "examiner") if "chain" in asked else tuple(OTHERS), say)
     bench = Bench(identities, prompts, options.steps, options.model, options.work)
-    several = "regions" in options.groups if options.groups else not options.quick
     known = [*all_rows(options.quick), *(() if options.quick else site_rows(bench.sites()))]
     wanted = [row for row in known if not options.groups or row.group in options.groups]
     rows, results, began = [], [], time.monotonic()
@@ -284,8 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
         "differences": bench.differences(rows),
         "absent": [row.name for row in absent],
         "rows": results,
-        "chain": bench.chain() if complete else [],
-        "regions": measure_regions(bench) if several else [],
+        "chain": bench.chain() if "chain" in asked else [],
+        "regions": measure_regions(bench) if "regions" in asked else [],
         "seconds": round(time.monotonic() - began),
     }
     print(text_table(results, result["chance"]))
