@@ -13,13 +13,13 @@ from tools.find_comfyui import ROOT
 from trainer.config.fields import as_path, make_folder
 from trainer.errors import TrainerError
 
-REGIONS = "regions"
+OF_NO_ROWS = ("regions", "chain")
 
 
 def known_groups(quick: bool) -> list[str]:
     """Names for ``--groups``."""
     rows = [*all_rows(quick), *(() if quick else site_rows(["a site"]))]
-    return list(dict.fromkeys([*(row.group for row in rows), REGIONS]))
+    return list(dict.fromkeys([*(row.group for row in rows), *OF_NO_ROWS]))
 
 
 def check_options(options: Namespace) -> None:
