@@ -270,9 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [row for row in known if not options.groups or row.group in options.groups]
     rows, results, began = [], [], time.monotonic()
     absent = [row for row in wanted if row.adapter and not bench.files_of(row)]
-    for row in [row for row in wanted if row not in absent]:
-        rows.append(row)
-        results.append(bench.run(row))
+    for row in (row for row in wanted if row not in absent):
+        rows, results = [*rows, row], [*results, bench.run(row)]
         say(f"{time.monotonic() - began:6.0f} s  {row.name}: top-1 {results[-1]['top1']:.3f}")
     result = {
         "chance": 1 / identities,
