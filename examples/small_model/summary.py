@@ -28,6 +28,9 @@ MEANING = {
     "vae": "KL autoencoder, {size} × {size} × 3 to {cells} × {cells} × 16",
     "text_encoder": "two-layer CLIP text transformer",
     "adapter/feedface_small.safetensors": "FeedFace adapter, with its face encoder (CLIP vision, {crop} × {crop})",
+    "adapter/feedface_small_face0.safetensors": "the same in the text's tokens (Face0)",
+    "adapter/feedface_small_mixer.safetensors": "face and background in the text's tokens (Face Mixer)",
+    "adapter/feedface_small_several.safetensors": "has seen two people in one picture",
     "examiner/identity.safetensors": "judges who it is, reads attributes and features; never conditions anything",
     "examiner/masks.safetensors": "finds head and hair, to measure what is around them",
     "examiner/eyes.safetensors": "finds sound eyes",
@@ -75,7 +78,7 @@ def _stages(work: Path) -> list[str]:
     for stage, folder in LOGS.items():
         if stage in seconds:
             last = json.loads((work / folder / "log.jsonl").read_text().splitlines()[-1])
-            steps, skipped = last.pop("step"), ("timestep", "learning rate", "samples per second")
+            steps, skipped = last.pop("step"), ("timestep", "learning rate", "second")
             end = [f"{key} {value:.4g}" for key, value in last.items() if not any(word in key for word in skipped)]
             lines.append(f"| {stage} | {steps} | {seconds[stage] / 60:.1f} | {', '.join(end)} |")
     return lines
