@@ -248,7 +248,10 @@ def load_checkpoint(path: Path, tensors: bool = True) -> Checkpoint:
     except CheckpointError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {shorten(error)}") from error
+        # the path of the file by its name: where the folder's is long, nothing of it would be left in the message
+        inside = isinstance(error, OSError) and error.filename and error.strerror
+        found = f"{Path(error.filename).name}: {error.strerror}" if inside else shorten(error)
+        raise CheckpointError(f"{path} cannot be read: {found}") from error
 
 
 def load_latest(output: Path, tensors: bool = True) -> Checkpoint | None:
