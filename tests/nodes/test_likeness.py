@@ -33,7 +33,7 @@ def test_drawn_people_are_told_apart(nodes, drawn):
         scores, report = result.args
         assert len(scores) == 6 and all(-1 <= score <= 1 for score in scores)
         assert min(scores[place] for place in own) > max(scores[n] for n in range(6) if n not in own)
-        assert "recogniser: adapter's encoder 8d5878797f77" in report and "references: 2" in report
+        assert "recogniser: adapter's encoder e556ac8bcaa6" in report and "references: 2" in report
         assert f"picture 1: {scores[0]:.3f}" in report and result.ui.as_dict()["text"] == (report,)
 
 

@@ -191,14 +191,14 @@ FAULTS = {
     "nameless column": ("t.csv", "prompt,,seed\nx,y,1\n", "t.csv, row 1: column 2 has no name"),
     "too many cells": ("t.csv", "prompt,seed\nx,1\na, b, 1\n", "t.csv, row 3: 3 cells under 2 names, left over: ' 1'"),
     "open quote": ("t.csv", 'prompt\n"x\n', "t.csv, line 2: broken CSV"),
-    "seed": ("t.csv", "prompt,seed\nx,1\ny,one\n", "t.csv, row 3: seed: Input should be a valid integer"),
+    "seed": ("t.csv", "prompt,seed\nx,1\ny,one\n", "t.csv, row 3: seed: expected a whole number, found 'one'"),
     "negative seed": ("t.csv", "prompt,seed\nx,-1\n", "t.csv, row 2: seed: expected 0 to 18446744073709551615"),
     "seed a boolean": (
         "t.json",
         '[{"prompt": "x", "seed": true}]',
         "entry 1: seed: expected a whole number, found True",
     ),
-    "NaN seed": ("t.csv", "prompt,seed\nx,nan\n", "t.csv, row 2: seed: Input should be a valid integer"),
+    "NaN seed": ("t.csv", "prompt,seed\nx,nan\n", "t.csv, row 2: seed: expected a whole number, found 'nan'"),
     "nothing to make": ("t.csv", "person,seed\nanna,1\n", "t.csv, row 2: nothing to make"),
     "no photo": ("t.csv", "photos,prompt\nabsent.png,x\n", "t.csv, row 2: no photo 'absent.png': looked for "),
     "no photo of several": ("t.csv", "photos,prompt\na.png|c.png,x\n", "t.csv, row 2: no photo 'c.png'"),
@@ -209,7 +209,7 @@ FAULTS = {
     "person twice": (
         "t.json",
         f'{{"people": [{PERSON}, {PERSON}], "prompts": ["x"]}}',
-        "t.json: people[1]: id 'anna' is there twice",
+        "t.json: people: id 'anna' is there twice",
     ),
     "person twice in two records": (
         "t.jsonl",
@@ -218,7 +218,7 @@ FAULTS = {
     ),
     "no captions": ("t.json", '{"id": "7", "source_group": [{"path": "a.png"}]}', "t.json: caption_list is missing"),
     "no sources": ("t.json", '{"id": "7", "caption_list": ["x"]}', "t.json: source_group is missing"),
-    "lone surrogate": ("t.json", r'[{"prompt": "\ud800"}]', "t.json, entry 1: prompt: "),
+    "lone surrogate": ("t.json", r'[{"prompt": "\ud800"}]', r"t.json: \ud800 is half of a sign"),
 }
 
 
