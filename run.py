@@ -97,7 +97,7 @@ def command_test(arguments: list[str], environment: Environment, comfyui: dict[s
         count = min(PROCESSES, os.cpu_count() or 1)
         arguments = ["-n", str(count), "--dist", "loadfile", "--no-loadscope-reorder"]
         threads = str(max(1, (os.cpu_count() or 1) // count))  # else each takes all cores, and waits for the others'
-        comfyui = {"OMP_NUM_THREADS": threads, **comfyui}
+        comfyui = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **comfyui}
     # From the root: the tests' import path depends on it (see pyproject.toml).
     os.chdir(ROOT)
     return hand_over([str(python), "-m", "pytest", *arguments], os.environ | comfyui)

@@ -268,10 +268,10 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(identities, prompts, options.steps, options.model, options.work)
     known = [*all_rows(options.quick), *(() if options.quick else site_rows(bench.sites()))]
     wanted = [row for row in known if not options.groups or row.group in options.groups]
-    rows, results, began = [], [], time.monotonic()
     absent = [row for row in wanted if row.adapter and not bench.files_of(row)]
-    for row in (row for row in wanted if row not in absent):
-        rows, results = [*rows, row], [*results, bench.run(row)]
+    rows, results, began = [row for row in wanted if row not in absent], [], time.monotonic()
+    for row in rows:
+        results.append(bench.run(row))
         say(f"{time.monotonic() - began:6.0f} s  {row.name}: top-1 {results[-1]['top1']:.3f}")
     result = {
         "chance": 1 / identities,
