@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.drawn_people import PARTS
 
 from examples.small_model import denoiser, drawing, people, settings, system
 from trainer.config import DataSettings
@@ -13,11 +14,6 @@ from trainer.data.manifest import read_manifest
 from trainer.data.references import References
 from trainer.errors import TrainerError
 
-DRAWN = "hairBg body ear head eyeLine smileLine miscLine facialHair eye eyebrow hair nose".split()
-PARTS = {
-    "ids": {part: [f"{part}1", f"{part}2", "none"] for part in DRAWN},
-    "genders": {part: ["male", "female", "both"] for part in DRAWN},
-}
 CONFIG = settings.load([]).people
 
 

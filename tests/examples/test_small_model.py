@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.drawn_people import PARTS
 from torch import nn
 
 from examples.small_model import (
@@ -29,11 +30,6 @@ from trainer.errors import TrainerError
 from trainer.training.checkpoint import load_latest
 
 POSITIONS = "embeddings.position_embedding.weight"
-DRAWN = "hairBg body ear head eyeLine smileLine miscLine facialHair eye eyebrow hair nose".split()
-PARTS = {
-    "ids": {part: [f"{part}1", f"{part}2", "none"] for part in DRAWN},
-    "genders": {part: ["male", "female", "both"] for part in DRAWN},
-}
 
 
 def people_settings(*overrides: str, train: int = 2, heldout: int = 2, pictures: int = 3) -> settings.PeopleSettings:
