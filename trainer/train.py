@@ -43,7 +43,7 @@ from .training.adapter import adapter_trainer
 from .training.checkpoint import run_lock
 from .training.folder import describe_run
 from .training.held_out import HeldOutLoss
-from .training.processes import be_deterministic, make_accelerator, on_main
+from .training.processes import be_deterministic, end_processes, make_accelerator, on_main
 
 logger = logging.getLogger("trainer")
 
@@ -195,6 +195,17 @@ def train(config: Config) -> bool:
     """Train as configured; whether all steps are done."""
     accelerator = make_accelerator(config.train, config.model.precision, config.optimiser.accumulation)
     logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    step = _train(config, accelerator)
+    end_processes(accelerator)
+    finished = step >= config.train.steps
+    how = "done" if finished else "stopped"
+    advice = f"Write the adapter with: python -m trainer.export {config.train.output}"
+    logger.info("%s at step %d. %s", how, step, advice)
+    return finished
+
+
+def _train(config: Config, accelerator: Accelerator) -> int:
+    """The steps that are done at the end. All that was made for it is gone afterwards."""
     if config.train.deterministic:
         be_deterministic()
     with ExitStack() as stack:
@@ -235,12 +246,8 @@ def train(config: Config) -> bool:
             config.train.steps,
             accelerator.num_processes,
         )
-        finished = trainer.run()
-        accelerator.end_training()
-    how = "done" if finished else "stopped"
-    advice = f"Write the adapter with: python -m trainer.export {config.train.output}"
-    logger.info("%s at step %d. %s", how, trainer.state.done, advice)
-    return finished
+        trainer.run()
+        return trainer.state.done
 
 
 def plan(config: Config) -> None:

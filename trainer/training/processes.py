@@ -74,6 +74,16 @@ def make_accelerator(settings: TrainSettings, precision: str = "fp32", accumulat
     return accelerator
 
 
+def end_processes(accelerator: Accelerator) -> None:
+    """Close trackers and the process group, once what was prepared on the accelerator is no longer held elsewhere.
+
+    A ``DistributedDataParallel`` holds the process group. Were it left to the end of the interpreter, a thread of gloo
+    that lets go of a tensor then could not have Python's lock, and would abort a process that has done its work.
+    """
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
 def be_deterministic() -> None:
     """Deterministic kernels, so that a resumed run is bit-identical."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
