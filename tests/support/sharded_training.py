@@ -134,3 +134,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # DTensor's caches hold the process group, whose threads may abort an interpreter that ends
