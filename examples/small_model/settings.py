@@ -23,7 +23,10 @@ QUICK = (
     "pairs.identities=4",
     *(
         f"{name}=[train.steps=8, train.batch_size=4, train.checkpoint_every=2]"
-        for name in ("adapter", "variants.face0", "variants.mixer-text", "variants.several")
+        for name in (
+            "adapter",
+            *(f"variants.{one}" for one in ("face0", "face0-lora", "mixer", "mixer-text", "several")),
+        )
     ),
     *(f"people.splits.{name}.identities=8" for name in ("heldout-equal", "second", "second-equal")),
     *(f"{stage}.{length}" for stage in STAGES for length in ("steps=6", "batch_size=4", "optimiser.warmup_steps=2")),
