@@ -50,7 +50,7 @@ from . import autoencoder, denoiser, examiner, identity, settings, system, text
 from .drawing import People, draw, draw_pairs
 from .showcase import write_sheet, write_showcase
 from .summary import LOGS, write_readme
-from .variants import CACHES, IN_TEXT, STREAMS, VARIANTS, overrides_of
+from .variants import CACHES, IN_TEXT, STREAMS, VARIANTS, overrides_of, steps_of_files
 
 WORK = Path.home() / ".cache" / "feedface" / "small"
 CONFIG = Path(__file__).with_name("adapter.yaml")
@@ -227,14 +227,14 @@ class Build:
             *([f"train.seed={training}"] if training else []),
             *self.settings.variants.get(variant, self.settings.adapter),
         ]
+        parts = steps_of_files(variant, load_config(CONFIG, values).train)
         environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[2])}
         for command in ("trainer.cache", "trainer.train"):
             arguments = [sys.executable, "-m", command, str(CONFIG), *values]
             subprocess.run(arguments, check=True, cwd=self.work, env=environment)
-        steps = load_config(CONFIG, values).train.steps
-        for percent in (25, 50, 100):
-            self.export(name, steps * percent // 100, self.work / "adapters" / f"{name}-{percent}.safetensors")
-        return steps
+        for percent, step in parts.items():
+            self.export(name, step, self.work / "adapters" / f"{name}-{percent}.safetensors")
+        return parts[100]
 
     def export(self, name: str, step: int, file: Path, **options: Any) -> None:
         """A step of an adapter's training as a file; the paths in its settings are relative to the working folder."""

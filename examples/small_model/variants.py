@@ -7,12 +7,16 @@ import json
 from diffusers import UNet2DConditionModel
 
 from feedface_core.hosts import sd_unet
+from trainer.config import TrainSettings
+from trainer.errors import TrainerError
 
 VARIANTS = ("standard-loss", "mask-loss", "no-retrieval", "no-self-attention", "every-second-site", "one-a-resolution")
 VARIANTS += ("light",)
 STREAMS = ("face0", "face0-lora", "mixer", "mixer-text", "several")
 """Other kinds of adapters: the face among the text's tokens, without and with a LoRA of the U-Net, a second stream for
 the background, and branches that have seen two people in one picture."""
+PERCENT = (25, 50, 100)
+"""Parts of an adapter's training that become a file each."""
 #: The finished adapter, in the working folder.
 FULL = "adapters/full-100.safetensors"
 #: Those that need the encoder's class token alone, which is cached by itself.
@@ -49,3 +53,15 @@ def overrides_of(variant: str, unet: UNet2DConditionModel, size: int) -> list[st
         "mixer-text": [*TEXT, "adapter.background=true"],
     }
     return [*squares, *changes.get(variant, [])]
+
+
+def steps_of_files(variant: str, train: TrainSettings) -> dict[int, int]:
+    """The step at each of :data:`PERCENT`. Raises ``TrainerError`` where no checkpoint is written at one of them."""
+    parts = {percent: train.steps * percent // 100 for percent in PERCENT}
+    for percent, step in parts.items():
+        if step % train.checkpoint_every:
+            raise TrainerError(
+                f"{variant}: a file is wanted at {percent} % of train.steps={train.steps}, and "
+                f"train.checkpoint_every={train.checkpoint_every} writes no checkpoint at step {step}"
+            )
+    return parts

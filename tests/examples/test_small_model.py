@@ -380,3 +380,17 @@ def test_the_published_model_stands_in_for_its_stages(tmp_path):
     chosen = {"image_size": 48, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "name": "feedface-small"}
     found = load_face_encoder(EncoderSettings(path=str(tmp_path / "output/face_encoder"), **chosen))
     assert found.config.fingerprint == wanted.config.encoder.fingerprint
+
+
+def test_training_that_leaves_no_file_is_refused_before_it_begins():
+    """Of the shipped recipe every part of every training has its checkpoint."""
+    from examples.small_model.build import CONFIG
+    from examples.small_model.variants import steps_of_files
+    from trainer.config import load_config
+
+    recipe = settings.load()
+    for variant in ("full", *recipe.variants):
+        found = load_config(CONFIG, recipe.variants.get(variant, recipe.adapter)).train
+        assert steps_of_files(variant, found)[100] == found.steps
+    with pytest.raises(TrainerError, match=r"light: .* 25 % of train\.steps=1500, .*checkpoint_every=250 .* step 375"):
+        steps_of_files("light", load_config(CONFIG, ["train.steps=1500"]).train)
