@@ -11,10 +11,11 @@ import torch
 
 from benchmarks.support import identity_measures as measures
 from benchmarks.support.identity_chain import probe
+from benchmarks.support.identity_findings import findings, verdicts
 from benchmarks.support.identity_ladder import COLORS, give, rungs
 from benchmarks.support.identity_measures import branch_gflop, tokens_at
 from benchmarks.support.identity_pull import head_boxes
-from benchmarks.support.identity_report import MEASURES, findings, regions_table, verdicts, write_report
+from benchmarks.support.identity_report import MEASURES, regions_table, write_report
 from benchmarks.support.identity_rows import EQUAL, LADDER, OTHERS, all_rows, pairs_of, site_rows, without_face
 from examples.small_model import settings
 from examples.small_model.evaluate import bootstrap, requests
@@ -218,6 +219,13 @@ def test_verdicts_say_what_did_not_come_out():
     assert [line.split(":")[0] for line in said] == ["- **no**", "- yes", "- **no**", "- **no**", "- yes"]
 
 
+@pytest.mark.parametrize("share, confused, verdict", [(0.9, 0.05, "yes"), (0.89, 0.0, "**no**"), (1.0, 0.06, "**no**")])
+def test_two_people_are_told_and_not_mixed_up(share, confused, verdict):
+    regions = [{"adapter": "full", "people": count, "of_single": share, "confused": confused} for count in (1, 2, 4)]
+    (said,) = verdicts({"chance": 0.01, "rows": [], "differences": [], "regions": regions})
+    assert said.startswith(f"- {verdict}: two people in one picture (full)") and f"{confused:.3f}" in said
+
+
 @pytest.mark.parametrize("low, verdict", [(-0.01, "- **no**"), (0.01, "- yes")])
 def test_more_references_are_better_only_where_the_pairs_say_so(low, verdict):
     rows = [_row("1 reference", top1=0.5), _row("4 references", top1=0.6)]
@@ -242,6 +250,12 @@ def test_findings_name_the_cheapest_branch_that_is_as_good():
     assert "no self-attention, 80% of the operations and 100% of the parameters" in cheapest
     apart[1]["top1_ci"] = [-0.09, -0.01]
     assert "none is cheaper" in findings({"rows": rows, "differences": apart})[1]
+
+
+def test_findings_tell_of_the_strongest_identity_guidance():
+    apart = [_row(f"4 references, identity guidance {pull} − 4 references", top1=pull) for pull in (0.02, 0.1)]
+    (said,) = findings({"rows": [], "differences": apart})
+    assert said.startswith("- identity guidance with scale 0.1: top-1 +0.100 [")
 
 
 def test_the_report_holds_every_row_and_its_plots(tmp_path):
