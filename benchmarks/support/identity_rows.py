@@ -63,7 +63,7 @@ class Row:
         percent: of the adapter's training.
         trainings: most trainings of the adapter, with other seeds, that the row is the mean of.
         pull: scale of the identity guidance; 0 is none.
-        without: name of the site whose branch is switched off, or nothing.
+        without: names of the sites whose branches are switched off.
         drawing: what is judged instead of the model's pictures: ``drawn`` or ``decoded`` references, ``color``, or the
             name of a rung of the ladder.
     """
@@ -81,7 +81,7 @@ class Row:
     percent: int = 100
     trainings: int = 1
     pull: float = 0.0
-    without: str = ""
+    without: tuple[str, ...] = ()
     drawing: str | None = None
 
 
@@ -137,10 +137,13 @@ def all_rows(quick: bool) -> Iterator[Row]:
 
 
 def site_rows(sites: Sequence[str]) -> Iterator[Row]:
-    """The full adapter, and it without each of its sites: which of them a cheaper adapter could leave out."""
+    """The full adapter, it without each of its sites, and with the last ones alone: which of them a cheaper adapter
+    could leave out."""
     yield Row(ALL_SITES, "sites")
     for name in sites:
-        yield Row(f"without {name.removesuffix('.transformer_blocks.0')}", "sites", without=name)
+        yield Row(f"without {name.removesuffix('.transformer_blocks.0')}", "sites", without=(name,))
+    for kept in range(len(sites) - 2, 0, -1):
+        yield Row(f"the last {kept} alone" if kept > 1 else "the last one alone", "sites", without=tuple(sites[:-kept]))
 
 
 def pairs_of(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ the benchmark draws the same pictures but for what the row changes, and differen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +99,10 @@ class SmallModel:
         self.encoder = build_encoder(self.encoder_config, found.encoder_tensors)
 
     @contextmanager
-    def without(self, site: str) -> Iterator[None]:
-        """Within it the branch at a site, named canonically, adds nothing; an empty name changes nothing."""
-        sites = [own.name for own in self.adapter.config.sites] if site else []
-        branches = [self.adapter.branches[place] for place, name in enumerate(sites) if name == site]
+    def without(self, sites: Collection[str]) -> Iterator[None]:
+        """Within it the branches at some sites, named canonically, add nothing."""
+        own = [site.name for site in self.adapter.config.sites] if sites else []
+        branches = [self.adapter.branches[place] for place, name in enumerate(own) if name in sites]
         weights = [weight for branch in branches for weight in branch.zero_linear.parameters()]
         kept = [weight.clone() for weight in weights]
         try:

@@ -141,10 +141,15 @@ def test_rows_cover_the_comparisons_and_have_one_name_each():
         "training",
         "scales",
     }
-    cheaper = list(site_rows(["input_blocks.1.1.transformer_blocks.0", "middle_block.1.transformer_blocks.0"]))
-    assert [row.name for row in cheaper] == ["all sites", "without input_blocks.1.1", "without middle_block.1"]
-    assert pairs_of(cheaper)[-2:] == [(row.name, "all sites") for row in cheaper[1:]]
-    assert cheaper[1].without == "input_blocks.1.1.transformer_blocks.0" and not cheaper[0].without
+    sites = [f"{name}.transformer_blocks.0" for name in ("input_blocks.1.1", "middle_block.1", "output_blocks.0.1")]
+    cheaper = list(site_rows(sites))
+    assert [row.name for row in cheaper] == [
+        "all sites",
+        *(f"without {site[:-21]}" for site in sites),
+        "the last one alone",
+    ]
+    assert pairs_of(cheaper)[-4:] == [(row.name, "all sites") for row in cheaper[1:]]
+    assert [row.without for row in cheaper] == [(), *((site,) for site in sites), tuple(sites[:2])]
     main = ["no face", "1 reference", "2 references", "4 references"]
     drawn = [row.name for row in all_rows(quick=True) if row.drawing is None]
     assert drawn == [*main, *(name + EQUAL for name in main)]
@@ -296,9 +301,9 @@ def test_a_block_that_is_switched_off_comes_back():
     model.use(system.FOLDER / system.ADAPTER)
     weights = [branch.zero_linear.weight for branch in model.adapter.branches]
     kept = [weight.clone() for weight in weights]
-    with model.without(model.adapter.config.sites[2].name):
-        assert [bool(weight.any()) for weight in weights] == [True, True, False, True, True, True, True]
-    with model.without(""):
+    with model.without([model.adapter.config.sites[place].name for place in (2, 4)]):
+        assert [bool(weight.any()) for weight in weights] == [True, True, False, True, False, True, True]
+    with model.without(()):
         assert all(map(torch.equal, weights, kept))
     assert all(map(torch.equal, weights, kept))
 
