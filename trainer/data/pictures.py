@@ -126,7 +126,7 @@ def cut_box(photo: Image, box: Box, size: int, fill: float = FILL) -> Tensor:
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """A mask file as ``(H, W)`` floats 0 or 1, at the file's own size.
+    """A mask file as ``(H, W)`` floats 0 or 1, upright, at the file's own size.
 
     Args:
         path: a picture whose pixels are 0 outside the face and hair.
@@ -135,9 +135,12 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     Raises:
         TrainerError: a file that is no picture, or of another shape than the photo.
     """
+    from PIL import ImageOps
+
     try:
         with open_picture(path) as file:
-            values = np.asarray(file.convert("L") if file.mode not in ("L", "I;16", "I") else file)
+            upright = ImageOps.exif_transpose(file)  # a mask made from a turned photo may keep its turn
+            values = np.asarray(upright.convert("L") if upright.mode not in ("L", "I;16", "I") else upright)
     except OSError as error:
         raise TrainerError(f"{path}: not a readable mask ({error.strerror or error})") from error
     except Exception as error:  # as above

@@ -59,6 +59,17 @@ def test_mask_is_cut_like_the_photo(tmp_path):
     assert coarse[0, 1, 1].item() == pytest.approx((10 / 15) ** 2, abs=1e-5)  # the share of the cell it covers
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_mask_turned_by_the_camera_is_read_upright(tmp_path, suffix):
+    mask = Image.new("L", (48, 64), 0)
+    mask.paste(255, (8, 0, 40, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"turned.{suffix}", exif=exif)
+    read = pictures.read_mask(tmp_path / f"turned.{suffix}", (48, 64))
+    assert torch.equal(read[:8, 12:36], torch.ones(8, 24)) and read.shape == (64, 48) and read[32:].max() == 0
+
+
 def test_photos_are_upright_and_in_colour(tmp_path):
     photo = Image.new("RGB", (8, 4), "red")
     exif = Image.Exif()
