@@ -24,6 +24,7 @@ def verdicts(result: dict) -> list[str]:
         said.append((best["top1"] >= 5 * plain["top1"], text))
         text = f"prompt accuracy within 10 points: {plain['prompt']:.3f} → {best['prompt']:.3f}"
         said.append((plain["prompt"] - best["prompt"] <= 0.10, text))
+        said += _drawing(plain, best)
     for name in ("4 references", "4 references, equal colours"):
         if row := rows.get(name):
             share, least = row["top1"] / max(row["ceiling"], 1e-9), 0.5 if "equal" in name else 0.85
@@ -52,6 +53,20 @@ def verdicts(result: dict) -> list[str]:
         text = f"the regularised loss keeps the background best: drift {drift}; top-1 {top1}"
         said.append((least == "regularised", text))
     return [f"- {'yes' if holds else '**no**'}: {text}" for holds, text in said]
+
+
+def _drawing(plain: dict, best: dict) -> list[tuple[bool, str]]:
+    """What the frozen model draws, and whether the face costs any attribute of the prompt."""
+    said = []
+    if plain["eyes"] is not None:
+        said.append((plain["eyes"] >= 0.85, f"two sound eyes in 0.85 of the pictures: {plain['eyes']:.3f}"))
+    own, faced = plain["attributes"], best["attributes"]
+    text = f"the expression told 0.3 above chance, which is 0.25: {own['expression']:.3f}"
+    said.append((own["expression"] >= 0.55, text))
+    worst = min(own, key=lambda name: faced[name] - own[name])
+    text = f"no attribute more than 2 points below the model without a face: {worst.replace('_', ' ')} "
+    said.append((faced[worst] >= own[worst] - 0.02, f"{text}{own[worst]:.3f} → {faced[worst]:.3f}"))
+    return said
 
 
 def findings(result: dict) -> list[str]:

@@ -4,8 +4,8 @@ Stages, each seeded and resumable, each done in a moment when its result is ther
 
     people       draws the synthetic people (needs Node.js)
     autoencoder  trains the autoencoder
-    unet         encodes every picture, then trains the U-Net and the text encoder on captions
-    wide         goes on with both, on pictures of two people side by side as well
+    unet         encodes every picture, then trains the U-Net and the text encoder on captions, on pictures of one
+                 person and of two side by side
     encoder      trains the face encoder
     recogniser   trains the networks that only judge, on people of their own
     adapter      trains the FeedFace adapter with ``trainer.train``
@@ -37,8 +37,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from feedface_core.files.adapter_file import load_adapter
-from feedface_core.modules.encoder import build_encoder
+from feedface_core.files.atomic import replacing
 from trainer.config import load_config
 from trainer.data.manifest import write_rows
 from trainer.errors import TrainerError
@@ -108,31 +107,25 @@ class Build:
 
     def unet(self) -> None:
         people = self.load_people().first(self.settings.pictures)
-        pictures = denoiser.Pictures(people, self.encoded(people, "latents"))
-        tokenizer = text.write_tokenizer(self.work / "text")
-        model = denoiser.train_denoiser(pictures, tokenizer, self.work / "unet", self.settings.unet)
+        pictures, pairs = denoiser.Pictures(people, self.encoded(people, "latents")), None
+        if self.settings.pairs is not None:
+            beside = self.load_people("pairs")
+            pairs = denoiser.Pictures(beside, self.encoded(beside, "pair-latents"))
+        model = denoiser.train_denoiser(pictures, pairs, self.untrained(), self.work / "unet", self.settings.unet)
         system.save_pipeline(self.output, self.autoencoder(), model.unet, model.text_encoder, self.settings.people)
 
-    def wide(self) -> None:
-        if self.settings.wide is None or self.settings.pairs is None:
-            return
-
-        def vae() -> AutoencoderKL:
-            return AutoencoderKL.from_pretrained(self.output / "vae", torch_dtype=torch.float32).eval()
-
-        squares, pairs = self.load_people().first(self.settings.pictures), self.load_people("pairs")
-        model = denoiser.train_wide(
-            denoiser.Pictures(squares, autoencoder.encode_all(vae, squares, self.work / "latents")),
-            denoiser.Pictures(pairs, autoencoder.encode_all(vae, pairs, self.work / "pair-latents")),
-            system.load_text_to_image(self.output),
-            self.work / "wide",
-            self.settings.wide,
-        )
-        system.save_text_to_image(self.output, model.unet, model.text_encoder)
+    def untrained(self) -> denoiser.TextToImage:
+        """What the training of the U-Net begins with."""
+        stage = self.settings.unet
+        if stage.start is not None:
+            return system.load_text_to_image(Path(stage.start))
+        return denoiser.TextToImage(text.write_tokenizer(self.work / "text"), self.settings.people.size, stage.widths)
 
     def encoder(self) -> None:
-        folder, stage = self.work / "encoder", self.settings.encoder
-        encoder = identity.train_encoder(self.load_people(), folder, stage, self.settings.crop)
+        folder, stage, start = self.work / "encoder", self.settings.encoder, None
+        if stage.start is not None:
+            start = system.encoder_of(Path(stage.start) / system.ADAPTER).state_dict()
+        encoder = identity.train_encoder(self.load_people(), folder, stage, self.settings.crop, start)
         system.save_encoder(self.output, encoder)
 
     def recogniser(self) -> None:
@@ -187,16 +180,14 @@ class Build:
         checkpoint = load_latest(self.work / "unet") if (self.work / "unet").is_dir() else None
         if checkpoint is None:
             raise TrainerError(f"no checkpoint in {self.work / 'unet'}: `python -m examples.small_model.build unet`")
-        size, widths = self.settings.people.size, self.settings.unet.widths
-        model = denoiser.TextToImage(text.write_tokenizer(self.work / "text"), size, widths)
+        model = self.untrained()
         model.load_state_dict(checkpoint.weights())
         return model.eval(), checkpoint.step
 
     def published(self) -> None:
         """The published model as if its stages had run here, so that other adapters can be trained for it."""
         shutil.copytree(self.target, self.output, dirs_exist_ok=True)
-        found = load_adapter(self.output / system.ADAPTER)
-        system.save_encoder(self.output, build_encoder(found.config.encoder, found.encoder_tensors))
+        system.save_encoder(self.output, system.encoder_of(self.output / system.ADAPTER))
 
     def variants(self) -> None:
         for training in range(self.settings.trainings):
@@ -225,6 +216,7 @@ class Build:
             f"train.output=adapters/{name}",
             *overrides_of(variant, unet, self.settings.people.size),
             *([f"train.seed={training}"] if training else []),
+            *self.start_of(name),
             *self.settings.variants.get(variant, self.settings.adapter),
         ]
         parts = steps_of_files(variant, load_config(CONFIG, values).train)
@@ -235,6 +227,17 @@ class Build:
         for percent, step in parts.items():
             self.export(name, step, self.work / "adapters" / f"{name}-{percent}.safetensors")
         return parts[100]
+
+    def start_of(self, name: str) -> list[str]:
+        """The override that lets an adapter go on from the published one of its kind."""
+        # "several" goes on from the adapter of this model
+        if self.settings.adapter_start is None or name not in system.PUBLISHED or name == "several":
+            return []
+        file = self.work / "adapters" / f"{name}-start.safetensors"
+        if not file.is_file():
+            with replacing(file) as unfinished:
+                shutil.copyfile(Path(self.settings.adapter_start) / system.PUBLISHED[name], unfinished)
+        return [f"adapter.init=adapters/{file.name}"]
 
     def export(self, name: str, step: int, file: Path, **options: Any) -> None:
         """A step of an adapter's training as a file; the paths in its settings are relative to the working folder."""
@@ -247,7 +250,7 @@ class Build:
             os.chdir(before)
 
 
-STAGES = ("people", "autoencoder", "unet", "wide", "encoder", "recogniser", "adapter", "kinds", "publish")
+STAGES = ("people", "autoencoder", "unet", "encoder", "recogniser", "adapter", "kinds", "publish")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from . import text
 from .autoencoder import CHANNELS
 from .drawing import People
 from .people import ATTRIBUTES, Scene, caption
-from .settings import UNetStage, WideStage
+from .settings import UNetStage
 from .training import train
 
 EMPTY = 0.1  # share of empty captions, for guidance
@@ -87,22 +87,14 @@ class Pictures(NamedTuple):
     encoded: Mapping[str, Tensor]
 
 
-def train_denoiser(pictures: Pictures, tokenizer: CLIPTokenizer, folder: Path, stage: UNetStage) -> TextToImage:
-    """Trains on latents with captions drawn anew each time."""
-    model = TextToImage(tokenizer, pictures.people.size, stage.widths)
+def train_denoiser(
+    pictures: Pictures, pairs: Pictures | None, model: TextToImage, folder: Path, stage: UNetStage
+) -> TextToImage:
+    """Trains on latents with captions drawn anew each time, in a share of the steps on pictures of two people; these,
+    of twice the size, come in half the number, so that every step costs the same."""
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return _losses(model, pictures, stage.batch_size, stage.face_weight, rng)
-
-    return train(folder, model, stage, losses)
-
-
-def train_wide(pictures: Pictures, pairs: Pictures, model: TextToImage, folder: Path, stage: WideStage) -> TextToImage:
-    """Goes on with a trained model, in a share of the steps on pictures of two people; these, of twice the size, come
-    in half the number, so that every step costs the same."""
-
-    def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        if rng.random() < stage.share:
+        if pairs is not None and rng.random() < stage.pair_share:
             return _losses(model, pairs, max(1, stage.batch_size // 2), stage.face_weight, rng)
         return _losses(model, pictures, stage.batch_size, stage.face_weight, rng)
 

@@ -125,8 +125,11 @@ class _EncoderWithHead(nn.Module):
         return out.pooler_output, self.inner(out.hidden_states[-2].mean(1))
 
 
-def train_encoder(people: People, folder: Path, stage: EncoderStage, size: int) -> CLIPVisionModel:
-    """Trains the face encoder to tell the people of ``people`` apart on jittered face crops of ``size`` pixels.
+def train_encoder(
+    people: People, folder: Path, stage: EncoderStage, size: int, start: Mapping[str, Tensor] | None = None
+) -> CLIPVisionModel:
+    """Trains the face encoder to tell the people of ``people`` apart on jittered face crops of ``size`` pixels, from
+    the weights to ``start`` with or from nothing.
 
     A share of the crops is recoloured, so that colour is not all that tells people apart; where the stage gives
     features a weight, their kinds (hair, nose, …) are told as well.
@@ -136,6 +139,8 @@ def train_encoder(people: People, folder: Path, stage: EncoderStage, size: int) 
     # half of the crops are of the whole head, half of what a detector would find
     boxes = np.array([[r["box"], detector_box(r["box"])] for r in people.records], np.float32)  # (N, 2, 4)
     model = _EncoderWithHead(int(names.max()) + 1, size, stage.patch, values)
+    if start is not None:
+        model.encoder.load_state_dict(start)
 
     def losses(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(people), size=batch)

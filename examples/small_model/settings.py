@@ -13,7 +13,7 @@ from trainer.config.fields import Count, NotNegative, Positive, PositiveFloat, P
 from trainer.config.settings import Section, Settings
 
 FILE = Path(__file__).with_name("small.yaml")
-STAGES = ("autoencoder", "unet", "wide", "encoder", "masks", "eyes", "recogniser")
+STAGES = ("autoencoder", "unet", "encoder", "masks", "eyes", "recogniser")
 _LIST = Field(strict=False)  # YAML has lists
 #: A few people and steps, to see that the build works.
 QUICK = (
@@ -104,22 +104,21 @@ class AutoencoderStage(Stage):
 class UNetStage(Stage):
     """The U-Net and the text encoder."""
 
+    start: str | None = None
+    """Folder of a small model whose U-Net and text encoder go on learning; null begins anew."""
     widths: Annotated[tuple[int, ...], _LIST] = (128, 128)
     """Channels of each level. All levels have transformers, but for the first of three or more."""
     face_weight: PositiveFloat = 1.0
     """How much more the loss counts in the latent's cells that show head or hair."""
-
-
-class WideStage(UNetStage):
-    """Going on with the U-Net and the text encoder, on pictures of two people as well."""
-
-    share: Probability = 0.25
+    pair_share: Probability = 0.0
     """Of the steps that see pictures of two people, half a batch each."""
 
 
 class EncoderStage(Stage):
     """The face encoder."""
 
+    start: str | None = None
+    """Folder of a small model whose face encoder goes on learning; null begins anew."""
     patch: Positive = 8
     """Side of a patch of the crop in pixels; every patch is a face token."""
     recolored: Probability = 0.0
@@ -139,9 +138,10 @@ class SmallModelSettings(Settings):
     autoencoder: AutoencoderStage
     unet: UNetStage
     pairs: Pairs | None = None
-    """null: the model knows squares alone, and has no stage ``wide``."""
-    wide: WideStage | None = None
+    """null: the model knows squares alone."""
     encoder: EncoderStage
+    adapter_start: str | None = None
+    """Folder of a small model whose adapters go on learning; null begins anew."""
     adapter: list[str] = []
     """Overrides of ``adapter.yaml``, such as ``train.steps=4000``."""
     variants: dict[str, list[str]] = {}

@@ -16,7 +16,6 @@ from .text import vocabulary
 LOGS = {
     "autoencoder": "autoencoder",
     "unet": "unet",
-    "wide": "wide",
     "encoder": "encoder",
     "mask_reader": "masks",
     "eye_reader": "eyes",

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
+from feedface_core.files.adapter_file import load_adapter
 from feedface_core.files.atomic import write_safetensors
+from feedface_core.modules.encoder import build_encoder
 from trainer.errors import TrainerError
 
 from . import denoiser, text
@@ -81,6 +83,7 @@ def save_pipeline(
     (folder / PEOPLE).parent.mkdir(parents=True, exist_ok=True)
     (folder / PEOPLE).write_text(people.model_dump_json(indent=1) + "\n")
     half(autoencoder).save_pretrained(folder / "vae")
+    _forget_origin(folder / "vae" / "config.json")
     save_text_to_image(folder, unet, text_encoder)
     text.write_tokenizer(folder / "tokenizer")  # in the form that every version of transformers reads
     denoiser.scheduler().save_pretrained(folder / "scheduler")
@@ -95,6 +98,13 @@ def save_pipeline(
     }
     index = {"_class_name": "StableDiffusionPipeline", **names, "requires_safety_checker": False}
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _forget_origin(config: Path) -> None:
+    """Leaves out where a model was loaded from: nobody's folders go into a published file."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def save_text_to_image(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
@@ -112,6 +122,12 @@ def load_text_to_image(folder: Path) -> denoiser.TextToImage:
     written = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
     model.text_encoder.load_state_dict(written.state_dict())
     return model
+
+
+def encoder_of(file: Path) -> CLIPVisionModel:
+    """The face encoder that an adapter carries. Raises ``FeedFaceError`` where it carries none."""
+    found = load_adapter(file)
+    return build_encoder(found.config.encoder, found.encoder_tensors)
 
 
 def save_encoder(folder: Path, encoder: CLIPVisionModel) -> None:

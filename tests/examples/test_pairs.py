@@ -65,7 +65,7 @@ def test_trainer_reads_both_people_of_a_picture(tmp_path, monkeypatch):
         drawing.draw_pairs(tmp_path, CONFIG, settings.Pairs(identities=4, pictures=2))
 
 
-def test_trained_on_with_pictures_of_both_widths(tmp_path):
+def test_trained_with_pictures_of_both_widths(tmp_path):
     """It begins with the weights that are there, and every step of either width changes them."""
     model = system.load_text_to_image(system.FOLDER)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -85,8 +85,8 @@ def test_trained_on_with_pictures_of_both_widths(tmp_path):
         return denoiser.Pictures(Few(), encoded)
 
     for share in (0, 1):
-        stage = settings.load(["wide.steps=1", "wide.batch_size=4", f"wide.share={share}"]).wide
-        trained = denoiser.train_wide(
+        stage = settings.load(["unet.steps=1", "unet.batch_size=4", f"unet.pair_share={share}"]).unet
+        trained = denoiser.train_denoiser(
             pictures(8), pictures(16), system.load_text_to_image(system.FOLDER), tmp_path / str(share), stage
         )
         moved = {name for name, weight in trained.named_parameters() if not torch.equal(weight, before[name])}

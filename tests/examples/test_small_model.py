@@ -1,16 +1,13 @@
-"""The small system: its people, its tokenizer, its optimiser, its parts. Drawing needs Node.js and is skipped
-without."""
+"""The parts of the small model: its tokenizer, its optimiser, its networks and their stages."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.drawn_people import PARTS
 from torch import nn
 
 from examples.small_model import (
@@ -25,62 +22,12 @@ from examples.small_model import (
     text,
     training,
 )
+from examples.small_model.build import Build
 from examples.small_model.muon import orthogonalise
 from trainer.errors import TrainerError
 from trainer.training.checkpoint import load_latest
 
 POSITIONS = "embeddings.position_embedding.weight"
-
-
-def people_settings(*overrides: str, train: int = 2, heldout: int = 2, pictures: int = 3) -> settings.PeopleSettings:
-    counts = (f"train.identities={train}", f"train.pictures={pictures}", f"heldout.identities={heldout}")
-    return settings.load([*(f"people.splits.{one}" for one in counts), *overrides]).people
-
-
-CONFIG = people_settings()
-
-
-def test_a_person_keeps_the_features_and_changes_the_scene():
-    specs = [spec for spec, _ in people.specs_of(PARTS, CONFIG, "train", 0)]
-    varied = {"teamColors", "jersey", "mouth", "glasses", "accessories"}
-    kept = [{k: v for k, v in spec["face"].items() if k not in varied} for spec in specs]
-    assert kept[0] == kept[1] == kept[2]
-    assert len({json.dumps(spec) for spec in specs}) == 3
-
-
-def test_people_depend_on_seed_split_and_index_alone():
-    again = [record for _, record in people.specs_of(PARTS, CONFIG, "train", 1)]
-    more = people_settings(train=50)
-    assert again == [record for _, record in people.specs_of(PARTS, more, "train", 1)]
-    splits = {split.number: name for name, split in CONFIG.splits.items() if split.equal_colors is None}
-    faces = [people.identity(PARTS, CONFIG, split, i) for split in splits.values() for i in range(40)]
-    assert len({json.dumps(face) for face in faces}) == 40 * len(splits) == 160  # nobody is in two of them
-
-
-def test_without_jitter_every_colour_is_one_of_the_palette():
-    fixed = people_settings("people.skin_jitter=0", "people.hair_jitter=0")
-    skin = {color for complexion in fixed.complexions.values() for color in complexion.skin}
-    hair = {color for complexion in fixed.complexions.values() for color in complexion.hair}
-    for i in range(20):
-        face = people.identity(PARTS, fixed, "train", i)
-        assert face["body"]["color"] in skin and face["hair"]["color"] in hair
-
-
-def test_people_of_equal_colours_are_the_same_people_in_other_colours():
-    fixed = people_settings()
-    for i in range(10):
-        own, equal = (people.identity(PARTS, fixed, split, i) for split in ("heldout", "heldout-equal"))
-        assert (equal["body"]["color"], equal["hair"]["color"]) == fixed.splits["heldout-equal"].equal_colors
-        equal["body"]["color"], equal["hair"]["color"] = own["body"]["color"], own["hair"]["color"]
-        assert own == equal
-
-
-def test_features_name_the_nearest_colour_of_the_palette():
-    face = people.identity(PARTS, CONFIG, "train", 3)
-    face["body"]["color"], face["hair"]["color"] = "#f4d8c9", "#292623"
-    named = people.features(face, CONFIG)
-    assert named["skin"] == "#f2d6cb" and named["hair color"] == "#272421"
-    assert set(named) == set(people.FEATURES) and named["nose"] == face["nose"]["id"]
 
 
 @pytest.mark.parametrize("name", ["small.yaml", "small128.yaml"])
@@ -90,55 +37,6 @@ def test_recipes_are_complete(name):
     assert recipe.pictures <= recipe.people.splits["train"].identities * recipe.people.splits["train"].pictures
     assert recipe.crop % recipe.encoder.patch == 0
     assert denoiser.create(recipe.people.size, recipe.unet.widths).config.sample_size == recipe.people.size // 8
-
-
-def test_captions_name_the_scene_and_never_the_person():
-    values = ("angry", "glasses", "cap", "vest", "orange", "dotted", "blue", "close-up")
-    scene = dict(zip(people.ATTRIBUTES, values, strict=True))
-    assert people.caption(scene) == (
-        "a close-up of an angry person wearing glasses and a cap and an orange vest, dotted blue background"
-    )
-    assert people.caption(scene, np.random.default_rng(0), keep=0.0) == "a person"
-
-
-@pytest.mark.parametrize("size", [64, 128])
-def test_box_holds_the_head_at_the_size_of_the_picture(size):
-    for spec, record in people.specs_of(PARTS, people_settings(f"people.size={size}"), "train", 0):
-        assert spec["mask_size"] == size and spec["size"] == 2 * size
-        x0, y0, x1, y1 = (value / size for value in record["box"])
-        assert y1 - y0 == pytest.approx(400 * spec["scale"] / people.CANVAS, abs=1e-3)
-        assert (x0 + x1) / 2 == pytest.approx(spec["x"] / people.CANVAS, abs=1e-3)
-        assert 0.6 <= y1 - y0 <= 0.9
-        (left, level), (right, other) = record["eyes"]
-        assert x0 * size < left < right < x1 * size
-        assert (right - left) ** 2 + (other - level) ** 2 == pytest.approx((120 * record["unit"]) ** 2, rel=1e-2)
-
-
-@pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
-@pytest.mark.slow
-def test_drawing_gives_pictures_masks_and_records_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "SHARD", 1)
-    drawing.draw(tmp_path, CONFIG, log=lambda line: None)
-    first = drawing.People.load(tmp_path, "train")
-    everything = range(len(first))
-    pictures, masks = first.pixels(everything), first.masks(everything)
-    assert pictures.shape == (6, 3, 64, 64) and masks.shape == (6, 1, 64, 64)
-    for x0, y0 in (eye for record in first.records if record["glasses"] == "none" for eye in record["eyes"]):
-        assert masks[:, 0, int(y0), int(x0)].max() == 1  # eyes are in heads
-    assert first.identities().tolist() == [0, 0, 0, 1, 1, 1]
-    assert first.pictures_of(2).tolist() == [[0, 1, 2], [3, 4, 5]]
-    for mask, record in zip(masks, first.records, strict=True):
-        x0, y0, x1, y1 = (int(v) for v in record["box"])
-        assert mask[0, (y0 + y1) // 2, (x0 + x1) // 2] == 1  # the middle of the face is face
-        assert mask[0, :, :1].mean() < 0.5  # the border is mostly not
-    kept = (tmp_path / "train/00000").stat().st_mtime_ns
-    shutil.rmtree(tmp_path / "train/00001")  # as if it had been interrupted after the first person
-    (tmp_path / "train/manifest.jsonl").unlink()
-    drawing.draw(tmp_path, CONFIG, log=lambda line: None)
-    assert torch.equal(drawing.People.load(tmp_path, "train").pixels(everything), pictures)
-    assert (tmp_path / "train/00000").stat().st_mtime_ns == kept
-    with pytest.raises(TrainerError, match="was drawn with"):
-        drawing.draw(tmp_path, people_settings(pictures=4), log=lambda line: None)
 
 
 def test_every_word_of_a_caption_is_one_token(tmp_path):
@@ -287,6 +185,29 @@ def test_the_encoder_tells_features_of_a_person_but_not_colours_it_changed(tmp_p
     assert not torch.equal(plain.state_dict()[POSITIONS], told.state_dict()[POSITIONS])
 
 
+def test_stages_go_on_from_the_weights_of_another_model(tmp_path, alone, monkeypatch):
+    people_ = _painted(monkeypatch, 4)
+    for i, record in enumerate(people_.records):
+        record |= {"identity": f"{i // 2}", "box": [8, 8, 56, 56]}
+    stage = settings.EncoderStage(steps=1, batch_size=2, ema=0.0, optimiser={"lr": 1e-9, "warmup_steps": 0})
+    shipped = system.encoder_of(system.FOLDER / system.ADAPTER)
+    with torch.enable_grad():
+        trained = identity.train_encoder(people_, tmp_path / "encoder", stage, 48, shipped.state_dict())
+    torch.testing.assert_close(trained.state_dict(), shipped.state_dict(), rtol=0, atol=1e-6)
+
+    chosen = settings.load([f"unet.start={system.FOLDER}", f"adapter_start={system.FOLDER}"])
+    going_on = Build(tmp_path, tmp_path / "published", chosen)
+    shipped_unet = system.load_text_to_image(system.FOLDER).state_dict()
+    torch.testing.assert_close(going_on.untrained().state_dict(), shipped_unet, rtol=0, atol=0)
+    assert going_on.start_of("full") == ["adapter.init=adapters/full-start.safetensors"]
+    assert (tmp_path / "adapters/full-start.safetensors").read_bytes() == (system.FOLDER / system.ADAPTER).read_bytes()
+    assert not going_on.start_of("full-seed1") and not going_on.start_of("several") and not going_on.start_of("light")
+
+    anew = Build(tmp_path, tmp_path / "published", settings.load(["unet.start=null", "adapter_start=null"]))
+    assert anew.start_of("full") == []
+    assert not torch.equal(anew.untrained().unet.conv_in.weight, going_on.untrained().unet.conv_in.weight)
+
+
 def test_recolouring_stays_within_the_mask():
     rng = np.random.default_rng(0)
     x, mask = torch.rand(2, 3, 64, 64) * 2 - 1, torch.zeros(2, 1, 64, 64)
@@ -325,50 +246,8 @@ def test_a_spoilt_eye_changes_and_its_surroundings_stay():
         assert not changed[:12].any() and not changed[28:].any() and not changed[:, :22].any()
 
 
-@pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="drawing needs Node.js")
-@pytest.mark.slow
-def test_the_prepare_step_finds_the_same_faces(tmp_path):
-    pytest.importorskip("facenet_pytorch")
-    from trainer.data.manifest import read_rows
-    from trainer.prepare import main as prepare
-
-    drawing.draw(tmp_path / "people", people_settings(train=20), ["train"], log=lambda line: None)
-    ours = drawing.People.load(tmp_path / "people", "train")
-    (tmp_path / "photos").mkdir()
-    for record in ours.records:
-        shutil.copy(ours.folder / record["path"], tmp_path / "photos")
-    prepare(
-        [
-            str(tmp_path / "photos"),
-            str(tmp_path / "prepared"),
-            "detect.detector=mtcnn",
-            "filter.minimum_face=16",
-            "filter.minimum_sharpness=0",
-            "mask.parser=ellipse",
-            r"identity.pattern=^(train-\d+)-",
-        ]
-    )
-    found = {Path(row["path"]).stem: row for row in read_rows(tmp_path / "prepared" / "manifest.jsonl")}
-    assert len(found) >= 0.8 * len(ours)  # MTCNN was made for photographs
-    overlaps = []
-    for record in ours.records:
-        if record["id"] in found:
-            overlaps.append(_overlap(people.detector_box(record["box"]), found[record["id"]]["bbox"]))
-            assert found[record["id"]]["identity"] == record["identity"]
-    assert np.mean(overlaps) > 0.8 and min(overlaps) > 0.5
-
-
-def _overlap(a: list[float], b: list[float]) -> float:
-    """Intersection over union of two boxes."""
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
-
-
 def test_the_published_model_stands_in_for_its_stages(tmp_path):
     """Another adapter can then be trained for it: base, and the face encoder that the adapter file carries."""
-    from examples.small_model.build import Build
     from feedface_core.files.adapter_file import load_adapter
     from trainer.config.training import EncoderSettings
     from trainer.models.face_encoder import load_face_encoder
