@@ -16,8 +16,8 @@ ladder, strangers who are given one feature of the person after the other.
 
 Rows whose adapter has not been trained (``python -m examples.small_model.build variants``) are left out and named.
 The last line is one JSON object with ``chance`` and ``rows``; each row has ``name``, ``ceiling`` (top-1 of the people's
-own drawings through the autoencoder), ``top1``, ``similarity``, ``prompt`` and ``background`` with intervals ``…_ci``
-(95 %, bootstrap over people), ``attributes`` (balanced accuracy of each), ``eyes``, ``frechet`` and ``copied``; null
+own drawings through the autoencoder), ``top1``, ``similarity``, ``prompt``, ``background`` and ``eyes`` with intervals
+``…_ci`` (95 %, bootstrap over people), ``attributes`` (balanced accuracy of each), ``frechet`` and ``copied``; null
 where a row has no such measure. ``differences`` has the same for pairs of rows: they draw the same pictures but for
 what the row changes. ``chain`` says where each feature is lost. The report goes to ``--report``.
 """
@@ -123,8 +123,7 @@ class Bench:
             return self.ladder(row.people)[row.drawing]
         if row.references:
             self.attach(self.files_of(replace(row, trainings=TRAININGS))[training])
-        how = (row.references, row.combination, row.crop)
-        change = None
+        how, change = (row.references, row.combination, row.crop), None
         if row.pull:
             change = partial(pulling, self.model, self.examination(row.people), scale=row.pull, steps=self.steps)
         with self.model.without(row.without):
@@ -182,15 +181,16 @@ class Bench:
 
     def quality(self, row: Row) -> dict:
         """What is measured of all pictures of a row, of the first training, together."""
-        nothing = {"attributes": None, "eyes": None, "frechet": None, "copied": None}
+        nothing = dict.fromkeys(("attributes", "eyes", "eyes_ci", "frechet", "copied"))
         if row.drawing == "color":
             return nothing
         asked, (read, _) = self.asked(row), self.judged(row)
         bare = np.array([request.scene["glasses"] == "none" for request in asked])
-        found = nothing | {
-            "attributes": measures.by_attribute(read.attributes, wanted_attributes(asked)),
-            "eyes": None if read.eyes is None else round(float(read.eyes[bare].mean()), 4),
-        }
+        found = nothing | {"attributes": measures.by_attribute(read.attributes, wanted_attributes(asked))}
+        if read.eyes is not None:
+            persons, eyes = np.array([request.person for request in asked])[bare], read.eyes[bare]
+            found["eyes"] = round(float(eyes.mean()), 4)
+            found["eyes_ci"] = [round(value, 4) for value in bootstrap(eyes, persons)]
         others, _ = self.judged(Row("", "", None, 0, people=OTHERS[row.people], drawing="drawn"))
         if len(others.pooled) == len(asked) >= measures.ENOUGH:
             found["frechet"] = round(measures.frechet(read.pooled, others.pooled), 3)

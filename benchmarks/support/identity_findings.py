@@ -59,7 +59,7 @@ def _drawing(plain: dict, best: dict) -> list[tuple[bool, str]]:
     """What the frozen model draws, and whether the face costs any attribute of the prompt."""
     said = []
     if plain["eyes"] is not None:
-        said.append((plain["eyes"] >= 0.85, f"two sound eyes in 0.85 of the pictures: {plain['eyes']:.3f}"))
+        said.append((plain["eyes"] >= 0.85, f"two sound eyes in 0.85 of the pictures: {interval(plain, 'eyes')}"))
     own, faced = plain["attributes"], best["attributes"]
     text = f"the expression told 0.3 above chance, which is 0.25: {own['expression']:.3f}"
     said.append((own["expression"] >= 0.55, text))

@@ -112,12 +112,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 def quality_table(rows: Sequence[dict]) -> list[str]:
     """What is measured of all pictures of a row together; a line for each row of the main comparisons."""
     shown = [row for row in rows if row["group"] in ("main", "references", "drawings", "again")]
-    columns = ("top1", "ceiling", "eyes", "frechet", "copied")
+    head = ["", "top-1", "ceiling", "top-1 of the ceiling", "eyes", "Fréchet", "copied"]
     lines = [
-        [row["name"], *(row[name] for name in columns), row["top1"] / row["ceiling"] if row["ceiling"] else None]
+        [row["name"], row["top1"], row["ceiling"], row["top1"] / row["ceiling"] if row["ceiling"] else None]
+        + [interval(row, "eyes"), row["frechet"], row["copied"]]
         for row in shown
     ]
-    return table(["", "top-1", "ceiling", "eyes", "Fréchet", "copied", "top-1 of the ceiling"], lines)
+    return table(head, lines)
 
 
 def attribute_table(rows: Sequence[dict]) -> list[str]:

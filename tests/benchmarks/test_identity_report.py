@@ -14,8 +14,9 @@ def _row(name: str, group: str = "main", point=(), **measures) -> dict:
     for measure in MEASURES:
         row[measure] = measures.get(measure, 0.5)
         row[f"{measure}_ci"] = [row[measure] - 0.05, row[measure] + 0.05]
-    quality = {"attributes": {"expression": 0.4, "glasses": 0.9}, "eyes": 0.7, "frechet": 5.25, "copied": 0.1}
-    return {"ceiling": 0.8, **quality, **row}
+    eyes = {"eyes": 0.7, "eyes_ci": [0.65, 0.75]}
+    quality = {"attributes": {"expression": 0.4, "glasses": 0.9}, "frechet": 5.25, "copied": 0.1}
+    return {"ceiling": 0.8, **eyes, **quality, **row}
 
 
 def test_verdicts_say_what_did_not_come_out():
@@ -35,7 +36,7 @@ def test_verdicts_name_the_attribute_that_the_face_costs_most():
     for color, verdict in ((0.785, "yes"), (0.77, "**no**")):
         rows[1]["attributes"] = faced | {"clothes_color": color}
         said = verdicts({"chance": 0.01, "rows": rows, "differences": []})
-        assert "- yes: two sound eyes in 0.85 of the pictures: 0.850" in said
+        assert "- yes: two sound eyes in 0.85 of the pictures: 0.850 [0.650, 0.750]" in said
         assert "- yes: the expression told 0.3 above chance, which is 0.25: 0.600" in said
         (line,) = (line for line in said if "no attribute" in line)
         assert line.startswith(f"- {verdict}: ") and line.endswith(f"clothes color 0.800 → {color:.3f}")
@@ -84,7 +85,7 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
     rows = [_row("no face"), _row("1 reference", "references", (1,)), _row("4 references", "references", (4,))]
     rows += [_row(f"4 references{EQUAL}", "references", (4,))]
     nothing = {name: None for measure in ("similarity", "prompt", "background") for name in (measure, f"{measure}_ci")}
-    rows += [_row("colour alone", "drawings") | nothing | dict.fromkeys(("attributes", "eyes", "frechet", "copied"))]
+    rows += [_row("colour alone", "drawings") | nothing | dict.fromkeys(("attributes", "eyes", "eyes_ci", "frechet", "copied"))]
     rows += [_row(f"text {t}, face {f}", "scales", (t, f)) for t in (1, 2) for f in (1, 2)]
     result = {
         "chance": 0.01,
@@ -105,6 +106,7 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
     assert "mask loss" in text and "names 0.750, and 0.500 once" in text
     assert "| brows | 0.900 | 0.800 | 0.200 | 0.700 | 0.100 |" in text
     assert "| colour alone | 0.500 [0.450, 0.550] | – | – | – |" in text
+    assert "| 4 references | 0.500 | 0.800 | 0.625 | 0.700 [0.650, 0.750] | 5.250 | 0.100 |" in text
     assert "| 4 references − 1 reference | +0.500 [+0.450, +0.550] |" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"identity_references.png", "identity_scales.png"}
     assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
