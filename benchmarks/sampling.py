@@ -1,4 +1,4 @@
-"""What a face costs at each sampling step, at true size with random weights in bfloat16, on ComfyUI's own path.
+"""What a face costs at each sampling step, at true size with random weights, on ComfyUI's own path.
 
     python run.py bench sampling                 Stable Diffusion 1.5: branches at its 16 sites
     python run.py bench sampling --host uvit     UniDiffuser (952 M) with branches of the released shape (694 M),
@@ -6,7 +6,8 @@
     python run.py bench sampling --no-self-attention --no-mlp --sites 5      cheaper branches on fewer sites
     python run.py bench sampling --count         counts the operations of every kind of branch, and times nothing
 
-Two rows of guidance, so only one of them carries a face. The last line is one JSON object.
+In bfloat16 where the device computes in it, else in float32. Two rows of guidance, so only one of them carries a face.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.support.comfy_models import (
+    DTYPE,
     apply,
     branches_of,
     encode,
@@ -64,7 +66,7 @@ def run(
         site_count: spreads that many branches evenly over the host's sites.
         size: ``size=…`` for a smaller model (:data:`HOSTS`).
     """
-    say(f"building {host} and an adapter with random weights in bfloat16")
+    say(f"building {host} and an adapter with random weights in {str(DTYPE).removeprefix('torch.')}")
     model = HOSTS[host](**size)
     adapter, face, crop, strength = make(host, model, kind or {}, site_count)
     built = branches_of(adapter)

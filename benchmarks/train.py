@@ -178,11 +178,12 @@ def table(results: dict[str, list[Round]], samples: int) -> str:
 
 
 def best_precision() -> str:
-    """bf16 where the processor computes in it, else fp32."""
+    """The fastest of where the variants run."""
     import torch
 
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native or torch.accelerator.is_available() else "fp32"
+    from trainer.models.precision import fastest_precision
+
+    return fastest_precision(torch.accelerator.current_accelerator() or "cpu")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from .data.manifest import read_manifest
 from .data.reading import read_crop
 from .errors import TrainerError, exit_code
 from .models.face_encoder import FaceEncoder, load_face_encoder
-from .models.frozen_model import DTYPES
+from .models.precision import DTYPES
 from .models.unet import split, unet_file
 from .training.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, load_latest
 

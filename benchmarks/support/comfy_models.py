@@ -1,4 +1,4 @@
-"""Models and adapters with random weights in bfloat16, on ComfyUI's own classes in this process."""
+"""Models and adapters with random weights, on ComfyUI's own classes in this process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from tools.find_comfyui import ROOT
 from tools.tiny_checkpoint import SD15, random_weights, unet_weights
+from trainer.models.precision import DTYPES, fastest_precision
 
 PACK = "feedface_pack"
-DTYPE = torch.bfloat16
+DTYPE = DTYPES[fastest_precision("cuda" if torch.cuda.is_available() else "cpu")]
 ENCODER: dict[str, int] = {}  # of CLIPVisionConfig, whose defaults are ViT-B/32, the encoder of the published method
 
 

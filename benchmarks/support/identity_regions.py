@@ -18,6 +18,7 @@ from examples.small_model.evaluate import REFERENCES, Request, bootstrap, reques
 from examples.small_model.people import caption
 from feedface_core.conditioning import Face, People, latent_masks
 from feedface_core.faces.regions import column_masks
+from trainer.models.precision import cpu_autocast
 from trainer.training.sampling import sample
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def draw_side_by_side(bench: Bench, row: Row, group: Sequence[Request], alone: i
     people = People(tuple(Face(own) for own in hidden), column_masks(count, size, size * count), strengths)
     shape = (1, *frozen.latent_shape(size, size * count))
     regions = latent_masks(people.masks, torch.zeros(shape))
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         face = model.adapter.control_of(people, "cpu", torch.float32, regions=regions)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(group[0].seed))
         text = frozen.encode_text([caption(group[0].scene)])

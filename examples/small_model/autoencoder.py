@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feedface_core.files.atomic import write_safetensors
+from trainer.models.precision import cpu_autocast
 
 from .drawing import People
 from .settings import AutoencoderStage
@@ -136,7 +137,7 @@ def encode(model: AutoencoderKL, people: People, index: Sequence[int], batch: in
     model, latents = model.to(memory_format=torch.channels_last), []
     for first in range(0, len(index), batch):
         pixels = people.pixels(index[first : first + batch]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with cpu_autocast():
             posterior = model.encode(pixels).latent_dist
         latents.append(torch.cat([posterior.mean, posterior.std], 1).float().mul(SCALE).half().contiguous())
     return {"latents": torch.cat(latents), "faces": F.avg_pool2d(people.masks(index), 8).half()}

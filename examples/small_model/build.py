@@ -42,6 +42,7 @@ from trainer.config import load_config
 from trainer.data.manifest import write_rows
 from trainer.errors import TrainerError
 from trainer.export import export
+from trainer.models.precision import fastest_precision
 from trainer.training.checkpoint import load_latest
 from trainer.training.stopping import Interrupted
 
@@ -209,6 +210,7 @@ class Build:
         unet = denoiser.create(self.settings.people.size, self.settings.unet.widths)
         values = [
             "model.base=output",
+            f"model.precision={fastest_precision()}",
             "adapter.encoder.path=output/face_encoder",
             f"adapter.encoder.image_size={self.settings.crop}",
             f"data.manifest={manifest}",

@@ -25,6 +25,7 @@ from feedface_core.modules.adapter import FaceAdapter
 from feedface_core.modules.encoder import build_encoder, encode
 from trainer.config import ModelSettings
 from trainer.models.frozen_model import load_frozen_model
+from trainer.models.precision import cpu_autocast
 from trainer.models.unet import changed_by
 from trainer.training.sampling import sample
 
@@ -140,7 +141,7 @@ class SmallModel:
         if self.adapter.config.text_tokens:  # one vector for a face
             combination = "average"
         tokens, bias = combine_references(hidden.flatten(0, 1), [references] * len(persons), combination)
-        with torch.autocast("cpu", torch.bfloat16):
+        with cpu_autocast():
             return self.adapter.control(self.adapter.project(tokens), bias)
 
     @torch.no_grad()
@@ -179,7 +180,7 @@ class SmallModel:
                 change = change_clean(self.references(people, persons, references, crop))
             text = self.frozen.encode_text([caption(r.scene) for r in chunk])
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk])
-            with torch.autocast("cpu", torch.bfloat16):
+            with cpu_autocast():
                 with changed_by(self.frozen.host, self._unet if references else None):
                     latents = sample(self.frozen, noise, text, guidance, face, steps=steps, change_clean=change)
             done.append(self.frozen.decode(latents))

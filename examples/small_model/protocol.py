@@ -26,6 +26,7 @@ from trainer.data.manifest import write_rows
 from trainer.errors import exit_code
 from trainer.evaluate.__main__ import evaluate
 from trainer.evaluate.report import markdown
+from trainer.models.precision import fastest_precision
 
 from . import system
 from .build import WORK
@@ -35,7 +36,6 @@ from .people import caption
 
 SETTINGS = {
     "detect.detector": "whole image",
-    "model.precision": "bf16",
     "references": 4,
     "sampling.steps": 20,
     "sampling.batch_size": 8,
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         output = make_folder(options.output, "output")
-        chosen = {**SETTINGS, "model.base": options.model, "adapter": options.model / system.ADAPTER}
+        chosen = {**SETTINGS, "model.base": options.model, "model.precision": fastest_precision()}
+        chosen["adapter"] = options.model / system.ADAPTER
         chosen |= QUICK if options.quick else {}
         given = {one.partition("=")[0] for one in options.settings}
         values = [*options.settings, *(f"{name}={value}" for name, value in chosen.items() if name not in given)]

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from trainer.models.precision import fastest_precision
 from trainer.training.checkpoint import load_latest, run_lock
 from trainer.training.metrics import Record
 from trainer.training.stopping import Interrupted, StopRequest
@@ -56,7 +57,7 @@ def train(folder: Path, model: nn.Module, settings: Stage, losses: Losses) -> nn
         trainer = Trainer(
             settings.model_copy(update={"output": str(folder)}),
             settings.optimiser,
-            Accelerator(cpu=True, mixed_precision="bf16"),
+            Accelerator(cpu=True, mixed_precision="no" if fastest_precision() == "fp32" else "bf16"),
             StageStep(model.train(), losses, settings),
             model,
             count,

@@ -85,7 +85,8 @@ def test_the_report_holds_every_row_and_its_plots(tmp_path):
     rows = [_row("no face"), _row("1 reference", "references", (1,)), _row("4 references", "references", (4,))]
     rows += [_row(f"4 references{EQUAL}", "references", (4,))]
     nothing = {name: None for measure in ("similarity", "prompt", "background") for name in (measure, f"{measure}_ci")}
-    rows += [_row("colour alone", "drawings") | nothing | dict.fromkeys(("attributes", "eyes", "eyes_ci", "frechet", "copied"))]
+    nothing |= dict.fromkeys(("attributes", "eyes", "eyes_ci", "frechet", "copied"))
+    rows += [_row("colour alone", "drawings") | nothing]
     rows += [_row(f"text {t}, face {f}", "scales", (t, f)) for t in (1, 2) for f in (1, 2)]
     result = {
         "chance": 0.01,

@@ -20,7 +20,8 @@ from feedface_core.files.provenance import mark
 from ..config import EvaluateSettings
 from ..data import pictures, randomness
 from ..errors import TrainerError
-from ..models.frozen_model import DTYPES, FrozenModel, load_frozen_model, weights_fingerprint
+from ..models.frozen_model import FrozenModel, load_frozen_model, weights_fingerprint
+from ..models.precision import DTYPES
 from ..training.sampling import sample
 from ..training.validation import make_guidance
 from .looking import References

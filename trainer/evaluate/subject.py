@@ -19,7 +19,7 @@ from ..config.fields import as_path
 from ..errors import TrainerError
 from ..export import export
 from ..models.face_encoder import load_face_encoder
-from ..models.frozen_model import full_precision
+from ..models.precision import full_precision
 from ..training.checkpoint import MANIFEST
 from .looking import Look
 

@@ -28,7 +28,8 @@ from feedface_core.state_dict import read_state_dict
 
 from ..config import ModelSettings
 from ..errors import TrainerError
-from .frozen_model import DTYPES, Component
+from .frozen_model import Component
+from .precision import DTYPES
 from .single_file import OPEN_CLIP, read_configs
 
 #: Class and subfolder of each module.

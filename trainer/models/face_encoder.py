@@ -24,7 +24,8 @@ from feedface_core.modules import encoder as core
 from ..config import EncoderSettings
 from ..errors import TrainerError
 from .diffusers_files import load_clip_vision
-from .frozen_model import freeze, full_precision
+from .frozen_model import freeze
+from .precision import full_precision
 
 logger = logging.getLogger(__name__)
 

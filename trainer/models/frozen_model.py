@@ -26,11 +26,11 @@ from feedface_core.modules.adapter import FaceAdapter
 
 from ..config import ModelSettings
 from ..errors import TrainerError
+from .precision import warn_of_slow
 
 Text = dict[str, Tensor]
 Component = Literal["host", "autoencoder", "text"]
 COMPONENTS: tuple[Component, ...] = ("host", "autoencoder", "text")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class FrozenModel(ABC):
@@ -249,14 +249,6 @@ def freeze(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module.eval().requires_grad_(False).to(dtype)
 
 
-@contextmanager
-def full_precision(device: torch.device | str, gradient: bool = False) -> Iterator[None]:
-    """For what a frozen encoder computes: no gradients unless asked for, and float32 even where autocast is on."""
-    on = gradient and torch.is_grad_enabled()
-    with torch.set_grad_enabled(on), torch.autocast(torch.device(device).type, enabled=False):
-        yield
-
-
 def weights_fingerprint(modules: Mapping[str, nn.Module], values_each: int = 4096) -> str:
     """Sixteen hex digits over names, shapes, formats and up to ``values_each`` evenly spaced values of each tensor.
 
@@ -296,5 +288,7 @@ def load_frozen_model(
             "checkpoint (.safetensors, .ckpt) or of a diffusers folder; names on the Hugging Face hub are only looked "
             "up with model.allow_hub=true"
         )
+    if "host" in components:
+        warn_of_slow(settings.precision, device)
     uvit = settings.family == "unidiffuser" or (settings.family == "auto" and is_unidiffuser(path))
     return (UniDiffuser if uvit else StableDiffusion).load(settings, device, tuple(components))

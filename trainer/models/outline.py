@@ -24,7 +24,8 @@ from ..errors import TrainerError
 from .adapter import Models, adapter_config
 from .diffusers_files import Components, quiet
 from .face_encoder import FIELDS, recogniser_config
-from .frozen_model import DTYPES, FrozenModel, Text
+from .frozen_model import FrozenModel, Text
+from .precision import DTYPES
 from .single_file import read_configs
 from .stable_diffusion import StableDiffusion, make_scheduler
 from .unet import train_unet

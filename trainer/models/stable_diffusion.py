@@ -18,7 +18,8 @@ from feedface_core.text_tokens import replace_rows
 from ..config import ModelSettings
 from ..errors import TrainerError
 from .diffusers_files import Components, load_folder, load_single_file
-from .frozen_model import COMPONENTS, DTYPES, Component, FrozenModel, Text, full_precision
+from .frozen_model import COMPONENTS, Component, FrozenModel, Text
+from .precision import DTYPES, full_precision
 from .unet import use_unet_file
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}

@@ -25,7 +25,8 @@ from feedface_core.modules.uvit_config import UViTConfig
 
 from ..config import ModelSettings
 from ..errors import TrainerError
-from .frozen_model import COMPONENTS, DTYPES, Component, FrozenModel, Text, full_precision
+from .frozen_model import COMPONENTS, Component, FrozenModel, Text
+from .precision import DTYPES, full_precision
 from .stable_diffusion import StableDiffusion, sample_posterior
 from .unidiffuser_files import load_image_encoder, load_prefix, load_stable_diffusion, load_uvit
 

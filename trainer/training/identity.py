@@ -19,7 +19,8 @@ from feedface_core.modules.likeness import EncoderLikeness, Likeness, mean_vecto
 
 from ..config import IdentityLossSettings
 from ..data.batch import Batch
-from ..models.frozen_model import FrozenModel, full_precision
+from ..models.frozen_model import FrozenModel
+from ..models.precision import full_precision
 from .losses import identity_losses
 
 

@@ -22,7 +22,8 @@ from ..config import LossSettings
 from ..data.batch import Batch
 from ..models.adapter import Models
 from ..models.face_encoder import FaceEncoder
-from ..models.frozen_model import FrozenModel, Text, full_precision
+from ..models.frozen_model import FrozenModel, Text
+from ..models.precision import full_precision
 from ..models.unet import released
 from .identity import IdentityLoss
 from .losses import LossKind, min_snr_weights, sample_losses
