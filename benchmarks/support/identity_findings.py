@@ -89,7 +89,7 @@ def findings(result: dict) -> list[str]:
             what = f"{cheapest['name']}, {share:.0%} of the operations and {parameters:.0%} of the parameters, "
             what += f"top-1 {cheapest['top1']:.3f} against {full['top1']:.3f}"
         found.append(f"- the cheapest branch that is not worse than full branches, picture by picture: {what}")
-    if pulls := [name for name in apart if "identity guidance" in name]:
+    if pulls := [name for name in apart if name.startswith("4 references, identity guidance")]:
         own, scale = apart[pulls[-1]], pulls[-1].split(" − ")[0].split()[-1]
         found.append(
             f"- identity guidance with scale {scale}: top-1 {interval(own, 'top1', '{:+.3f}')}, similarity "

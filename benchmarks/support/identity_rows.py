@@ -12,6 +12,7 @@ SCALE = 2.0  # of the joint guidance; ComfyUI's cfg is 3
 TRAININGS = 3
 PULLS = (0.02, 0.05, 0.1)  # scales of the identity guidance
 GRID = (1.0, 2.0, 3.0, 5.0)
+STRONG = text_then_face(3.0, 5.0)  # the joint guidance is about text 3, face 3
 EQUAL = ", equal colours"
 LADDER = (*rungs(), WITHOUT_COLORS)
 OTHERS = {"heldout": "second", "second": "heldout", "heldout-equal": "second-equal", "second-equal": "heldout-equal"}
@@ -21,6 +22,8 @@ PAIRS = (
     (f"4 references{EQUAL}", f"1 reference{EQUAL}"),
     ("4 references, averaged", "4 references"),
     *((f"4 references, identity guidance {pull:g}", "4 references") for pull in PULLS),
+    *((f"4 references{equal}, face scale 5", f"4 references{equal}") for equal in ("", EQUAL)),
+    *((f"4 references{e}, face scale 5, identity guidance {PULLS[-1]:g}", f"4 references{e}") for e in ("", EQUAL)),
     ("4 references, a detector's box", "4 references, the whole head"),
     ("regularised loss", "standard loss"),
     ("regularised loss", "mask loss"),
@@ -100,6 +103,10 @@ def all_rows(quick: bool) -> Iterator[Row]:
         return
     for pull in PULLS:
         yield Row(f"4 references, identity guidance {pull:g}", "guidance", pull=pull)
+    for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):
+        name, how = f"4 references{equal}, face scale 5", {"people": split, "guidance": STRONG}
+        yield Row(name, "guidance", **how)
+        yield Row(f"{name}, identity guidance {PULLS[-1]:g}", "guidance", pull=PULLS[-1], **how)
     for rung in LADDER:
         yield Row(f"ladder: {rung}", "ladder", None, 0, drawing=rung)
     for split, equal in (("heldout", ""), ("heldout-equal", EQUAL)):

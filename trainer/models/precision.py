@@ -52,8 +52,10 @@ def cpu_autocast() -> torch.autocast:
 def warn_of_slow(precision: str, device: torch.device | str) -> None:
     """Logs a warning where a base in this format is far slower than it could be."""
     if precision == "bf16" and not computes_bf16(device):
+        kind = torch.device(device).type
         logger.warning(
-            "model.precision=bf16: this device (%s) has no bf16 arithmetic, so a step takes many times as long as with "
-            "model.precision=fp32",
-            torch.device(device).type,
+            "model.precision=bf16: this device (%s) has no bf16 arithmetic, so a step takes much longer than with "
+            "model.precision=%s",
+            kind,
+            "fp32" if kind == "cpu" else "fp16",
         )

@@ -11,7 +11,7 @@ import torch
 from tools.tiny_diffusers import make_base
 from trainer.config import ModelSettings
 from trainer.models.frozen_model import COMPONENTS, load_frozen_model
-from trainer.models.precision import computes_bf16, cpu_autocast, fastest_precision
+from trainer.models.precision import computes_bf16, cpu_autocast, fastest_precision, warn_of_slow
 
 ASKED = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
@@ -57,3 +57,10 @@ def test_a_base_that_is_slow_here_is_said_to_be(tmp_path, monkeypatch, caplog, p
     with caplog.at_level(logging.WARNING):
         load_frozen_model(ModelSettings(base=str(tmp_path), precision=precision), components=components)
     assert ("model.precision=fp32" in caplog.text) is warned
+
+
+def test_a_gpu_that_emulates_bf16_wants_fp16(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with caplog.at_level(logging.WARNING):
+        warn_of_slow("bf16", "cuda:0")
+    assert "(cuda)" in caplog.text and "model.precision=fp16" in caplog.text
