@@ -21,7 +21,8 @@ def test_several_people_change_the_picture_each_where_it_is(pack, model, adapter
     swapped = sample(apply(pack, model, adapter, regions(other_face, face, regions="columns", **SIZE).args[0]))
     assert not torch.equal(both, plain) and not torch.equal(both, swapped)
     same = sample(apply(pack, model, adapter, regions(face, face, regions="columns", **SIZE).args[0]))
-    torch.testing.assert_close(same, sample(apply(pack, model, adapter, face)), atol=1e-4, rtol=1e-3)
+    one = sample(apply(pack, model, adapter, face))
+    assert (same - one).norm() < 5e-5 * (one - plain).norm()  # 6e-6 with AVX2; single values near 0 differ by more
 
 
 def test_model_without_people_is_left_as_it_was(pack, model, adapter, face, other_face, regions) -> None:
