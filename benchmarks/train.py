@@ -178,7 +178,7 @@ def table(results: dict[str, list[Round]], samples: int) -> str:
 
 
 def best_precision() -> str:
-    """The fastest of where the variants run."""
+    """The faster one on the device that the variants run on."""
     import torch
 
     from trainer.models.precision import fastest_precision

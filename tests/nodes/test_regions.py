@@ -22,7 +22,9 @@ def test_several_people_change_the_picture_each_where_it_is(pack, model, adapter
     assert not torch.equal(both, plain) and not torch.equal(both, swapped)
     same = sample(apply(pack, model, adapter, regions(face, face, regions="columns", **SIZE).args[0]))
     one = sample(apply(pack, model, adapter, face))
-    assert (same - one).norm() < 5e-5 * (one - plain).norm()  # 6e-6 with AVX2; single values near 0 differ by more
+    rounding = 4e-6 * one.abs().max().item()  # of float32 sums in another order, at values of some hundreds
+    torch.testing.assert_close(same, one, atol=rounding, rtol=1e-3)
+    assert (same - one).norm() < 2e-5 * (one - plain).norm()
 
 
 def test_model_without_people_is_left_as_it_was(pack, model, adapter, face, other_face, regions) -> None:
